@@ -1,0 +1,1 @@
+"""Footage in, clips out: collect games, ingest videos, read datasets."""

@@ -1,0 +1,310 @@
+"""Play games with a random policy and keep the video: CoinRun, the case study of Genie (arXiv:2402.15391), and its kin.
+
+The 16 Procgen games (arXiv:1912.01588) come from the `procgen-mirror` wheel (Python 3.11, Linux) or from EnvPool (later
+Pythons); "toy" is our own and needs neither. Their frames differ slightly, so the manifest names the generator.
+Levels are numbered: training plays those below `levels`, testing those from 1,000,000, so the two never meet.
+Every shard is a function of (seed, split, its number) alone, so collecting is parallel, resumable and repeatable.
+
+Dimensions:  n games played side by side   s steps   h w c a frame
+"""
+
+import contextlib
+import ctypes
+import importlib
+import importlib.metadata
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, Protocol
+
+import numpy as np
+
+from minigenie.data.dataset import Dataset, DatasetWriter, Episode
+from minigenie.data.toy import ToyWorld
+
+PROCGEN_GAMES = (
+    "bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot",
+    "heist", "jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot",
+)  # fmt: skip
+GAMES = (*PROCGEN_GAMES, "toy")
+FIRST_TEST_LEVEL = 1_000_000
+FPS = 15  # Procgen's own
+MAX_WORKERS = 8  # each takes 200 MB
+STEPS = 512  # per shard and game
+SPARE = 16  # steps played beyond that, to make up for episodes of one frame, which are dropped
+HOLD = 5  # steps that the explore policy keeps to a choice, on average: a third of a second
+
+# What explore does in games that run to the right. In the same number of frames of CoinRun (hard) it reaches 7 times as
+# many tiles as the uniform policy, and still does everything often enough for a latent action model to tell it apart.
+EXPLORE = {"noop": 0.11, "left": 0.11, "right": 0.22, "jump": 0.11, "jump-left": 0.09, "jump-right": 0.36}
+PROCGEN_ACTIONS = {"noop": 4, "left": 1, "right": 7, "jump": 5, "jump-left": 2, "jump-right": 8}  # 15 in all
+TOY_ACTIONS = {"noop": 0, "left": 1, "right": 2, "jump": 3, "jump-left": 4, "jump-right": 5}
+
+
+class Game(Protocol):
+    """n games side by side; one that ends starts its next level by itself."""
+
+    first: np.ndarray  # bool [n]: this frame begins an episode
+    level_seed: np.ndarray  # int [n]: the level that this frame shows
+
+    def frames(self) -> np.ndarray: ...  # uint8 [n h w c]
+    def step(self, actions: np.ndarray) -> None: ...  # int [n]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that decides which frames come out."""
+
+    game: str
+    frames: int
+    split: str
+    mode: str
+    backgrounds: bool
+    themes: bool
+    levels: int
+    start_level: int
+    policy: str
+    seed: int
+    num_envs: int
+
+
+def collect(
+    game: str,
+    out: str | Path,
+    *,
+    frames: int = 100_000,
+    split: Literal["train", "test"] = "train",
+    mode: Literal["easy", "hard"] = "hard",
+    backgrounds: bool = True,
+    themes: bool = True,
+    levels: int = 10_000,
+    start_level: int | None = None,
+    policy: Literal["random", "explore"] = "random",
+    seed: int = 0,
+    num_envs: int = 16,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Write at least `frames` frames of `game` to the folder `out`; the same call resumes, or finds all done.
+
+    `policy` "random" draws each action uniformly, as the paper does; "explore" gets further into the levels.
+    `start_level` defaults to 0 for training and 1,000,000 for testing. `workers` is the number of threads, by default
+    one per core up to 8; the frames do not depend on it. `progress(frames done, frames in all)` is called after each
+    shard. Raises ValueError for settings that cannot be, FileExistsError if `out` holds anything else.
+    """
+    if start_level is None:
+        start_level = FIRST_TEST_LEVEL if split == "test" else 0
+    settings = Settings(
+        game=game, frames=frames, split=split, mode=mode, backgrounds=backgrounds, themes=themes, levels=levels,
+        start_level=start_level, policy=policy, seed=seed, num_envs=num_envs,
+    )  # fmt: skip
+    _check(settings)
+    writer = DatasetWriter(
+        out,
+        frame_size=(64, 64),
+        fps=FPS,
+        source=game,
+        generator=_generator(game),
+        split=split,
+        settings=asdict(settings),
+    )
+    sizes = _shard_sizes(settings)
+    if not writer.finished:
+        todo = [k for k in range(len(sizes)) if k not in writer]
+        total = sum(n * steps for n, steps in sizes)
+        done = total - sum(sizes[k][0] * sizes[k][1] for k in todo)
+        # threads will do: the games, the checksum and the disk all run outside of Python's lock
+        pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, MAX_WORKERS))
+        try:
+            running = {pool.submit(lambda k: writer.write(k, *_play(settings, k, *sizes[k])), k): k for k in todo}
+            for future in as_completed(running):
+                future.result()
+                done += sizes[running[future]][0] * sizes[running[future]][1]
+                if progress:
+                    progress(done, total)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return writer.close()
+
+
+def available() -> str | None:
+    """None if the Procgen games can be played here, else one line that says why not and what to do."""
+    if spec := find_spec("procgen"):
+        library = Path(spec.submodule_search_locations[0], "data", "prebuilt", "libenv.so")  # type: ignore[index]
+        if library.exists():
+            try:
+                ctypes.CDLL(str(library))
+            except OSError as error:
+                return f"Procgen cannot start ({error}): run `apt-get install libgl1 libx11-6`, or play the game toy"
+        return None
+    if find_spec("envpool"):
+        try:
+            importlib.import_module("envpool.procgen").ProcgenEnvSpec  # noqa: B018
+        except ImportError as error:
+            return f"EnvPool's Procgen cannot start ({str(error).splitlines()[0]}), or play the game toy"
+        return None
+    python = ".".join(map(str, sys.version_info[:2]))
+    wheels = "for Python 3.11 on Linux x86-64 and for Python 3.12 and later"
+    return (
+        f"no Procgen for this Python {python}: run `pip install 'minigenie[coinrun]'` ({wheels}), or play the game toy"
+    )
+
+
+def action_plan(game: str, policy: str, steps: int, num_envs: int, rng: np.random.Generator) -> np.ndarray:
+    """Actions of a policy that looks at nothing: int [s n]."""
+    shape = (steps, num_envs)
+    names = TOY_ACTIONS if game == "toy" else PROCGEN_ACTIONS
+    if policy == "random":
+        return rng.integers(len(TOY_ACTIONS) if game == "toy" else 15, size=shape)
+    if game in ("coinrun", "ninja", "toy"):
+        choices = rng.choice([names[name] for name in EXPLORE], p=list(EXPLORE.values()), size=shape)
+    else:
+        choices = rng.integers(10, size=shape)  # the nine directions and the fire button
+    changed = rng.random(shape) < 1 / HOLD
+    since = np.maximum.accumulate(np.where(changed, np.arange(steps)[:, None], 0), axis=0)
+    return np.take_along_axis(choices, since, axis=0)
+
+
+def _play(settings: Settings, k: int, n: int, steps: int) -> tuple[np.ndarray, list[Episode], np.ndarray]:
+    """Shard `k`: at least `steps` frames from each of `n` games in turn [f h w c], their episodes, and actions [f]."""
+    seeds = np.random.SeedSequence([settings.seed, settings.split == "test", k])
+    game = _start(settings, n, int(seeds.generate_state(1)[0]) % 2**31)
+    played = steps + SPARE
+    plan = action_plan(settings.game, settings.policy, played, n, np.random.default_rng(seeds))
+    frames = np.empty((n, played, 64, 64, 3), np.uint8)
+    first = np.empty((n, played), bool)
+    level_seed = np.empty((n, played), np.int64)
+    for s, actions in enumerate(plan):
+        frames[:, s], first[:, s], level_seed[:, s] = game.frames(), game.first, game.level_seed
+        game.step(actions)
+
+    pieces: list[tuple[int, slice]] = []
+    episodes: list[Episode] = []
+    total = 0
+    for i in range(n):
+        wanted = total + steps
+        for start, stop in pairwise([0, *(np.flatnonzero(first[i, 1:]) + 1).tolist(), played]):
+            length = min(stop - start, max(wanted - total, 2))
+            if length >= 2 and total < wanted:
+                pieces.append((i, slice(start, start + length)))
+                episodes.append(Episode(k, total, length, level_seed=int(level_seed[i, start])))
+                total += length
+    shard_actions = np.concatenate([plan[piece, i] for i, piece in pieces]).astype(np.uint8)
+    return np.concatenate([frames[piece] for piece in pieces]), episodes, shard_actions
+
+
+def _shard_sizes(settings: Settings) -> list[tuple[int, int]]:
+    """(n, steps) of each shard. The last plays fewer games, not shorter ones: clips need length."""
+    full, rest = divmod(settings.frames, settings.num_envs * STEPS)
+    sizes = [(settings.num_envs, STEPS)] * full
+    if rest:
+        n = -(-rest // STEPS)
+        sizes.append((n, max(2, -(-rest // n))))
+    return sizes
+
+
+def _check(settings: Settings) -> None:
+    options = {"game": GAMES, "split": ("train", "test"), "mode": ("easy", "hard"), "policy": ("random", "explore")}
+    for name, known in options.items():
+        if getattr(settings, name) not in known:
+            raise ValueError(f"unknown {name} {getattr(settings, name)!r}; choose from {', '.join(known)}")
+    for name in ("frames", "levels", "num_envs"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} is {getattr(settings, name)}, should be at least 1")
+    if settings.seed < 0:
+        raise ValueError(f"seed is {settings.seed}, should be at least 0")
+    if not 0 <= settings.start_level < 2**31 - settings.levels:
+        raise ValueError(f"start_level is {settings.start_level}, should be from 0 to 2**31 - levels")
+    if settings.split == "train" and settings.start_level + settings.levels > FIRST_TEST_LEVEL:
+        raise ValueError(f"levels should stay below {FIRST_TEST_LEVEL:,}, where the test levels begin; play fewer")
+    if settings.game != "toy" and (why := available()):
+        raise ValueError(f"cannot play {settings.game}: {why}")
+
+
+def _generator(game: str) -> str:
+    if game == "toy":
+        return f"minigenie toy {ToyWorld.VERSION}"
+    if find_spec("procgen"):
+        _import_procgen()  # here, because it is not safe in a thread
+        return f"procgen-mirror {importlib.metadata.version('procgen-mirror')}"
+    return f"envpool {importlib.metadata.version('envpool')}"
+
+
+def _start(settings: Settings, n: int, seed: int) -> Game:
+    if settings.game == "toy":
+        return ToyWorld(n, seed=seed, num_levels=settings.levels, start_level=settings.start_level)
+    return (ProcgenGame if find_spec("procgen") else EnvPoolGame)(settings, n, seed)
+
+
+class ProcgenGame:
+    """A Procgen game, from the `procgen` module."""
+
+    def __init__(self, settings: Settings, n: int, seed: int):
+        self._env = _import_procgen().ProcgenGym3Env(
+            num=n,
+            env_name=settings.game,
+            rand_seed=seed,
+            distribution_mode=settings.mode,
+            num_levels=settings.levels,  # never 0, with which start_level would be ignored
+            start_level=settings.start_level,
+            use_backgrounds=settings.backgrounds,
+            restrict_themes=not settings.themes,
+            num_threads=0,
+        )
+        self._observe()
+
+    def frames(self) -> np.ndarray:
+        return self._frames
+
+    def step(self, actions: np.ndarray) -> None:
+        self._env.act(actions)
+        self._observe()
+
+    def _observe(self) -> None:
+        _, observation, self.first = self._env.observe()
+        self._frames = observation["rgb"]
+        self.level_seed = np.array([info["level_seed"] for info in self._env.get_info()])
+
+
+class EnvPoolGame:
+    """The same from EnvPool, of which a game that is over has to be told to start again."""
+
+    def __init__(self, settings: Settings, n: int, seed: int):
+        self._env = importlib.import_module("envpool").make_gymnasium(
+            f"{settings.game.capitalize()}{settings.mode.capitalize()}-v0",
+            num_envs=n,
+            seed=seed,
+            num_levels=settings.levels,
+            start_level=settings.start_level,
+            use_backgrounds=settings.backgrounds,
+            restrict_themes=not settings.themes,
+            channel_first=False,
+            num_threads=1,
+        )
+        self._frames, info = self._env.reset()
+        self.first, self.level_seed = np.ones(n, bool), info["level_seed"]
+
+    def frames(self) -> np.ndarray:
+        return self._frames
+
+    def step(self, actions: np.ndarray) -> None:
+        self._frames, _, terminated, truncated, info = self._env.step(actions.astype(np.int32))
+        self.first, self.level_seed = terminated | truncated, info["level_seed"]
+        if self.first.any():
+            self._frames[self.first], info = self._env.reset(np.flatnonzero(self.first).astype(np.int32))
+            self.level_seed[self.first] = info["level_seed"]
+
+
+def _import_procgen() -> ModuleType:
+    """`procgen`, without the notice that the `gym` under it prints to everyone, and the warnings that it causes."""
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("procgen")

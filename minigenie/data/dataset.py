@@ -1,0 +1,399 @@
+"""A dataset is one folder of plain NumPy files, mapped into memory and cut into clips.
+
+    manifest.json       what it is, where it came from, its episodes, a checksum per file
+    shard-00000.npy     frames, uint8 [frames h w c]; episodes lie one after another
+    actions-00000.npy   optional, integer [frames]: actions[i] leads from frame i to i + 1; only to evaluate with
+
+Slicing a mapped array is the whole reader: more clips per CPU-second than record files, or than decoding video.
+Writing is atomic, the manifest comes last, so a killed writer resumes and a reader never sees half a dataset.
+Which clips a training step sees is a pure function of (seed, step, rank): there is no loader state to save.
+
+Dimensions:  b batch   t frames of a clip   h height   w width   c channels (3, RGB)
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FORMAT, VERSION = "minigenie-dataset", 1
+MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
+HEADER_KEYS = {"format", "version", "frame_size", "fps", "source", "generator", "split", "settings"}
+SHARD_KEYS = {"file", "frames", "sha256", "actions", "actions_sha256"}
+MAX_MAPPED = 100  # a mapped file holds a file descriptor, and macOS allows a process 256
+
+
+class Episode(NamedTuple):
+    """`length` consecutive frames of shard number `shard`, from its frame `offset`; one take, no cut inside."""
+
+    shard: int
+    offset: int
+    length: int
+    level_seed: int | None = None
+    source: str | None = None
+
+
+def write_atomic(path: Path, *parts: Any) -> str:
+    """Write bytes-like `parts` to `path` so that it holds all of them or is not there. Returns their sha256 in hex."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    digest = hashlib.sha256()
+    try:
+        with open(temporary, "wb") as file:
+            for part in parts:
+                file.write(part)
+                digest.update(part)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        advice = "make room or fix the disk, then run the same command again; what was written before is safe"
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}; {advice}") from None
+    return digest.hexdigest()
+
+
+class DatasetWriter:
+    """Writes a dataset shard by shard, each atomically; after a kill, the same call picks up where it stopped.
+
+    `frame_size` is [h, w] in pixels, `fps` frames per second, `settings` whatever else would change the frames.
+    Raises FileExistsError if `folder` holds anything but the same dataset, finished (then `finished` is true) or begun.
+    A writer may be copied to other processes: each index is to be written by one of them.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        frame_size: tuple[int, int],
+        fps: float,
+        source: str,
+        generator: str,
+        split: str,
+        settings: dict[str, Any],
+    ):
+        self.folder = Path(folder)
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "frame_size": [int(side) for side in frame_size],
+            "fps": fps,
+            "source": source,
+            "generator": generator,
+            "split": split,
+            "settings": settings,
+        }
+        self.header: dict[str, Any] = json.loads(json.dumps(header))  # as it will be read back
+        if self.folder.exists() and not self.folder.is_dir():
+            raise FileExistsError(f"{folder} is a file; choose a folder to write the dataset to")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.finished = (self.folder / MANIFEST).exists()
+        if self.finished or (self.folder / UNFINISHED).exists():
+            self._check_same(_read_json(self.folder / (MANIFEST if self.finished else UNFINISHED)))
+        elif any(path.name != f".{UNFINISHED}.tmp" for path in self.folder.iterdir()):
+            raise FileExistsError(f"{folder} already holds other files; choose a new or an empty folder")
+        else:
+            write_atomic(self.folder / UNFINISHED, _to_json(self.header))
+
+    def _check_same(self, there: dict[str, Any]) -> None:
+        if there.get("format") != FORMAT:
+            raise FileExistsError(f"{self.folder} already holds other files; choose a new or an empty folder")
+        old, new = ({**header, **header["settings"]} for header in (there, self.header))
+        for key in {**new, **old}:
+            if key not in ("settings", "shards", "episodes") and old.get(key) != new.get(key):
+                detail = f"its {key} is {old.get(key)!r}, not {new.get(key)!r}"
+                raise FileExistsError(f"{self.folder} is another dataset ({detail}); choose another folder")
+
+    def __contains__(self, index: int) -> bool:
+        return self._sidecar(index).exists()
+
+    def write(self, index: int, frames: np.ndarray, episodes: list[Episode], actions: np.ndarray | None = None) -> None:
+        """Store shard `index`: uint8 frames [f h w 3], integer actions [f] or None, episodes by offset within it.
+
+        The `shard` of the episodes is filled in here. No episodes: the shard is noted as done and takes no room.
+        """
+        if frames.dtype != np.uint8 or frames.shape[1:] != (*self.header["frame_size"], 3):
+            expected = f"uint8 [frames {' '.join(map(str, self.header['frame_size']))} 3]"
+            raise ValueError(f"shard {index}: frames are {frames.dtype} {list(frames.shape)}, should be {expected}")
+        if actions is not None and actions.shape != frames.shape[:1]:
+            raise ValueError(
+                f"shard {index}: actions are {list(actions.shape)}, should be [{len(frames)}] as the frames"
+            )
+        if any(e.offset < 0 or e.length < 1 or e.offset + e.length > len(frames) for e in episodes):
+            raise ValueError(f"shard {index}: an episode reaches outside of its {len(frames)} frames")
+        shard = None
+        if episodes:
+            file, actions_file = f"shard-{index:05d}.npy", f"actions-{index:05d}.npy"
+            shard = {
+                "file": file,
+                "frames": len(frames),
+                "sha256": write_atomic(self.folder / file, *npy_parts(frames)),
+                "actions": None if actions is None else actions_file,
+                "actions_sha256": None if actions is None else write_atomic(self.folder / actions_file, *npy_parts(actions)),
+            }
+        entry = {"shard": shard, "episodes": [[e.offset, e.length, e.level_seed, e.source] for e in episodes]}
+        write_atomic(self._sidecar(index), _to_json(entry))
+
+    def close(self) -> "Dataset":
+        """Join what was written into the manifest and open it. ValueError if there is not a single episode."""
+        if not self.finished:
+            shards: list[dict] = []
+            episodes: list[dict] = []
+            for sidecar in self._sidecars():
+                entry = _read_json(sidecar)
+                episodes += [Episode(len(shards), *episode)._asdict() for episode in entry["episodes"]]
+                shards += [entry["shard"]] if entry["shard"] else []
+            if not episodes:
+                raise ValueError(f"{self.folder}: not one usable episode in {self.header['source']}; use other input")
+            manifest = {**self.header, "shards": shards, "episodes": episodes}
+            write_atomic(self.folder / MANIFEST, _to_json(manifest))
+            self.finished = True
+        for leftover in [*self._sidecars(), *self.folder.glob(".*.tmp"), self.folder / UNFINISHED]:
+            leftover.unlink(missing_ok=True)
+        return Dataset.open(self.folder, verify=False)
+
+    def _sidecar(self, index: int) -> Path:
+        return self.folder / f"shard-{index:05d}.json"
+
+    def _sidecars(self) -> list[Path]:
+        return sorted(self.folder.glob("shard-*.json"), key=lambda path: (len(path.name), path.name))
+
+
+class Dataset:
+    """Frames and episodes of a finished folder. Frames are counted through all shards, in the manifest's order."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]):
+        self.folder = folder
+        self.manifest = manifest
+        self.frame_size: tuple[int, int] = tuple(manifest["frame_size"])
+        self.fps: float = manifest["fps"]
+        self.episodes = [Episode(**episode) for episode in manifest["episodes"]]
+        self._ends = np.cumsum([shard["frames"] for shard in manifest["shards"]])
+        self._firsts = np.concatenate([[0], self._ends[:-1]])
+        self.num_frames = int(self._ends[-1])
+        self.has_actions = all(shard["actions"] for shard in manifest["shards"])
+        self._map = lru_cache(MAX_MAPPED)(self._map_file)
+
+    @classmethod
+    def open(cls, folder: str | Path, verify: bool = True) -> "Dataset":
+        """Check the folder against its manifest and map it; `verify` reads every byte to compare checksums.
+
+        FileNotFoundError if it is not there or unfinished, ValueError if it is damaged: one line, with the cure.
+        """
+        folder = Path(folder)
+        if not (folder / MANIFEST).exists():
+            if (folder / UNFINISHED).exists():
+                source = _read_json(folder / UNFINISHED).get("source")
+                cure = "run the `minigenie collect` or `minigenie ingest` command that began it again, it will resume"
+                raise FileNotFoundError(f"{folder} is unfinished ({source}): {cure}")
+            cure = "make one with `minigenie collect` or `minigenie ingest`"
+            raise FileNotFoundError(f"{folder} is not a dataset, it has no {MANIFEST}: {cure}")
+        manifest = _read_json(folder / MANIFEST)
+        _check_manifest(folder / MANIFEST, manifest)
+        dataset = cls(folder, manifest)
+        for shard in manifest["shards"]:
+            _check_file(folder / shard["file"], (shard["frames"], *dataset.frame_size, 3), shard["sha256"], verify)
+            if shard["actions"]:
+                _check_file(folder / shard["actions"], (shard["frames"],), shard["actions_sha256"], verify)
+        return dataset
+
+    @property
+    def episode_starts(self) -> np.ndarray:
+        """The first frame of every episode, counted through all shards: int64 [episodes]."""
+        return np.array([self._firsts[episode.shard] + episode.offset for episode in self.episodes])
+
+    def episode_frames(self, i: int) -> np.ndarray:
+        """Frames of episode `i`: uint8 [t h w c], a read-only view of the file."""
+        return self._slice("file", i)
+
+    def episode_actions(self, i: int) -> np.ndarray | None:
+        """True actions of episode `i`: integers [t], the last one unused. None if there are none."""
+        return self._slice("actions", i) if self.has_actions else None
+
+    def windows(self, length: int) -> np.ndarray:
+        """The first frame of every run of `length` frames inside one episode: int64 [num_windows]."""
+        lengths = np.array([episode.length for episode in self.episodes])
+        firsts = self.episode_starts
+        counts = np.maximum(lengths - length + 1, 0)
+        if not counts.any():
+            raise ValueError(
+                f"{self.folder}: longest episode has {lengths.max()} frames, a window needs {length}; use shorter clips"
+            )
+        before = np.cumsum(counts) - counts  # windows of all earlier episodes
+        return np.repeat(firsts - before, counts) + np.arange(counts.sum())
+
+    def clips(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """`length` frames from each of `starts` [b], counted through all shards: uint8 [b t h w c]."""
+        return self._gather("file", starts, np.empty((len(starts), length, *self.frame_size, 3), np.uint8))
+
+    def clip_actions(self, starts: np.ndarray, length: int) -> np.ndarray | None:
+        """True actions between the frames of `clips(starts, length)`: int64 [b t-1]. None if there are none."""
+        if not self.has_actions:
+            return None
+        return self._gather("actions", starts, np.empty((len(starts), length - 1), np.int64))
+
+    def _gather(self, kind: str, starts: np.ndarray, out: np.ndarray) -> np.ndarray:
+        starts = np.asarray(starts)
+        length = out.shape[1]
+        shards = np.searchsorted(self._ends, starts, side="right")
+        if len(starts) and (starts.min() < 0 or starts.max() >= self.num_frames):
+            raise ValueError(f"clips start at frames 0 to {self.num_frames - 1}, got {starts.min()} to {starts.max()}")
+        if (starts + length > self._ends[shards]).any():
+            raise ValueError(f"a clip of {length} frames runs past the end of its shard; take starts from windows()")
+        locals_ = starts - self._firsts[shards]
+        for row, shard, first in zip(out, shards.tolist(), locals_.tolist(), strict=True):
+            row[:] = self._map(kind, shard)[first : first + length]
+        return out
+
+    def _slice(self, kind: str, i: int) -> np.ndarray:
+        episode = self.episodes[i]
+        return self._map(kind, episode.shard)[episode.offset : episode.offset + episode.length]
+
+    def _map_file(self, kind: str, shard: int) -> np.ndarray:
+        # a plain view: slicing the memmap class itself is several times slower
+        return _load(self.folder / self.manifest["shards"][shard][kind]).view(np.ndarray)
+
+    def __reduce__(self) -> tuple:
+        return Dataset, (self.folder, self.manifest)
+
+
+def sample_batch(
+    windows_count: int, *, seed: int, step: int, batch_size: int, rank: int = 0, world_size: int = 1
+) -> np.ndarray:
+    """Which windows training step `step` reads on process `rank`: int64 [batch_size] in [0, windows_count).
+
+    Epoch after epoch, each a permutation of all windows, laid end to end; a step takes the next
+    `world_size * batch_size` of them, a rank its share. So all ranks together see each window once per epoch.
+    """
+    if windows_count < 1:
+        raise ValueError("there are no windows to sample from; use shorter clips or a larger dataset")
+    first = (step * world_size + rank) * batch_size
+    epochs, positions = np.divmod(np.arange(first, first + batch_size), windows_count)
+    batch = np.empty(batch_size, np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        batch[here] = _permutation(windows_count, seed, int(epoch))[positions[here]]
+    return batch
+
+
+@lru_cache(maxsize=2)
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
+
+
+def contact_sheet(dataset: Dataset, rows: int = 6, columns: int = 10) -> np.ndarray:
+    """A picture of the dataset: a row per episode, evenly spaced frames in it, 2 px gaps. uint8 [H W 3]."""
+    rows, gap = min(rows, len(dataset.episodes)), 2
+    height, width = (side + gap for side in dataset.frame_size)
+    sheet = np.full((rows * height - gap, columns * width - gap, 3), 255, np.uint8)
+    chosen = np.random.default_rng(0).choice(len(dataset.episodes), rows, replace=False)
+    for row, episode in enumerate(chosen):
+        frames = dataset.episode_frames(int(episode))
+        for column, frame in enumerate(np.linspace(0, len(frames) - 1, columns).round().astype(int)):
+            y, x = row * height, column * width
+            sheet[y : y + height - gap, x : x + width - gap] = frames[frame]
+    return sheet
+
+
+# Reading and checking files.
+
+
+def _load(path: Path) -> np.memmap:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def npy_parts(array: np.ndarray) -> tuple[bytes, memoryview]:
+    """The two parts of an .npy file: its header and its data, without a copy."""
+    array = np.ascontiguousarray(array)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    return header.getvalue(), array.data
+
+
+def _to_json(value: Any) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); make the dataset again in another folder") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a MiniGenie file: it should hold one JSON object; choose another folder")
+    return value
+
+
+def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{path}: format is {manifest.get('format')!r}, should be {FORMAT!r}; choose another folder")
+    if manifest.get("version") != VERSION:
+        raise ValueError(
+            f"{path} has version {manifest.get('version')!r}, this MiniGenie reads {VERSION}; "
+            "make the dataset again or install the MiniGenie that made it"
+        )
+    _check_keys(path, "the manifest", manifest, HEADER_KEYS | {"shards", "episodes"})
+    shards, episodes, size = manifest["shards"], manifest["episodes"], manifest["frame_size"]
+    _check(path, _is_list_of(size, int) and len(size) == 2 and min(size) > 0, "frame_size should be [height, width]")
+    _check(path, isinstance(manifest["fps"], int | float) and manifest["fps"] > 0, "fps should be a positive number")
+    _check(path, _is_list_of(shards, dict) and len(shards) > 0, "shards should be a list of at least one object")
+    _check(path, _is_list_of(episodes, dict) and len(episodes) > 0, "episodes should be a list of at least one object")
+    for i, shard in enumerate(shards):
+        _check_keys(path, f"shard {i}", shard, SHARD_KEYS)
+        names = [shard["file"], *([shard["actions"]] if shard["actions"] else [])]
+        plain = all(isinstance(name, str) and Path(name).name == name for name in names)
+        _check(path, plain, f"shard {i} should name files of this folder, not {names}")
+        _check(path, isinstance(shard["frames"], int), f"shard {i} should count its frames, not {shard['frames']!r}")
+    for i, entry in enumerate(episodes):
+        _check_keys(path, f"episode {i}", entry, set(Episode._fields))
+        shard, offset, length = entry["shard"], entry["offset"], entry["length"]
+        numbers = _is_list_of([shard, offset, length], int)
+        inside = numbers and 0 <= shard < len(shards) and 0 <= offset < offset + length <= shards[shard]["frames"]
+        _check(path, inside, f"episode {i} (shard {shard}, offset {offset}, length {length}) is outside of its shard")
+
+
+def _check_file(path: Path, shape: tuple[int, ...], sha256: str, verify: bool) -> None:
+    cure = "copy it again, or make the dataset again in another folder"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; {cure}")
+    if verify:
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise ValueError(f"{path} is damaged (its sha256 is not the manifest's); {cure}")
+    try:
+        array = _load(path)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {cure}") from None
+    if array.shape != shape or (array.dtype != np.uint8 if len(shape) > 1 else array.dtype.kind not in "iu"):
+        raise ValueError(f"{path} holds {array.dtype} {list(array.shape)}, the manifest says {list(shape)}; {cure}")
+
+
+def _check_keys(path: Path, what: str, entry: dict, keys: Iterable[str]) -> None:
+    missing, unknown = sorted(set(keys) - set(entry)), sorted(set(entry) - set(keys))
+    _check(path, not missing, f"{what} lacks {', '.join(missing)}")
+    _check(path, not unknown, f"{what} has unknown {', '.join(unknown)}")
+
+
+def _check(path: Path, ok: bool, fault: str) -> None:
+    if not ok:
+        raise ValueError(f"{path} is damaged: {fault}; make the dataset again in another folder")
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename itself safe from a power cut."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

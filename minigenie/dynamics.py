@@ -1,0 +1,136 @@
+"""The dynamics model of Genie (arXiv:2402.15391, sec. 2.1): a MaskGIT ST-transformer that fills in the next frame.
+
+Frame t's tokens are predicted from the tokens of the frames before it, the latent action that leads into it, and those
+of its own tokens that are already filled in. Two ways to train it:
+
+  context="masked"  the paper's: tokens of past and present alike are masked at a rate U(0.5, 1).
+  context="clean"   as at play, where the past is known and only the present is masked: every clip runs through the
+                    model as two streams at once, its clean frames and its masked frames. Masked frame t sees the clean
+                    frames before it and itself. Twice the work a clip, and every frame of it is learnt under the very
+                    condition it will be imagined in. The mask rate follows MaskGIT's cosine.
+
+Dimensions:  b batch   t frames   n patches per frame   d model width   k codes
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache
+from minigenie.tokenizer import TokenizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicsConfig:
+    """context: see the module's docstring. corrupt: with a clean context, up to this share of a past frame's tokens is
+    replaced by random ones, so that the world bears its own mistakes. min_mask: least mask rate of the masked one."""
+
+    transformer: STConfig = field(default_factory=lambda: STConfig(num_blocks=12))
+    context: Literal["clean", "masked"] = "clean"
+    corrupt: float = 0.1
+    min_mask: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("corrupt", "min_mask"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a share in [0, 1)")
+
+
+class Dynamics(nn.Module):
+    """Frame tokens [b t n] in 0..num_codes-1 or `mask_id`, actions [b t-1] in 0..num_actions-1 -> logits."""
+
+    def __init__(self, config: DynamicsConfig, tokenizer: TokenizerConfig, num_actions: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_codes = tokenizer.quantizer.num_codes
+        self.mask_id = self.num_codes
+        self.no_action = num_actions  # leads into the first frame
+        dim = config.transformer.dim
+        self.embed_token = nn.Embedding(self.num_codes + 1, dim)
+        self.embed_action = nn.Embedding(num_actions + 1, dim)
+        self.place = nn.Parameter(0.02 * torch.randn(tokenizer.num_patches, dim))
+        self.transformer = STTransformer(config.transformer)
+        self.head = nn.Linear(dim, self.num_codes)
+
+    @torch.no_grad()
+    def start_from(self, codebook: Float[Tensor, "k c"]) -> None:
+        """Begin with the tokenizer's geometry: codes that look alike start with alike embeddings and logits."""
+        project = torch.randn(codebook.shape[1], self.embed_token.embedding_dim) / math.sqrt(codebook.shape[1])
+        alike = ((codebook - codebook.mean(0)) / codebook.std()).float() @ project
+        self.embed_token.weight[:-1] = alike
+        self.head.weight.copy_(alike / self.embed_token.embedding_dim)
+        self.head.bias.zero_()
+
+    def _enter(self, tokens: Int[Tensor, "b t n"], actions: Int[Tensor, "b t"]) -> Float[Tensor, "b t n d"]:
+        return self.embed_token(tokens) + self.place + self.embed_action(actions)[:, :, None]
+
+    def _leading_in(self, actions: Int[Tensor, "b t-1"]) -> Int[Tensor, "b t"]:
+        """The action that leads into each frame; none leads into the first."""
+        return F.pad(actions, (1, 0), value=self.no_action)
+
+    def logits(self, tokens: Int[Tensor, "b t n"], leading_in: Int[Tensor, "b t"]) -> Float[Tensor, "b t n k"]:
+        """The naive reference: a whole clip at once. leading_in: the action into each frame, `no_action` for the first."""
+        return self.head(self.transformer(self._enter(tokens, leading_in))).float()
+
+    def step(
+        self,
+        tokens: Int[Tensor, "b n"],
+        leading_in: Int[Tensor, " b"],
+        index: int,
+        cache: TimeCache,
+        commit: bool = False,
+    ) -> Float[Tensor, "b n k"]:
+        """One frame, number `index` along time, after those in the cache. With `commit` it joins them."""
+        entered = self._enter(tokens[:, None], leading_in[:, None])
+        positions = torch.full((1,), index, device=tokens.device)
+        return self.head(self.transformer(entered, positions, cache=cache, commit=commit)[:, 0]).float()
+
+    def forward(self, batch: dict[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """batch: "tokens" int [b t n], "actions" int [b t-1] -> loss (cross-entropy of masked tokens), metrics."""
+        tokens, leading_in = batch["tokens"].long(), self._leading_in(batch["actions"].long())
+        streams = self._clean_and_masked if self.config.context == "clean" else self._all_masked
+        hidden, targets = streams(tokens, leading_in)
+        logits = self.head(hidden).float()
+        loss = F.cross_entropy(logits, targets)
+        return loss, {"cross_entropy": loss.detach(), "accuracy": (logits.argmax(-1) == targets).float().mean()}
+
+    def _all_masked(self, tokens: Tensor, leading_in: Tensor) -> tuple[Tensor, Tensor]:
+        rate = torch.empty(len(tokens), 1, 1, device=tokens.device).uniform_(self.config.min_mask, 1)
+        hide = torch.rand(tokens.shape, device=tokens.device) < rate
+        hide[:, 0] = False
+        hidden = self.transformer(self._enter(tokens.masked_fill(hide, self.mask_id), leading_in))
+        return hidden[hide], tokens[hide]
+
+    def _clean_and_masked(self, tokens: Tensor, leading_in: Tensor) -> tuple[Tensor, Tensor]:
+        past, present = tokens[:, :-1], tokens[:, 1:]
+        hide = cosine_mask(present)
+        swap = torch.rand(past.shape, device=past.device) < self.config.corrupt * torch.rand_like(past[..., :1].float())
+        past = torch.where(swap, torch.randint_like(past, self.num_codes), past)
+        present_shown = present.masked_fill(hide, self.mask_id)
+        entered = self._enter(
+            torch.cat((past, present_shown), dim=1), torch.cat((leading_in[:, :-1], leading_in[:, 1:]), dim=1)
+        )
+        hidden = self.transformer(entered, *two_streams(past.shape[1], tokens.device))
+        return hidden[:, past.shape[1] :][hide], present[hide]
+
+
+def cosine_mask(tokens: Int[Tensor, "b t n"]) -> Bool[Tensor, "b t n"]:
+    """Which tokens to hide: at each frame's own rate cos(pi/2 u), u uniform, as MaskGIT's schedule meets them."""
+    rate = torch.cos(math.pi / 2 * torch.rand(tokens.shape[:2], device=tokens.device))
+    noise = torch.rand(tokens.shape, device=tokens.device)
+    return (noise < rate[..., None]) | (noise == noise.amin(dim=-1, keepdim=True))  # one at least
+
+
+def two_streams(t: int, device: torch.device) -> tuple[Int[Tensor, " 2t"], Bool[Tensor, "2t 2t"]]:
+    """Positions and attention along time of clean frames 0..t-1 followed by masked frames 1..t: a clean frame sees the
+    clean ones up to itself, a masked frame the clean ones before it and itself."""
+    clean = torch.arange(t, device=device)
+    causal = torch.ones(t, t, dtype=torch.bool, device=device).tril()
+    left = torch.cat((causal, causal))  # masked frame i+1, in row i, sees clean frames 0..i
+    right = torch.cat((torch.zeros_like(causal), torch.eye(t, dtype=torch.bool, device=device)))
+    return torch.cat((clean, clean + 1)), torch.cat((left, right), dim=1)

@@ -1,0 +1,133 @@
+"""The latent action model of Genie (arXiv:2402.15391, sec. 2.1): which of a few actions led from one frame to the next?
+
+An encoder sees the frames up to x_t+1, a bottleneck of `num_actions` codes lets one integer through, a decoder must
+predict x_t+1 from the past and that integer. Nobody labels anything: the codes become what helps the prediction most,
+which is control. The decoder exists only for training.
+
+With `pairs` (the default) encoder and decoder see one pair of frames instead of the history. The less the decoder knows
+of the past, the more the action has to say: 4.3 dB of control against 2.7 dB with three past frames.
+
+Dimensions:  b batch   t frames   n patches per frame   d model width   c code width
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from minigenie.nn.patches import count_patches, patchify, to_float, unpatchify
+from minigenie.nn.quantize import QuantizerConfig, VectorQuantizer
+from minigenie.nn.st_transformer import STConfig, STTransformer
+from minigenie.tokenizer import TokenizerConfig
+
+MAX_ACTIONS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class LAMConfig:
+    """input: what the model sees, "pixels" or the tokenizer's "tokens". patch: side in pixels (with tokens it is the
+    tokenizer's). pairs: see the module's docstring. quantizer.num_codes is the number of actions."""
+
+    input: Literal["pixels", "tokens"] = "pixels"
+    patch: int = 16
+    pairs: bool = True
+    encoder: STConfig = field(default_factory=STConfig)
+    decoder: STConfig = field(default_factory=STConfig)
+    quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(num_codes=8, code_dim=32, warmup=0.4))
+
+    def __post_init__(self) -> None:
+        if self.quantizer.num_codes > MAX_ACTIONS:
+            raise ValueError(
+                f"{self.quantizer.num_codes} actions are too many to play with; "
+                f"set lam.quantizer.num_codes to at most {MAX_ACTIONS} (6 to 10 work best)"
+            )
+
+    @property
+    def num_actions(self) -> int:
+        return self.quantizer.num_codes
+
+class LatentActionModel(nn.Module):
+    """`infer(video) -> actions`, the integers that lead from each frame to the next."""
+
+    def __init__(self, config: LAMConfig, tokenizer: TokenizerConfig) -> None:
+        """tokenizer: the config of the one whose frames or tokens this model sees."""
+        super().__init__()
+        self.config = config
+        self.frame_size = tokenizer.frame_size
+        pixels = config.input == "pixels"
+        patch = config.patch if pixels else tokenizer.patch
+        num_patches = count_patches(patch, tokenizer.frame_size)
+        values = patch**2 * 3 if pixels else tokenizer.quantizer.num_codes
+        make_embed = nn.Linear if pixels else nn.Embedding
+        self.encoder_embed = make_embed(values, config.encoder.dim)
+        self.encoder_place = nn.Parameter(0.02 * torch.randn(num_patches, config.encoder.dim))
+        self.encoder = STTransformer(config.encoder)
+        self.to_code = nn.Linear(config.encoder.dim, config.quantizer.code_dim)
+        self.quantizer = VectorQuantizer(config.quantizer)
+        self.from_code = nn.Linear(config.quantizer.code_dim, config.decoder.dim)
+        self.decoder_embed = make_embed(values, config.decoder.dim)
+        self.decoder_place = nn.Parameter(0.02 * torch.randn(num_patches, config.decoder.dim))
+        self.decoder = STTransformer(config.decoder)
+        self.head = nn.Linear(config.decoder.dim, values)
+
+    def _see(self, video: Tensor) -> Tensor:
+        """Frames [b t h w c] or tokens [b t n], as patches [b t n values] or tokens [b t n], cut into pairs if asked."""
+        if self.config.input == "pixels":
+            video = patchify(video - 0.5, self.config.patch)
+        if self.config.pairs:
+            video = rearrange([video[:, :-1], video[:, 1:]], "two b t ... -> (b t) two ...")
+        return video
+
+    def _actions(self, seen: Tensor) -> Float[Tensor, "b t-1 c"]:
+        hidden = self.encoder(self.encoder_embed(seen) + self.encoder_place)[:, 1:]
+        vectors = self.to_code(hidden.mean(dim=2))
+        return F.layer_norm(vectors, vectors.shape[-1:])  # unit variance, so that the noise in its place has a scale
+
+    def _predict(self, past: Tensor, actions: Float[Tensor, "b t c"]) -> Tensor:
+        hidden = self.decoder_embed(past) + self.decoder_place + self.from_code(actions)[:, :, None]
+        return self.head(self.decoder(hidden))
+
+    def _loss(self, predicted: Tensor, seen: Tensor) -> Tensor:
+        if self.config.input == "tokens":
+            return F.cross_entropy(predicted.flatten(0, -2).float(), seen[:, 1:].flatten())
+        return F.mse_loss(predicted.float(), seen[:, 1:])
+
+    def infer(self, video: Tensor) -> Int[Tensor, "b t-1"]:
+        """video: frames [b t h w c], float in [0, 1], or tokens [b t n] -> actions [b t-1], 0..num_actions-1."""
+        codes = self.quantizer.nearest(self._actions(self._see(video)))
+        return codes.view(len(video), -1)
+
+    def video(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["tokens"] if self.config.input == "tokens" else to_float(batch["frames"])
+
+    def forward(self, batch: dict[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """batch["frames"] uint8 [b t h w c], or batch["tokens"] [b t n] -> loss (prediction + commitment), metrics."""
+        seen = self._see(self.video(batch))
+        quantized = self.quantizer(self._actions(seen), progress)
+        loss = self._loss(self._predict(seen[:, :-1], quantized.vectors), seen)
+        name = "psnr" if self.config.input == "pixels" else "cross_entropy"
+        metrics = {name: -10 * loss.detach().log10() if name == "psnr" else loss.detach()}
+        return loss + quantized.loss * 0.1, metrics | self.quantizer.use()
+
+    @torch.no_grad()
+    def control(self, batch: dict[str, Tensor]) -> Tensor:
+        """How much better the decoder predicts with the inferred action than with a random one: delta-PSNR in dB for
+        pixels, nats of cross-entropy for tokens."""
+        seen = self._see(self.video(batch))
+        codes = self.quantizer.nearest(self._actions(seen))
+        right, wrong = (
+            self._loss(self._predict(seen[:, :-1], self.quantizer.lookup(choice)), seen)
+            for choice in (codes, torch.randint_like(codes, self.config.num_actions))
+        )
+        return 10 * (wrong / right).log10() if self.config.input == "pixels" else wrong - right
+
+    def predict_frames(self, video: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b t-1 h w c"]:
+        """The decoder's own view of frames 2..t, for pictures during training. Pixels only."""
+        seen = self._see(video)
+        patches = self._predict(seen[:, :-1], self.quantizer.lookup(self.quantizer.nearest(self._actions(seen))))
+        frames = unpatchify(patches + 0.5, self.config.patch, self.frame_size[0])
+        return frames.reshape(len(video), -1, *frames.shape[2:])

@@ -1,0 +1,34 @@
+"""Frames to patches and back (arXiv:2010.11929).
+
+Dimensions:  b batch   t frames   h w pixels   c channels   p patch side   n patches per frame, row by row
+"""
+
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+
+def patchify(frames: Float[Tensor, "b t h w c"], patch: int) -> Float[Tensor, "b t n p*p*c"]:
+    return rearrange(frames, "b t (h p1) (w p2) c -> b t (h w) (p1 p2 c)", p1=patch, p2=patch)
+
+
+def unpatchify(patches: Float[Tensor, "b t n p*p*c"], patch: int, height: int) -> Float[Tensor, "b t h w c"]:
+    return rearrange(patches, "b t (h w) (p1 p2 c) -> b t (h p1) (w p2) c", p1=patch, p2=patch, h=height // patch)
+
+
+def to_float(frames: UInt8[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """uint8 0..255 to float in [0, 1]: the one door into the models."""
+    return frames.float() / 255
+
+
+def to_uint8(frames: Float[Tensor, "*s"]) -> UInt8[Tensor, "*s"]:
+    """Float in [0, 1] (clamped) to uint8 0..255: the one door out."""
+    return (frames.clamp(0, 1) * 255).round().byte()
+
+
+def count_patches(patch: int, frame_size: tuple[int, int]) -> int:
+    """Patches of a frame. ValueError if they do not fill it."""
+    height, width = frame_size
+    if patch < 1 or height % patch or width % patch:
+        raise ValueError(f"patch {patch} does not divide the frame of {height}x{width}; choose a patch that does")
+    return (height // patch) * (width // patch)

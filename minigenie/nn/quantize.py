@@ -1,0 +1,144 @@
+"""Vector quantization (arXiv:1711.00937) that keeps its codes alive.
+
+Two ways to learn the codebook: "ema", the running mean of the vectors that chose each code, or "gradient", the codebook
+loss of the original paper. With either, training may begin continuous: for the first `warmup` of it the vectors pass
+with noise instead of being quantized, then k-means over a batch places the codes. Codes that nothing chooses are moved
+onto vectors of the batch. Without these a small codebook, such as latent actions, collapses to one or two codes.
+
+Dimensions:  k codes   c code width
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerConfig:
+    """num_codes, code_dim: the codebook. warmup: fraction of training before quantization begins. noise: its standard
+    deviation in that time, where vectors have unit variance. commitment: weight of the commitment loss. decay: of the
+    running means. revive_below: a code with a smaller running share of 1/num_codes is moved."""
+
+    num_codes: int = 1024
+    code_dim: int = 32
+    codebook: Literal["ema", "gradient"] = "ema"
+    warmup: float = 0.0
+    noise: float = 0.5
+    commitment: float = 0.25
+    decay: float = 0.95
+    revive_below: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.num_codes < 2 or self.code_dim < 1:
+            raise ValueError(f"a codebook of {self.num_codes} codes x {self.code_dim} is too small; use 2 x 1 or more")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is {self.warmup}; it is a fraction of training in [0, 1)")
+
+
+class Quantized(NamedTuple):
+    vectors: Float[Tensor, "... c"]  # straight-through: the value of the code, the gradient of the input
+    codes: Int[Tensor, "..."]
+    loss: Float[Tensor, ""]
+
+
+class VectorQuantizer(nn.Module):
+    codebook: Tensor
+    share: Tensor
+    total: Tensor
+    placed: Tensor
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        codebook = torch.randn(config.num_codes, config.code_dim)
+        if config.codebook == "gradient":
+            self.codebook = nn.Parameter(codebook)
+        else:
+            self.register_buffer("codebook", codebook)
+            self.register_buffer("total", codebook / config.num_codes)
+        self.register_buffer("share", torch.full((config.num_codes,), 1 / config.num_codes))
+        self.register_buffer("placed", torch.zeros((), dtype=torch.bool))
+
+    def nearest(self, vectors: Float[Tensor, "... c"]) -> Int[Tensor, "..."]:
+        flat = vectors.reshape(-1, self.config.code_dim).float()
+        distance = self.codebook.square().sum(-1) - 2 * flat @ self.codebook.T
+        return distance.argmin(-1).view(vectors.shape[:-1])
+
+    def lookup(self, codes: Int[Tensor, "..."]) -> Float[Tensor, "... c"]:
+        return F.embedding(codes, self.codebook)
+
+    def forward(self, vectors: Float[Tensor, "... c"], progress: float = 1.0) -> Quantized:
+        """progress: how far training has come, 0 to 1."""
+        training = self.training and torch.is_grad_enabled()
+        if training and progress < self.config.warmup:
+            noisy = vectors + self.config.noise * torch.randn_like(vectors)
+            return Quantized(noisy, self.nearest(vectors.detach()), vectors.new_zeros(()))
+        vectors = vectors.float()
+        flat = vectors.detach().reshape(-1, self.config.code_dim)
+        if training and not self.placed:
+            self._place(flat)
+        codes = self.nearest(vectors.detach())
+        if training:
+            self._update(flat, codes.flatten())
+        chosen = self.lookup(codes)
+        loss = self.config.commitment * F.mse_loss(vectors, chosen.detach())
+        if self.config.codebook == "gradient":
+            loss = loss + F.mse_loss(chosen, vectors.detach())
+        return Quantized(vectors + (chosen - vectors).detach(), codes, loss)
+
+    def use(self) -> dict[str, Tensor]:
+        """How many codes are alive, and exp(entropy) of their running shares: 1 is a collapse, num_codes is even."""
+        share = self.share / self.share.sum()
+        entropy = -(share * share.clamp(min=1e-12).log()).sum()
+        return {"codes_alive": (share > 0.1 / len(share)).sum().float(), "perplexity": entropy.exp()}
+
+    @torch.no_grad()
+    def _place(self, flat: Float[Tensor, "m c"]) -> None:
+        """k-means over the batch, from random members of it."""
+        k = self.config.num_codes
+        flat = _gathered(flat)
+        codebook = flat[torch.randint(len(flat), (k,), device=flat.device)]
+        for _ in range(10):
+            nearest = (codebook.square().sum(-1) - 2 * flat @ codebook.T).argmin(-1)
+            count = torch.bincount(nearest, minlength=k)
+            mean = torch.zeros_like(codebook).index_add_(0, nearest, flat) / count.clamp(min=1)[:, None]
+            strays = flat[torch.randint(len(flat), (k,), device=flat.device)]
+            codebook = torch.where(count[:, None] > 0, mean, strays)
+        self.codebook.copy_(codebook)
+        if self.config.codebook == "ema":
+            self.total.copy_(codebook * self.share[:, None])
+        self.placed.fill_(True)
+
+    @torch.no_grad()
+    def _update(self, flat: Float[Tensor, "m c"], codes: Int[Tensor, " m"]) -> None:
+        k, decay = self.config.num_codes, self.config.decay
+        count = torch.bincount(codes, minlength=k).float()
+        total = torch.zeros_like(self.codebook).index_add_(0, codes, flat)
+        size = count.sum()
+        for statistic in (count, total, size):
+            if dist.is_initialized():
+                dist.all_reduce(statistic)
+        self.share.lerp_(count / size, 1 - decay)
+        if self.config.codebook == "ema":
+            self.total.lerp_(total / size, 1 - decay)
+            self.codebook.copy_(self.total / self.share.clamp(min=1e-8)[:, None])
+        dead = self.share < self.config.revive_below / k
+        candidates = _gathered(flat)
+        fresh = candidates[torch.randint(len(candidates), (k,), device=flat.device)]
+        self.codebook.copy_(torch.where(dead[:, None], fresh, self.codebook))
+        self.share.copy_(torch.where(dead, 1 / k, self.share))
+        if self.config.codebook == "ema":
+            self.total.copy_(torch.where(dead[:, None], fresh / k, self.total))
+
+
+def _gathered(flat: Float[Tensor, "m c"]) -> Float[Tensor, "m c"]:
+    """The vectors of rank 0 on every rank, so that all ranks move codes alike."""
+    if dist.is_initialized():
+        flat = flat.contiguous()
+        dist.broadcast(flat, src=0)
+    return flat

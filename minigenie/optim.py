@@ -1,0 +1,101 @@
+"""Optimisers and the learning-rate schedule.
+
+AdamW, as the paper has it, or Muon for the matrices inside the transformers with AdamW for the rest: Muon's steps are
+orthogonalised momentum (Jordan 2024; Newton-Schulz, float32 here because bf16 is slow on most CPUs).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """lr: peak learning rate of AdamW; matrices under Muon take muon_lr. warmup: steps of linear warm-up. decay: shape
+    after it, down to final_lr (a share of the peak); "linear" and "cosine" use all of training, "late" keeps the peak
+    for the first 60 %. clip: largest norm of the gradient."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr: float = 1e-4
+    muon_lr: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.9)
+    weight_decay: float = 1e-4
+    warmup: int = 1000
+    decay: Literal["constant", "cosine", "linear", "late"] = "cosine"
+    final_lr: float = 0.1
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.muon_lr <= 0:
+            raise ValueError(f"lr {self.lr} and muon_lr {self.muon_lr} must be above 0")
+
+
+def learning_rate_share(config: OptimConfig, step: int, progress: float) -> float:
+    """Learning rate over its peak, at `step` (counted from 0) and `progress` in [0, 1] of training."""
+    warm = min(1.0, (step + 1) / (config.warmup + 1))
+    left = {
+        "constant": 1.0,
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        "linear": 1 - progress,
+        "late": min(1.0, (1 - progress) / 0.4),
+    }[config.decay]
+    if config.decay == "constant":
+        return warm
+    return warm * (config.final_lr + (1 - config.final_lr) * left)
+
+
+def make_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """AdamW over all parameters; with optimizer="muon" Muon takes the matrices of the transformers' blocks."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in named if config.optimizer == "muon" and ".blocks." in name and p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for _, p in named if id(p) not in chosen]
+    adamw = torch.optim.AdamW(rest, lr=0.0, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+    return [adamw, Muon(matrices, weight_decay=config.weight_decay)] if matrices else [adamw]
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], config: OptimConfig, share: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = share * (config.muon_lr if isinstance(optimizer, Muon) else config.lr)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are made orthogonal before each step; matrices of one shape go through together."""
+
+    def __init__(self, params: list[Tensor], weight_decay: float) -> None:
+        super().__init__(params, {"lr": 0.0, "weight_decay": weight_decay, "momentum": 0.95})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for shape in sorted({p.shape for p in group["params"]}):
+                self._step([p for p in group["params"] if p.shape == shape and p.grad is not None], group)
+
+    def _step(self, params: list[Tensor], group: dict) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p] = {"momentum": torch.zeros_like(p)}
+        momenta = [self.state[p]["momentum"] for p in params]
+        grads: list[Tensor] = [p.grad for p in params if p.grad is not None]
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        updates = orthogonal(torch.stack(torch._foreach_lerp(grads, momenta, group["momentum"])))
+        rows, columns = params[0].shape
+        for p, update in zip(params, updates, strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Nearly the orthogonal factor of each matrix [... rows columns], singular values in about [0.7, 1.2], by a quintic
+    Newton-Schulz iteration whose coefficients trade exactness for speed."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if tall else x

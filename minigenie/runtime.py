@@ -1,0 +1,58 @@
+"""What a run stands on, each decided once: device, precision, seed, processes."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import ContextManager, Literal
+
+import torch
+import torch.distributed as dist
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device called `name`, or the first there is of CUDA, MPS, CPU. ValueError if it is not on this machine."""
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"device {name!r} is not on this machine; leave it out to take the best there is") from None
+    return device
+
+
+def autocast(device: torch.device, precision: Precision) -> ContextManager:
+    """bfloat16 matmuls over float32 weights. "auto": on CUDA; on CPUs it costs more than it gives at small sizes."""
+    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def seed_step(seed: int, stage: str, step: int, rank: int = 0) -> None:
+    """All of a step's randomness follows from (seed, stage, step, rank): there is no random state to save."""
+    key = hash_text(f"{seed}/{stage}/{step}/{rank}")
+    torch.manual_seed(key)
+
+
+def hash_text(text: str) -> int:
+    """A stable 63-bit number for a text (Python's own hash changes from run to run)."""
+    import hashlib
+
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+@contextmanager
+def processes() -> Iterator[tuple[int, int]]:
+    """Join the other processes of `torchrun`, if it started this one. Yields (rank, world_size)."""
+    if "RANK" not in os.environ or dist.is_initialized():
+        yield (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        return
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield dist.get_rank(), dist.get_world_size()
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,239 @@
+"""The training loop: one for every model. `loss, metrics = model(batch, progress)`.
+
+What a step does follows from (seed, stage, step) alone, so a run that was killed and resumed is, bit for bit on a CPU
+with fixed threads, the run that never was. A time limit bends the schedule to the clock and is exempt from that.
+"""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from minigenie.checkpoint import Checkpoints
+from minigenie.data.dataset import write_atomic
+from minigenie.optim import OptimConfig, learning_rate_share, make_optimizers, set_learning_rate
+from minigenie.runtime import Precision, autocast, seed_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """steps: optimizer steps. batch_size: clips a step, over all processes. clip_frames: frames of a clip. accumulate:
+    parts that a batch is cut into to save memory. compile: torch.compile the model. sample_every, save_every: steps
+    between pictures and between checkpoints, of which the last `keep` stay."""
+
+    steps: int
+    batch_size: int
+    clip_frames: int = 16
+    accumulate: int = 1
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    precision: Precision = "auto"
+    compile: bool = False
+    sample_every: int = 1000
+    save_every: int = 1000
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "sample_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.clip_frames < 1:
+            raise ValueError(f"clip_frames is {self.clip_frames}; it must be at least 1")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} does not split into accumulate={self.accumulate} parts")
+
+
+class Interrupted(Exception):
+    """Training was asked to stop (Ctrl-C, SIGTERM) and has saved its state."""
+
+
+class Diverged(ValueError):
+    """The loss is no longer a number."""
+
+
+class Progress(NamedTuple):
+    """What a step tells whoever watches. fraction: of this stage, 0 to 1. seconds: spent on it, over all sittings."""
+
+    stage: str
+    step: int
+    fraction: float
+    seconds: float
+    metrics: dict[str, float]
+
+
+class Sample(NamedTuple):
+    """What a model shows of itself while it trains: numbers, and a picture uint8 [h w 3] or None."""
+
+    metrics: dict[str, float]
+    picture: np.ndarray | None = None
+
+
+def fit(
+    model: nn.Module,
+    batch_of: Callable[[int, int, int], dict[str, Tensor]],
+    config: FitConfig,
+    folder: Path,
+    *,
+    stage: str,
+    seed: int,
+    device: torch.device,
+    max_seconds: float | None = None,
+    sample: Callable[[nn.Module], Sample] | None = None,
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> None:
+    """Train `model` in place, resuming from `folder` what was begun there.
+
+    batch_of(step, part, parts): this process's share of one part of the step's batch. max_seconds: end by then, with
+    the whole schedule run through. Writes folder/metrics.jsonl, folder/samples, folder/checkpoints/STAGE.
+    Raises Interrupted after a signal, Diverged if the loss is not finite: the last good checkpoint stays.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    model.to(device).train()
+    optimizers = make_optimizers(model, config.optim)
+    checkpoints = Checkpoints(folder / "checkpoints" / stage, config.keep)
+    notes = checkpoints.load(model, optimizers)
+    step, seconds = notes.get("step", 0), notes.get("seconds", 0.0)
+    log = MetricsLog(folder / "metrics.jsonl", stage, step, rank)
+    runner: Any = DistributedDataParallel(model, broadcast_buffers=False) if dist.is_initialized() else model
+    if config.compile:
+        runner = torch.compile(runner)
+    began = time.monotonic() - seconds
+    saved = step
+
+    def save() -> None:
+        if rank == 0:
+            checkpoints.save(step, model, optimizers, {"seconds": time.monotonic() - began})
+            log.flush()
+
+    with signals_noted() as stopping:
+        while (fraction := _fraction(step, config.steps, time.monotonic() - began, max_seconds)) < 1:
+            seed_step(seed, stage, step, rank)
+            set_learning_rate(optimizers, config.optim, learning_rate_share(config.optim, step, fraction))
+            losses = []
+            for part in range(config.accumulate):
+                with autocast(device, config.precision):
+                    loss, metrics = runner(batch_of(step, part, config.accumulate), fraction)
+                (loss / config.accumulate).backward()
+                losses.append(loss.detach())
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
+            if not math.isfinite(total := float(torch.stack(losses).mean())) or not math.isfinite(float(norm)):
+                raise Diverged(
+                    f"{stage}: the loss is {total} at step {step}; the last good checkpoint is kept. Start again with "
+                    f"a lower learning rate, such as --set {stage}_fit.optim.lr={config.optim.lr / 3:.1e}"
+                )
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            step += 1
+            if step % LOG_EVERY == 0 or step == 1:
+                numbers = {"loss": total, "grad_norm": float(norm), **{k: float(v) for k, v in metrics.items()}}
+                seconds = time.monotonic() - began
+                log.add(step, fraction, seconds, numbers)
+                watch(Progress(stage, step, fraction, seconds, numbers))
+            if sample and rank == 0 and (step % config.sample_every == 0 or step == 1):
+                _sample(model, sample, folder / "samples" / f"{stage}-{step:08d}.png", log, step, fraction)
+            if step % config.save_every == 0:
+                save()
+                saved = step
+            if stopping():
+                if saved != step:
+                    save()
+                raise Interrupted(f"{stage} stopped at step {step} and is saved; the same command goes on from there")
+    if saved != step:
+        save()
+    watch(Progress(stage, step, 1.0, time.monotonic() - began, {}))
+    model.eval().requires_grad_(False)
+
+
+LOG_EVERY = 10
+
+
+def _fraction(step: int, steps: int, seconds: float, max_seconds: float | None) -> float:
+    by_clock = seconds / max_seconds if max_seconds else 0.0
+    return min(1.0, max(step / steps, by_clock))
+
+
+def _sample(
+    model: nn.Module, sample: Callable[[nn.Module], Sample], path: Path, log: "MetricsLog", step: int, fraction: float
+) -> None:
+    from PIL import Image
+
+    model.eval()
+    with torch.no_grad():
+        metrics, picture = sample(model)
+    model.train()
+    log.add(step, fraction, None, metrics)
+    if picture is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+
+
+class MetricsLog:
+    """metrics.jsonl: a line {stage, step, progress, seconds, ...} every few steps. Lines past the step that training
+    resumes from are dropped, so that every step stands there once."""
+
+    def __init__(self, path: Path, stage: str, step: int, rank: int) -> None:
+        self.path, self.stage, self.rank = path, stage, rank
+        self.waiting: list[str] = []
+        if rank == 0 and path.exists():
+            lines = [line for line in read_metrics(path) if line["stage"] != stage or line["step"] <= step]
+            write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def add(self, step: int, progress: float, seconds: float | None, metrics: dict[str, float]) -> None:
+        line: dict[str, Any] = {"stage": self.stage, "step": step, "progress": round(progress, 6)}
+        if seconds is not None:
+            line["seconds"] = round(seconds, 3)
+        line |= {name: float(f"{value:.6g}") for name, value in metrics.items()}
+        self.waiting.append(json.dumps(line) + "\n")
+        self.flush()
+
+    def flush(self) -> None:
+        if self.rank == 0 and self.waiting:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a") as file:
+                file.writelines(self.waiting)
+        self.waiting = []
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line cut short by a kill is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+@contextmanager
+def signals_noted() -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C and SIGTERM do not strike but are noted, so that a step and a save end whole."""
+    noted: list[int] = []
+    if not _in_main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, frame: noted.append(number))
+    try:
+        yield lambda: bool(noted)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()

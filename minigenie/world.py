@@ -1,0 +1,233 @@
+"""The three models joined into a world: give it some frames, then step it with latent actions.
+
+Every committed frame is computed once: dynamics keeps its keys and values (`cached=True`). The naive way, which runs the
+whole clip again for every pass, stays beside it as the reference. The world remembers `context_frames` frames.
+
+Dimensions:  b batch (worlds side by side)   t frames   n patches per frame   h w c a frame
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from minigenie.checkpoint import load_model
+from minigenie.config import from_dict
+from minigenie.dynamics import Dynamics, DynamicsConfig
+from minigenie.lam import LAMConfig, LatentActionModel
+from minigenie.maskgit import SamplingConfig, sample_frame
+from minigenie.nn.patches import count_patches, to_float, to_uint8
+from minigenie.nn.st_transformer import TimeCache
+from minigenie.runtime import pick_device
+from minigenie.tokenizer import TokenizerConfig, VideoTokenizer
+
+FORMAT, VERSION = "minigenie-world", 1
+MODELS = ("tokenizer", "lam", "dynamics")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """The three models, how frames are sampled, and how many past frames the world remembers."""
+
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    lam: LAMConfig = field(default_factory=LAMConfig)
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    context_frames: int = 15
+
+    def __post_init__(self) -> None:
+        if self.context_frames < 1:
+            raise ValueError(f"context_frames is {self.context_frames}; a world must remember at least 1 frame")
+        if self.lam.input == "pixels":
+            count_patches(self.lam.patch, self.tokenizer.frame_size)
+
+    def make_tokenizer(self) -> VideoTokenizer:
+        return VideoTokenizer(self.tokenizer)
+
+    def make_lam(self) -> LatentActionModel:
+        return LatentActionModel(self.lam, self.tokenizer)
+
+    def make_dynamics(self) -> Dynamics:
+        return Dynamics(self.dynamics, self.tokenizer, self.lam.num_actions)
+
+
+class World:
+    """`reset(frames)`, then `step(actions)` as long as you like; b worlds at once. Frames are uint8 on the CPU."""
+
+    def __init__(
+        self,
+        config: WorldConfig,
+        tokenizer: VideoTokenizer,
+        lam: LatentActionModel,
+        dynamics: Dynamics,
+        device: torch.device | str | None = None,
+        fps: float = 10.0,
+    ) -> None:
+        self.config, self.fps = config, fps
+        self.device = device if isinstance(device, torch.device) else pick_device(device)
+        self.tokenizer = tokenizer.to(self.device).eval()
+        self.lam = lam.to(self.device).eval()
+        self.dynamics = dynamics.to(self.device).eval()
+        self._tokens: Tensor | None = None
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | None = None) -> "World":
+        """A world folder, rebuilt from its own config. device: None takes CUDA, MPS or CPU, the first there is.
+
+        Raises FileNotFoundError or ValueError, one line, if a file is missing, damaged or of another version.
+        """
+        folder = Path(folder)
+        values = read_config(folder)
+        config = from_dict(WorldConfig, {name: values[name] for name in CONFIG_KEYS if name in values}, "config.json")
+        models = (
+            load_model(folder / "tokenizer.safetensors", config.make_tokenizer()),
+            load_model(folder / "lam.safetensors", config.make_lam()),
+            load_model(folder / "dynamics.safetensors", config.make_dynamics()),
+        )
+        return cls(config, *models, device=device, fps=float(values.get("fps", 10.0)))
+
+    @property
+    def num_actions(self) -> int:
+        return self.config.lam.num_actions
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        return (*self.config.tokenizer.frame_size, 3)
+
+    @torch.no_grad()
+    def reset(self, frames: UInt8[Tensor, "b t h w c"] | np.ndarray, seed: int = 0, cached: bool = True) -> None:
+        """Begin anew from true frames, uint8 [b t h w c] with t >= 1. seed: of all the sampling that follows."""
+        video = self._check_frames(frames)[:, -self.config.context_frames :]
+        tokens = self._encode(video)
+        no_action = torch.full((len(tokens), 1), self.dynamics.no_action, device=self.device)
+        leading_in = no_action
+        if video.shape[1] > 1:
+            leading_in = torch.cat((no_action, self._infer(video, tokens)), dim=1)
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._cache = TimeCache(self.config.dynamics.transformer.num_blocks) if cached else None
+        self._tokens, self._leading_in, self._index = tokens[:, :0], leading_in[:, :0], 0
+        for i in range(tokens.shape[1]):
+            self._commit(tokens[:, i], leading_in[:, i])
+
+    @torch.no_grad()
+    def step(self, actions: Int[Tensor, " b"] | np.ndarray | list[int]) -> UInt8[Tensor, "b h w c"]:
+        """Imagine the next frame of every world: actions int [b] in 0..num_actions-1 -> frames uint8 [b h w c]."""
+        if self._tokens is None:
+            raise ValueError("the world has no frame to go on from; call reset(frames) first")
+        leading_in = torch.as_tensor(actions, device=self.device)
+        if leading_in.shape != (len(self._tokens),) or leading_in.is_floating_point():
+            raise ValueError(f"actions are {list(leading_in.shape)}; give {len(self._tokens)} integers, one per world")
+        if leading_in.min() < 0 or leading_in.max() >= self.num_actions:
+            raise ValueError(f"actions {leading_in.tolist()} are out of range; use 0 to {self.num_actions - 1}")
+        masked = torch.full_like(self._tokens[:, 0], self.dynamics.mask_id)
+        predict = self._predict_cached if self._cache else self._predict_naive
+        leading_in = leading_in.long()
+        tokens = sample_frame(lambda tokens: predict(tokens, leading_in), masked, self.config.sampling, self._generator)
+        self._commit(tokens, leading_in)
+        return to_uint8(self._decode_last()).cpu()
+
+    def rollout(
+        self,
+        frames: UInt8[Tensor, "b t h w c"] | np.ndarray,
+        actions: Int[Tensor, "b t"] | np.ndarray,
+        seed: int = 0,
+        cached: bool = True,
+    ) -> UInt8[Tensor, "b t h w c"]:
+        """Imagine a frame for every action after the true `frames`. cached=False: the naive reference."""
+        actions = torch.as_tensor(actions)
+        if actions.ndim != 2:
+            raise ValueError(f"actions are {list(actions.shape)}; a rollout takes [worlds, steps]")
+        self.reset(frames, seed, cached)
+        if not actions.shape[1]:
+            return torch.zeros(len(actions), 0, *self.frame_shape, dtype=torch.uint8)
+        return torch.stack([self.step(column) for column in actions.unbind(1)], dim=1)
+
+    @torch.no_grad()
+    def infer_actions(self, frames: UInt8[Tensor, "b t h w c"] | np.ndarray) -> Int[Tensor, "b t-1"]:
+        """The latent actions that lead from each true frame to the next: uint8 [b t h w c] -> int [b t-1]."""
+        video = self._check_frames(frames)
+        if video.shape[1] < 2:
+            raise ValueError("actions lie between frames; give at least 2 of them")
+        return self._infer(video, self._encode(video) if self.config.lam.input == "tokens" else None).cpu()
+
+    def _check_frames(self, frames: Tensor | np.ndarray) -> Tensor:
+        video = torch.as_tensor(frames)
+        if video.ndim != 5 or tuple(video.shape[2:]) != self.frame_shape or video.dtype != torch.uint8:
+            expected = f"uint8 [b t {' '.join(map(str, self.frame_shape))}]"
+            raise ValueError(f"frames are {video.dtype} {list(video.shape)}; this world takes {expected}")
+        if not video.shape[0] or not video.shape[1]:
+            raise ValueError(f"frames are {list(video.shape)}; a world begins with at least one frame")
+        return video.to(self.device)
+
+    def _encode(self, video: Tensor) -> Int[Tensor, "b t n"]:
+        return self.tokenizer.encode(to_float(video))
+
+    def _infer(self, video: Tensor, tokens: Tensor | None) -> Int[Tensor, "b t-1"]:
+        return self.lam.infer(to_float(video) if self.config.lam.input == "pixels" else tokens)
+
+    def _predict_cached(self, tokens: Int[Tensor, "b n"], leading_in: Int[Tensor, " b"]) -> Tensor:
+        return self.dynamics.step(tokens, leading_in, self._index, self._cache)
+
+    def _predict_naive(self, tokens: Int[Tensor, "b n"], leading_in: Int[Tensor, " b"]) -> Tensor:
+        clip = torch.cat((self._tokens, tokens[:, None]), dim=1)
+        leading = torch.cat((self._leading_in, leading_in[:, None]), dim=1)
+        return self.dynamics.logits(clip, leading)[:, -1]
+
+    def _commit(self, tokens: Int[Tensor, "b n"], leading_in: Int[Tensor, " b"]) -> None:
+        """The frame is now the past."""
+        keep = self.config.context_frames
+        if self._cache:
+            self.dynamics.step(tokens, leading_in, self._index, self._cache, commit=True)
+            self._cache.keep_last(keep)
+        self._tokens = torch.cat((self._tokens, tokens[:, None]), dim=1)[:, -keep:]
+        self._leading_in = torch.cat((self._leading_in, leading_in[:, None]), dim=1)[:, -keep:]
+        self._index += 1
+
+    def _decode_last(self) -> Tensor:
+        """The newest frame, in the company that the decoder was trained in."""
+        tokens = self._tokens if self.config.tokenizer.decoder.attend_time else self._tokens[:, -1:]
+        return self.tokenizer.decode(tokens)[:, -1]
+
+
+CONFIG_KEYS = ("tokenizer", "lam", "dynamics", "sampling", "context_frames")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The world's config.json. Raises FileNotFoundError or ValueError, one line."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a world, it has no config.json; make one with `minigenie train`")
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); copy the folder again") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a world's config; give a folder made by `minigenie train`")
+    if values.get("version") != VERSION:
+        raise ValueError(f"{path} has version {values.get('version')!r}, this MiniGenie reads {VERSION}; update one")
+    return values
+
+
+def read_prompt(path: str | Path, frame_shape: tuple[int, int, int]) -> UInt8[Tensor, "1 1 h w c"]:
+    """A picture of any size and mode as a world's first frame: cropped to its shape, scaled, transparency on black.
+
+    Raises FileNotFoundError or ValueError, one line, if there is no such picture.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"prompt {path} does not exist; give a picture (png, jpg, ...)")
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file).convert("RGBA")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise ValueError(f"prompt {path} cannot be read as a picture; save it again as png or jpg") from None
+    black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
+    height, width, _ = frame_shape
+    fitted = ImageOps.fit(Image.alpha_composite(black, picture).convert("RGB"), (width, height), Image.Resampling.BOX)
+    return torch.from_numpy(np.array(fitted))[None, None]

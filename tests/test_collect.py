@@ -1,0 +1,131 @@
+"""Collecting is repeatable and resumable, and every frame is of the level that it says."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from minigenie.data import collect as module
+from minigenie.data.collect import GAMES, action_plan, available, collect
+from minigenie.data.dataset import Dataset
+
+GAMES_HERE = ["toy", pytest.param("coinrun", marks=pytest.mark.skipif(bool(available()), reason=str(available())))]
+SMALL = {"frames": 600, "num_envs": 2, "levels": 3, "mode": "easy", "policy": "explore"}
+
+
+def checksums(dataset: Dataset) -> list[str]:
+    return [shard[key] for shard in dataset.manifest["shards"] for key in ("sha256", "actions_sha256")]
+
+
+@pytest.fixture
+def short_shards(monkeypatch):
+    monkeypatch.setattr(module, "STEPS", 100)
+
+
+@pytest.mark.parametrize("game", GAMES_HERE)
+def test_the_same_call_gives_the_same_frames(tmp_path, short_shards, game):
+    runs = [collect(game, tmp_path / str(workers), workers=workers, **SMALL) for workers in (1, 3)]
+    assert checksums(runs[0]) == checksums(runs[1])
+    assert runs[0].num_frames in range(600, 604)
+    assert len(runs[0].manifest["shards"]) == 3
+    assert checksums(collect(game, tmp_path / "seed", seed=1, **SMALL)) != checksums(runs[0])
+
+
+@pytest.mark.parametrize("game", GAMES_HERE)
+def test_an_episode_shows_the_level_it_says(tmp_path, game):
+    dataset = collect(game, tmp_path / "many", **SMALL, start_level=40)
+    levels = {episode.level_seed for episode in dataset.episodes}
+    assert levels <= {40, 41, 42}
+    assert len(levels) > 1
+    for i, episode in enumerate(dataset.episodes):
+        alone = tmp_path / str(episode.level_seed)
+        only = collect(game, alone, **{**SMALL, "levels": 1, "frames": 2}, start_level=episode.level_seed)
+        np.testing.assert_array_equal(dataset.episode_frames(i)[0], only.episode_frames(0)[0])
+
+
+def test_splits_share_no_level(tmp_path):
+    levels = [
+        {e.level_seed for e in collect("toy", tmp_path / s, split=s, **SMALL).episodes} for s in ("train", "test")
+    ]
+    assert max(levels[0]) < 3
+    assert min(levels[1]) >= 1_000_000
+
+
+def test_a_killed_collection_resumes(tmp_path, short_shards):
+    whole = collect("toy", tmp_path / "whole", **SMALL)
+
+    def kill(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect("toy", tmp_path / "killed", workers=1, progress=kill, **SMALL)
+    with pytest.raises(FileNotFoundError, match="unfinished"):
+        Dataset.open(tmp_path / "killed")
+    seen = []
+    resumed = collect("toy", tmp_path / "killed", progress=lambda *counts: seen.append(counts), **SMALL)
+    assert checksums(resumed) == checksums(whole)
+    assert seen[-1] == (600, 600)
+    assert collect("toy", tmp_path / "killed", **SMALL).manifest == resumed.manifest  # nothing left to do
+
+
+@pytest.mark.parametrize("game", ["coinrun", "toy"])
+def test_explore_runs_right_and_still_does_everything(game):
+    plan = action_plan(game, "explore", 2000, 16, np.random.default_rng(0))
+    names = module.TOY_ACTIONS if game == "toy" else module.PROCGEN_ACTIONS
+    share = {name: (plan == action).mean() for name, action in names.items()}
+    assert min(share.values()) > 0.08
+    assert share["right"] + share["jump-right"] > 2 * (share["left"] + share["jump-left"])
+    held = (plan[1:] == plan[:-1]).mean()
+    assert 0.7 < held < 0.95
+
+
+def test_random_is_uniform_over_all_actions():
+    plan = action_plan("coinrun", "random", 3000, 16, np.random.default_rng(0))
+    np.testing.assert_allclose(np.bincount(plan.ravel(), minlength=15) / plan.size, 1 / 15, atol=0.005)
+
+
+def test_actions_are_those_that_were_played(tmp_path):
+    dataset = collect("toy", tmp_path, **{**SMALL, "frames": 60, "levels": 1})
+    world = module.ToyWorld(1, num_levels=1)
+    for frame, action in zip(dataset.episode_frames(0), dataset.episode_actions(0), strict=True):
+        np.testing.assert_array_equal(world.frames()[0], frame)
+        world.step(np.array([action]))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"game": "pong"}, f"unknown game 'pong'; choose from {', '.join(GAMES)}"),
+        ({"policy": "clever"}, "choose from random, explore"),
+        ({"frames": 0}, "frames is 0, should be at least 1"),
+        ({"levels": 2_000_000}, "levels should stay below 1,000,000"),
+    ],
+)
+def test_impossible_settings_are_explained(tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        collect(out=tmp_path / "out", **{"game": "toy", **wrong})
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_wheel_the_cure_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert "pip install 'minigenie[coinrun]'" in available()
+    with pytest.raises(ValueError, match=r"cannot play coinrun: .* play the game toy"):
+        collect("coinrun", tmp_path / "out")
+
+
+@pytest.mark.skipif(bool(available()) or sys.version_info >= (3, 12), reason="needs Procgen's own library")
+def test_without_a_system_library_the_debian_package_is_named(monkeypatch):
+    def missing(path):
+        raise OSError("libGL.so.1: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(module.ctypes, "CDLL", missing)
+    assert "apt-get install libgl1 libx11-6" in available()
+
+
+@pytest.mark.skipif(bool(available()), reason=str(available()))
+def test_importing_the_games_is_silent():
+    code = "from minigenie.data.collect import _generator; print(_generator('coinrun'))"
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr == ""

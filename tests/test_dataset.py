@@ -1,0 +1,195 @@
+"""A dataset survives kills, notices damage, and serves every window once per epoch."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigenie.data.dataset import Dataset, DatasetWriter, Episode, contact_sheet, sample_batch
+
+LENGTHS = [[9, 4], [], [5, 2, 7], [12]]  # of the episodes of each shard; one shard has nothing to give
+
+
+def writer(folder: Path, **changes) -> DatasetWriter:
+    header = {"frame_size": (8, 6), "fps": 10, "source": "noise", "generator": "test 1", "split": "train"}
+    return DatasetWriter(folder, **{**header, "settings": {"crop": (1, 2)}, **changes})
+
+
+def write_shard(into: DatasetWriter, index: int) -> None:
+    lengths = LENGTHS[index]
+    frames = np.random.default_rng(index).integers(256, size=(sum(lengths), 8, 6, 3), dtype=np.uint8)
+    offsets = np.cumsum([0, *lengths])
+    episodes = [Episode(0, int(o), n, level_seed=index) for o, n in zip(offsets[:-1], lengths, strict=True)]
+    into.write(index, frames, episodes, np.arange(len(frames)) + 100 * index)
+
+
+def make(folder: Path, order=(0, 1, 2, 3)) -> Dataset:
+    new = writer(folder)
+    for index in order:
+        write_shard(new, index)
+    return new.close()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_windows_never_cross_an_episode(tmp_path):
+    dataset = make(tmp_path)
+    lengths = np.concatenate(LENGTHS).astype(int)
+    episode_of = np.repeat(np.arange(len(lengths)), lengths)
+    for length in (1, 4, 12):
+        starts = dataset.windows(length)
+        assert (episode_of[starts] == episode_of[starts + length - 1]).all()
+        assert len(starts) == np.maximum(lengths - length + 1, 0).sum() == len(set(starts.tolist()))
+    with pytest.raises(ValueError, match="longest episode has 12 frames, a window needs 13"):
+        dataset.windows(13)
+
+
+def test_clips_are_slices_of_episodes(tmp_path):
+    dataset = make(tmp_path)
+    frames = np.concatenate([dataset.episode_frames(i) for i in range(len(dataset.episodes))])
+    actions = np.concatenate([dataset.episode_actions(i) for i in range(len(dataset.episodes))])
+    starts = dataset.windows(4)[::-1]
+    index = starts[:, None] + np.arange(4)
+    np.testing.assert_array_equal(dataset.clips(starts, 4), frames[index])
+    np.testing.assert_array_equal(dataset.clip_actions(starts, 4), actions[index[:, :-1]])
+    with pytest.raises(ValueError, match="past the end of its shard"):
+        dataset.clips(np.array([10]), 4)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_every_window_exactly_once_per_epoch(world_size):
+    count, batch_size, epochs = 30, 5, 4
+    steps = range(count * epochs // (batch_size * world_size))
+    share = {"seed": 7, "batch_size": batch_size, "world_size": world_size}
+    seen = [sample_batch(count, step=step, rank=rank, **share) for step in steps for rank in range(world_size)]
+    for epoch in np.concatenate(seen).reshape(epochs, count):
+        assert sorted(epoch) == list(range(count))
+
+
+def test_a_batch_may_span_epochs():
+    whole = sample_batch(4, seed=0, step=0, batch_size=10)
+    assert sorted(whole[:4]) == sorted(whole[4:8]) == [0, 1, 2, 3]
+    parts = [sample_batch(4, seed=0, step=step, batch_size=2) for step in range(5)]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+def test_sampling_depends_on_its_arguments_alone():
+    expected = sample_batch(1000, seed=1, step=12, batch_size=8)
+    sample_batch(1000, seed=2, step=3, batch_size=8)[:] = 0
+    np.testing.assert_array_equal(sample_batch(1000, seed=1, step=12, batch_size=8), expected)
+    assert (sample_batch(1000, seed=2, step=12, batch_size=8) != expected).any()
+
+
+def test_a_killed_writer_resumes_bit_identical(tmp_path):
+    make(tmp_path / "whole")
+    killed = writer(tmp_path / "killed")
+    write_shard(killed, 2)
+    (tmp_path / "killed" / ".shard-00000.npy.tmp").write_bytes(b"half a shard")
+    with pytest.raises(FileNotFoundError, match=r"unfinished .*minigenie collect"):
+        Dataset.open(tmp_path / "killed")
+
+    resumed = writer(tmp_path / "killed")
+    assert [index in resumed for index in range(4)] == [False, False, True, False]
+    for index in (3, 1, 0):
+        write_shard(resumed, index)
+    resumed.close()
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert writer(tmp_path / "killed").finished
+
+
+def test_a_folder_with_other_things_is_refused_and_untouched(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match="other files; choose"):
+        writer(tmp_path)
+    (tmp_path / "manifest.json").rename(tmp_path / "thesis.txt")
+    with pytest.raises(FileExistsError, match="other files; choose"):
+        writer(tmp_path)
+    assert list(contents(tmp_path).values()) == list(before.values())
+
+
+def test_another_dataset_is_not_overwritten(tmp_path):
+    make(tmp_path)
+    with pytest.raises(FileExistsError, match=r"its crop is \[1, 2\], not \[3, 4\]"):
+        writer(tmp_path, settings={"crop": (3, 4)})
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    new = writer(tmp_path / "full")
+    write_shard(new, 0)
+    before = contents(tmp_path / "full")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left on device; make room"):
+            write_shard(new, 2)
+    assert contents(tmp_path / "full") == before
+
+
+@pytest.mark.parametrize("name", ["shard-00002.npy", "actions-00002.npy"])
+def test_damage_is_noticed(tmp_path, name):
+    make(tmp_path)
+    path = tmp_path / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"{name} is damaged .*sha256"):
+        Dataset.open(tmp_path)
+    path.write_bytes(data[:-2])
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        Dataset.open(tmp_path, verify=False)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
+        Dataset.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m.update(format="zip"), "format is 'zip'"),
+        (lambda m: m.update(version=2), "has version 2, this MiniGenie reads 1"),
+        (lambda m: m.pop("fps"), "the manifest lacks fps"),
+        (lambda m: m.update(colour="red"), "the manifest has unknown colour"),
+        (lambda m: m["shards"][0].update(file="../secret.npy"), "should name files of this folder"),
+        (lambda m: m["episodes"][1].update(length=10), "episode 1 .* is outside of its shard"),
+        (lambda m: m["episodes"][1].update(shard=-1), "episode 1 .* is outside of its shard"),
+        (lambda m: m.update(episodes=[]), "at least one"),
+        (lambda m: m.update(frame_size=[8, 8]), r"the manifest says \[13, 8, 8, 3\]"),
+    ],
+)
+def test_a_wrong_manifest_is_explained_in_one_line(tmp_path, edit, message):
+    manifest = make(tmp_path).manifest
+    edit(manifest)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=message) as error:
+        Dataset.open(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_broken_or_missing_manifest(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a dataset, it has no manifest"):
+        Dataset.open(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format":')
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+        Dataset.open(tmp_path)
+
+
+def test_a_dataset_without_episodes_is_an_error(tmp_path):
+    new = writer(tmp_path)
+    write_shard(new, 1)
+    with pytest.raises(ValueError, match="not one usable episode"):
+        new.close()
+
+
+def test_contact_sheet_has_a_row_per_episode(tmp_path):
+    sheet = contact_sheet(make(tmp_path), rows=3, columns=5)
+    assert sheet.shape == (3 * 10 - 2, 5 * 8 - 2, 3)
+    assert (sheet[8:10] == 255).all()
