@@ -56,9 +56,7 @@ class Checkpoints:
     def paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"))
 
-    def save(
-        self, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], notes: dict[str, Any]
-    ) -> None:
+    def save(self, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], notes: dict[str, Any]) -> None:
         tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
         for i, optimizer in enumerate(optimizers):
             for parameter, state in optimizer.state_dict()["state"].items():

@@ -31,7 +31,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         if not separator:
             raise ValueError(f"override {assignment!r} has no value; write it as FIELD=VALUE")
         *parents, last = path.strip().replace("-", "_").split(".")
-        inside = values
+        inside: Any = values
         for name in parents:
             inside = inside.get(name) if isinstance(inside, dict) else None
         if not isinstance(inside, dict) or last not in inside or isinstance(inside[last], dict):
@@ -61,7 +61,9 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         kinds = typing.get_type_hints(kind)
         if unknown := set(value) - set(kinds):
             raise ValueError(f"{where} has no field {sorted(unknown)[0]!r}; it has {', '.join(kinds)}")
-        return kind(**{name: _parse(kinds[name], v, f"{where}.{name}") for name, v in value.items()})
+        return kind(  # type: ignore[operator]
+            **{name: _parse(kinds[name], v, f"{where}.{name}") for name, v in value.items()}
+        )
     if origin is typing.Literal:
         fits = value in arguments
     elif origin is tuple:

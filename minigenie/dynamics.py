@@ -18,18 +18,24 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from minigenie.nn.patches import count_patches
 from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache
 from minigenie.tokenizer import TokenizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicsConfig:
-    """context: see the module's docstring. corrupt: with a clean context, up to this share of a past frame's tokens is
+    """group: side of the square of tokens that share one position of the transformer, dividing the frame's tokens; 2
+    makes a frame four times cheaper. token_dim: width of a token's embedding, of which a position joins group^2.
+    context: see the module's docstring. corrupt: with a clean context, up to this share of a past frame's tokens is
     replaced by random ones, so that the world bears its own mistakes. min_mask: least mask rate of the masked one."""
 
+    group: int = 1
+    token_dim: int = 64
     transformer: STConfig = field(default_factory=lambda: STConfig(num_blocks=12))
     context: Literal["clean", "masked"] = "clean"
     corrupt: float = 0.1
@@ -50,32 +56,45 @@ class Dynamics(nn.Module):
         self.num_codes = tokenizer.quantizer.num_codes
         self.mask_id = self.num_codes
         self.no_action = num_actions  # leads into the first frame
-        dim = config.transformer.dim
-        self.embed_token = nn.Embedding(self.num_codes + 1, dim)
+        self.rows = tokenizer.frame_size[0] // tokenizer.patch
+        num_groups = count_patches(config.group, (self.rows, tokenizer.num_patches // self.rows))
+        dim, joined = config.transformer.dim, config.group**2 * config.token_dim
+        self.embed_token = nn.Embedding(self.num_codes + 1, config.token_dim)
+        self.join = nn.Linear(joined, dim)
         self.embed_action = nn.Embedding(num_actions + 1, dim)
-        self.place = nn.Parameter(0.02 * torch.randn(tokenizer.num_patches, dim))
+        self.place = nn.Parameter(0.02 * torch.randn(num_groups, dim))
         self.transformer = STTransformer(config.transformer)
-        self.head = nn.Linear(dim, self.num_codes)
+        self.part = nn.Linear(dim, joined)
+        self.head = nn.Linear(config.token_dim, self.num_codes)
 
     @torch.no_grad()
     def start_from(self, codebook: Float[Tensor, "k c"]) -> None:
         """Begin with the tokenizer's geometry: codes that look alike start with alike embeddings and logits."""
-        project = torch.randn(codebook.shape[1], self.embed_token.embedding_dim) / math.sqrt(codebook.shape[1])
+        project = torch.randn(codebook.shape[1], self.config.token_dim) / math.sqrt(codebook.shape[1])
         alike = ((codebook - codebook.mean(0)) / codebook.std()).float() @ project
         self.embed_token.weight[:-1] = alike
-        self.head.weight.copy_(alike / self.embed_token.embedding_dim)
+        self.head.weight.copy_(alike / math.sqrt(self.config.token_dim))
         self.head.bias.zero_()
 
-    def _enter(self, tokens: Int[Tensor, "b t n"], actions: Int[Tensor, "b t"]) -> Float[Tensor, "b t n d"]:
-        return self.embed_token(tokens) + self.place + self.embed_action(actions)[:, :, None]
+    def _enter(self, tokens: Int[Tensor, "b t n"], leading_in: Int[Tensor, "b t"]) -> Float[Tensor, "b t g d"]:
+        """Tokens and the actions into their frames, as positions of the transformer: a group of tokens each."""
+        side = self.config.group
+        embedded = rearrange(
+            self.embed_token(tokens), "b t (y p x q) e -> b t (y x) (p q e)", y=self.rows // side, p=side, q=side
+        )
+        return self.join(embedded) + self.place + self.embed_action(leading_in)[:, :, None]
+
+    def _leave(self, hidden: Float[Tensor, "b t g d"]) -> Float[Tensor, "b t n e"]:
+        side = self.config.group
+        return rearrange(self.part(hidden), "b t (y x) (p q e) -> b t (y p x q) e", y=self.rows // side, p=side, q=side)
 
     def _leading_in(self, actions: Int[Tensor, "b t-1"]) -> Int[Tensor, "b t"]:
         """The action that leads into each frame; none leads into the first."""
         return F.pad(actions, (1, 0), value=self.no_action)
 
     def logits(self, tokens: Int[Tensor, "b t n"], leading_in: Int[Tensor, "b t"]) -> Float[Tensor, "b t n k"]:
-        """The naive reference: a whole clip at once. leading_in: the action into each frame, `no_action` for the first."""
-        return self.head(self.transformer(self._enter(tokens, leading_in))).float()
+        """The naive reference: a whole clip at once. leading_in: the action into each frame (`no_action` first)."""
+        return self.head(self._leave(self.transformer(self._enter(tokens, leading_in)))).float()
 
     def step(
         self,
@@ -88,7 +107,8 @@ class Dynamics(nn.Module):
         """One frame, number `index` along time, after those in the cache. With `commit` it joins them."""
         entered = self._enter(tokens[:, None], leading_in[:, None])
         positions = torch.full((1,), index, device=tokens.device)
-        return self.head(self.transformer(entered, positions, cache=cache, commit=commit)[:, 0]).float()
+        hidden = self.transformer(entered, positions, cache=cache, commit=commit)
+        return self.head(self._leave(hidden)[:, 0]).float()
 
     def forward(self, batch: dict[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """batch: "tokens" int [b t n], "actions" int [b t-1] -> loss (cross-entropy of masked tokens), metrics."""
@@ -104,7 +124,7 @@ class Dynamics(nn.Module):
         hide = torch.rand(tokens.shape, device=tokens.device) < rate
         hide[:, 0] = False
         hidden = self.transformer(self._enter(tokens.masked_fill(hide, self.mask_id), leading_in))
-        return hidden[hide], tokens[hide]
+        return self._leave(hidden)[hide], tokens[hide]
 
     def _clean_and_masked(self, tokens: Tensor, leading_in: Tensor) -> tuple[Tensor, Tensor]:
         past, present = tokens[:, :-1], tokens[:, 1:]
@@ -116,7 +136,7 @@ class Dynamics(nn.Module):
             torch.cat((past, present_shown), dim=1), torch.cat((leading_in[:, :-1], leading_in[:, 1:]), dim=1)
         )
         hidden = self.transformer(entered, *two_streams(past.shape[1], tokens.device))
-        return hidden[:, past.shape[1] :][hide], present[hide]
+        return self._leave(hidden[:, past.shape[1] :])[hide], present[hide]
 
 
 def cosine_mask(tokens: Int[Tensor, "b t n"]) -> Bool[Tensor, "b t n"]:

@@ -50,6 +50,7 @@ class LAMConfig:
     def num_actions(self) -> int:
         return self.quantizer.num_codes
 
+
 class LatentActionModel(nn.Module):
     """`infer(video) -> actions`, the integers that lead from each frame to the next."""
 
@@ -75,7 +76,7 @@ class LatentActionModel(nn.Module):
         self.head = nn.Linear(config.decoder.dim, values)
 
     def _see(self, video: Tensor) -> Tensor:
-        """Frames [b t h w c] or tokens [b t n], as patches [b t n values] or tokens [b t n], cut into pairs if asked."""
+        """Frames [b t h w c] as patches [b t n values], or tokens [b t n] as they are; cut into pairs if asked."""
         if self.config.input == "pixels":
             video = patchify(video - 0.5, self.config.patch)
         if self.config.pairs:

@@ -5,6 +5,7 @@ orthogonalised momentum (Jordan 2024; Newton-Schulz, float32 here because bf16 i
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,7 +67,7 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], config: OptimConf
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrices are made orthogonal before each step; matrices of one shape go through together."""
 
-    def __init__(self, params: list[Tensor], weight_decay: float) -> None:
+    def __init__(self, params: Sequence[Tensor], weight_decay: float) -> None:
         super().__init__(params, {"lr": 0.0, "weight_decay": weight_decay, "momentum": 0.95})
 
     @torch.no_grad()

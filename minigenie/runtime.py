@@ -1,9 +1,10 @@
 """What a run stands on, each decided once: device, precision, seed, processes."""
 
+import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import ContextManager, Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,7 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 
-def autocast(device: torch.device, precision: Precision) -> ContextManager:
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
     """bfloat16 matmuls over float32 weights. "auto": on CUDA; on CPUs it costs more than it gives at small sizes."""
     if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
         return torch.autocast(device.type, torch.bfloat16)
@@ -40,8 +41,6 @@ def seed_step(seed: int, stage: str, step: int, rank: int = 0) -> None:
 
 def hash_text(text: str) -> int:
     """A stable 63-bit number for a text (Python's own hash changes from run to run)."""
-    import hashlib
-
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 

@@ -7,6 +7,7 @@ with fixed threads, the run that never was. A time limit bends the schedule to t
 import json
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ class FitConfig:
             raise ValueError(f"batch_size {self.batch_size} does not split into accumulate={self.accumulate} parts")
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Training was asked to stop (Ctrl-C, SIGTERM) and has saved its state."""
 
 
@@ -220,7 +221,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def signals_noted() -> Iterator[Callable[[], bool]]:
     """Inside, Ctrl-C and SIGTERM do not strike but are noted, so that a step and a save end whole."""
     noted: list[int] = []
-    if not _in_main_thread():
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
         yield lambda: False
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -231,9 +232,3 @@ def signals_noted() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _in_main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()

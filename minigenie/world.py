@@ -1,13 +1,14 @@
 """The three models joined into a world: give it some frames, then step it with latent actions.
 
-Every committed frame is computed once: dynamics keeps its keys and values (`cached=True`). The naive way, which runs the
-whole clip again for every pass, stays beside it as the reference. The world remembers `context_frames` frames.
+Every committed frame is computed once: dynamics keeps its keys and values (`cached=True`). The naive way, which runs
+the whole clip again for every pass, stays beside it as the reference. The world remembers `context_frames` frames.
 
 Dimensions:  b batch (worlds side by side)   t frames   n patches per frame   h w c a frame
 """
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ class World:
         self.tokenizer = tokenizer.to(self.device).eval()
         self.lam = lam.to(self.device).eval()
         self.dynamics = dynamics.to(self.device).eval()
-        self._tokens: Tensor | None = None
+        self._tokens = self._leading_in = torch.empty(0)  # the context, once there is one
+        self._cache: TimeCache | None = None
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> "World":
@@ -117,7 +119,7 @@ class World:
     @torch.no_grad()
     def step(self, actions: Int[Tensor, " b"] | np.ndarray | list[int]) -> UInt8[Tensor, "b h w c"]:
         """Imagine the next frame of every world: actions int [b] in 0..num_actions-1 -> frames uint8 [b h w c]."""
-        if self._tokens is None:
+        if not len(self._tokens):
             raise ValueError("the world has no frame to go on from; call reset(frames) first")
         leading_in = torch.as_tensor(actions, device=self.device)
         if leading_in.shape != (len(self._tokens),) or leading_in.is_floating_point():
@@ -125,9 +127,8 @@ class World:
         if leading_in.min() < 0 or leading_in.max() >= self.num_actions:
             raise ValueError(f"actions {leading_in.tolist()} are out of range; use 0 to {self.num_actions - 1}")
         masked = torch.full_like(self._tokens[:, 0], self.dynamics.mask_id)
-        predict = self._predict_cached if self._cache else self._predict_naive
         leading_in = leading_in.long()
-        tokens = sample_frame(lambda tokens: predict(tokens, leading_in), masked, self.config.sampling, self._generator)
+        tokens = sample_frame(partial(self._predict, leading_in), masked, self.config.sampling, self._generator)
         self._commit(tokens, leading_in)
         return to_uint8(self._decode_last()).cpu()
 
@@ -153,7 +154,7 @@ class World:
         video = self._check_frames(frames)
         if video.shape[1] < 2:
             raise ValueError("actions lie between frames; give at least 2 of them")
-        return self._infer(video, self._encode(video) if self.config.lam.input == "tokens" else None).cpu()
+        return self._infer(video, self._encode(video)).cpu()
 
     def _check_frames(self, frames: Tensor | np.ndarray) -> Tensor:
         video = torch.as_tensor(frames)
@@ -167,21 +168,20 @@ class World:
     def _encode(self, video: Tensor) -> Int[Tensor, "b t n"]:
         return self.tokenizer.encode(to_float(video))
 
-    def _infer(self, video: Tensor, tokens: Tensor | None) -> Int[Tensor, "b t-1"]:
+    def _infer(self, video: Tensor, tokens: Tensor) -> Int[Tensor, "b t-1"]:
         return self.lam.infer(to_float(video) if self.config.lam.input == "pixels" else tokens)
 
-    def _predict_cached(self, tokens: Int[Tensor, "b n"], leading_in: Int[Tensor, " b"]) -> Tensor:
-        return self.dynamics.step(tokens, leading_in, self._index, self._cache)
-
-    def _predict_naive(self, tokens: Int[Tensor, "b n"], leading_in: Int[Tensor, " b"]) -> Tensor:
+    def _predict(self, leading_in: Int[Tensor, " b"], tokens: Int[Tensor, "b n"]) -> Tensor:
+        """Logits of the next frame, of which `tokens` are filled in so far."""
+        if self._cache is not None:
+            return self.dynamics.step(tokens, leading_in, self._index, self._cache)
         clip = torch.cat((self._tokens, tokens[:, None]), dim=1)
-        leading = torch.cat((self._leading_in, leading_in[:, None]), dim=1)
-        return self.dynamics.logits(clip, leading)[:, -1]
+        return self.dynamics.logits(clip, torch.cat((self._leading_in, leading_in[:, None]), dim=1))[:, -1]
 
     def _commit(self, tokens: Int[Tensor, "b n"], leading_in: Int[Tensor, " b"]) -> None:
         """The frame is now the past."""
         keep = self.config.context_frames
-        if self._cache:
+        if self._cache is not None:
             self.dynamics.step(tokens, leading_in, self._index, self._cache, commit=True)
             self._cache.keep_last(keep)
         self._tokens = torch.cat((self._tokens, tokens[:, None]), dim=1)[:, -keep:]

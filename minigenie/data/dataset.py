@@ -135,7 +135,9 @@ class DatasetWriter:
                 "frames": len(frames),
                 "sha256": write_atomic(self.folder / file, *npy_parts(frames)),
                 "actions": None if actions is None else actions_file,
-                "actions_sha256": None if actions is None else write_atomic(self.folder / actions_file, *npy_parts(actions)),
+                "actions_sha256": None
+                if actions is None
+                else write_atomic(self.folder / actions_file, *npy_parts(actions)),
             }
         entry = {"shard": shard, "episodes": [[e.offset, e.length, e.level_seed, e.source] for e in episodes]}
         write_atomic(self._sidecar(index), _to_json(entry))

@@ -1,15 +1,14 @@
-"""Video files in, one dataset of uncut takes out: `ingest`. One file, all of its frames: `read_video`.
+"""Video files in, one dataset of uncut takes out: `ingest`. All frames of one file: `read_video`.
 
-Every file is streamed: decoded packet by packet, thinned to `fps`, each kept frame scaled at once, each finished take
-handed on. An hour of full HD needs no more memory than a minute, and a damaged file gives whatever still decodes.
+Files are streamed: decoded packet by packet, thinned to `fps`, each kept frame scaled at once, each finished take
+handed on. An hour of full HD needs no more memory than a few minutes, and a damaged file gives whatever still decodes.
 
-- Time: for each 1/fps second, the frame nearest to it. None is ever repeated, since that would teach a world to stand still:
-  a video slower than `fps` keeps every frame once, at its own pace, and its row says so.
-- Cuts: a take ends where a frame matches nothing near it in the frame before. 16x16 thumbnails are compared at all shifts up
-  to 4 cells; the best match must still differ by 12 of 255 on average, and by 4 times the running level of that difference.
-  The shifts tell fast scrolling from a cut: on seven Procgen games with known resets they halved the errors, to 6 false
-  cuts in 25,000 frames and 6 % of the resets missed, mostly between levels that look alike.
-- Stillness: frames that stay within 8 of 255 of one frame, in all cells of a 32x32 thumbnail, for over a second are dropped.
+- Time: for each 1/fps second the frame nearest to it. None is ever repeated, since that would teach a world to stand
+  still: a video slower than `fps` keeps every frame once, at its own pace, and its row says so.
+- Cuts: a take ends where a frame matches nothing near it in the frame before. Thumbnails of 16x16 are compared at all
+  shifts up to 4; the best match must still differ by 12 of 255 on average, and by 4 times the running level of that.
+  The shifts tell scrolling from a cut.
+- Stillness: frames within 8 of 255 of one frame, in all cells of a 32x32 thumbnail, for over a second are dropped.
 
 Dimensions:  t frames   h height   w width
 """
@@ -20,22 +19,32 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
 from av.video.reformatter import ColorRange, Interpolation
+from av.video.stream import VideoStream
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode, write_atomic
 
-EXTENSIONS = tuple(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+EXTENSIONS = ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv"
+KNOWN_STARTS = b"ftyp", b"\x1aE\xdf\xa3", b"RIFF", b"GIF8", b"FLV", b"OggS"  # of files that are, or were, video
 CUT_DIFFERENCE, CUT_RATIO, CUT_SHIFT = 12, 4, 4
 STILL_DIFFERENCE, STILL_SECONDS = 8, 1.0
+MAX_FAULTS = 100  # in reading one file, before giving up on the rest of it
+COLOR_SPACES, UNSPECIFIED = {0, 1, 2, 4, 5, 6, 7, 9}, 2  # that libswscale converts; it refuses the rare others
+EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT  # the same pixels on every machine
 SHARD_FRAMES, SHARD_BYTES, SHARDS_PER_VIDEO = 8192, 2**27, 10_000
-LOG = "videos.jsonl"  # a row per finished video: how a killed ingest knows where it was, and where the frames came from
+LOG = "videos.jsonl"  # a row per finished video: where a killed ingest goes on, and where the frames came from
 
 
 class Video(NamedTuple):
@@ -60,7 +69,7 @@ class Row(NamedTuple):
 
 
 class IngestResult(NamedTuple):
-    """`test_dataset` is None if nothing is held out: `split` is 0, or there is no second video, no take of two windows."""
+    """`test_dataset` is None if nothing is held out: `split` is 0, or no other video or take was long enough to."""
 
     dataset: Dataset
     test_dataset: Dataset | None
@@ -80,20 +89,17 @@ class _Unreadable(ValueError):
 
 
 def read_video(path: str | Path, *, size: int | tuple[int, int], fps: float, fit: str = "crop") -> Video:
-    """All frames of a file at `fps` frames per second, scaled to `size` pixels: (height, width), or one number for both.
+    """All frames of a file at `fps` frames per second, in `size` pixels: (height, width), or one number for both.
 
     `fit` "crop" fills the frame and cuts off what sticks out, "letterbox" shows everything between black bars.
     ValueError with the reason if the file has no usable video, FileNotFoundError if there is no such file.
     """
-    path = Path(path)
-    if not path.exists():
+    if not Path(path).exists():
         raise FileNotFoundError(f"{path} does not exist; name a video file")
     height_width = _checked(size, fps, fit)
     try:
-        reader = _Reader(path, height_width, fps, fit)
+        reader = _Reader(Path(path), height_width, fps, fit)
         frames = [frame for frame, _ in reader]
-        if not frames:
-            raise _Unreadable("truncated before the first frame")
     except _Unreadable as reason:
         raise ValueError(f"{path}: {reason}") from None
     return Video(np.stack(frames), reader.damage())
@@ -102,16 +108,16 @@ def read_video(path: str | Path, *, size: int | tuple[int, int], fps: float, fit
 def find_videos(paths: Iterable[str | Path]) -> list[Path]:
     """Files named in `paths`, whatever their extension, and videos anywhere in folders named there; sorted, each once.
 
-    In folders `EXTENSIONS` count, hidden files do not. FileNotFoundError if a path is missing.
+    In folders, files count that end in one of `EXTENSIONS` and are not hidden. FileNotFoundError if a path is missing.
     """
-    found = set()
+    found: set[Path] = set()
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; name video files, or folders of them")
         inside = path.rglob("*") if path.is_dir() else ()
-        found |= {p for p in inside if p.suffix.lower() in EXTENSIONS and p.name[0] != "." and p.is_file()}
-        found |= set() if path.is_dir() else {path}
-    return sorted({path.absolute() for path in found})
+        videos = (p for p in inside if p.suffix.lower() in EXTENSIONS.split() and p.name[0] != "." and p.is_file())
+        found.update(p.absolute() for p in (videos if path.is_dir() else [path]))
+    return sorted(found)
 
 
 def ingest(
@@ -125,10 +131,10 @@ def ingest(
     min_frames: int = 16,
     progress: Callable[[float, int, str], None] | None = None,
 ) -> IngestResult:
-    """Turn videos and folders of videos into the dataset `out`; `split` is the share to hold out, into `<out>-test`.
+    """Turn videos and folders of videos into the dataset `out`; the share `split` is held out, into `<out>-test`.
 
-    Takes shorter than `min_frames` (one training window) are left out. Whole videos are held out, chosen by a hash of their
-    names; where `split` comes to less than one video, the last part of long takes instead. After a kill the same call
+    Takes shorter than `min_frames` (one training window) are left out. Whole videos are held out, chosen by a hash of
+    their names; where `split` comes to less than one video, the last part of long takes. After a kill the same call
     goes on where it was and ends with the same bytes. `progress(done, total, name)` counts videos, `done` in fractions.
 
     NoUsableVideo, and nothing left on disk, if no file gives a take; FileNotFoundError for a missing path;
@@ -141,23 +147,368 @@ def ingest(
     videos = find_videos(paths)
     if not videos:
         where = ", ".join(map(str, paths)) or "an empty list of paths"
-        raise NoUsableVideo(f"no video in {where}; files in folders should end in {' '.join(EXTENSIONS)}", [])
+        raise NoUsableVideo(f"no video in {where}; files in folders should end in {EXTENSIONS}", [])
     root = os.path.commonpath([video.parent for video in videos])
     names = [video.relative_to(root).as_posix() for video in videos]
-    header = _header(videos, names, height_width, fps, fit, split, min_frames)
+    listing = "\n".join(f"{name} {video.stat().st_size}" for name, video in zip(names, videos, strict=True))
+    digest = hashlib.sha256(listing.encode()).hexdigest()[:12]
+    header: dict[str, Any] = {
+        "frame_size": height_width,
+        "fps": float(fps),
+        "source": "video",
+        "generator": f"minigenie ingest, av {av.__version__}",
+        "settings": {
+            "videos": f"{len(videos)} files with listing {digest}",
+            "fit": fit,
+            "held_out": split,
+            "min_frames": min_frames,
+        },
+    }
+
+    def report(done: int, name: str, share: float) -> None:
+        if progress:
+            progress(done + share, len(videos), name)
 
     out, test_out = Path(out), Path(f"{out}-test")
     train = DatasetWriter(out, **header, split="train")
     rows = _read_log(out / LOG)
     if train.finished:
-        return IngestResult(train.close(), Dataset.open(test_out) if test_out.exists() else None, _sorted(rows))
+        return IngestResult(train.close(), Dataset.open(test_out) if test_out.exists() else None, sorted(rows))
     test = DatasetWriter(test_out, **header, split="test") if split else None
 
-    num_held_out = round(split * len(videos))
     order = list(range(len(videos)))
-    if num_held_out:
+    num_test_videos = round(split * len(videos))
+    if num_test_videos:
         order.sort(key=lambda i: hashlib.sha256(names[i].encode()).digest())
-    shard_frames = max(2 * min_frames, min(SHARD_FRAMES, SHARD_BYTES // (3 * math.prod(height_width))))
-    done = {row.file for row in rows}
-    for position, i in enumerate(order):
-        ...
+    max_frames = max(2 * min_frames, min(SHARD_FRAMES, SHARD_BYTES // (3 * math.prod(height_width))))
+    for i in order[len(rows) :]:
+        train_shards, test_shards = (_Shards(writer, i, names[i], max_frames) for writer in (train, test))
+        num_test_frames = _hold_out(rows, split, num_test_videos, min_frames)
+        try:
+            reader = _Reader(videos[i], height_width, fps, fit, partial(report, len(rows), names[i]))
+            for take in _takes(reader, fps, min_frames, max_frames):
+                num_train_frames = len(take) - num_test_frames(len(take))
+                train_shards.add(take[:num_train_frames])
+                test_shards.add(take[num_train_frames:])
+            row = _row(names[i], reader, train_shards, test_shards, min_frames)
+        except _Unreadable as reason:
+            row = Row(names[i], "skipped", 0, 0, str(reason))
+        train_shards.flush()
+        test_shards.flush()
+        rows.append(row)
+        _append_to_log(out / LOG, row)
+    report(len(videos), names[-1], 0.0)
+
+    if not any(row.episodes for row in rows):
+        for writer in filter(None, (train, test)):
+            shutil.rmtree(writer.folder)
+        first = min(rows)
+        raise NoUsableVideo(f"none of {len(rows)} files can be used; {first.file}: {first.reason}", sorted(rows))
+    has_test = any(row.test_frames for row in rows)
+    if test and not has_test:
+        shutil.rmtree(test_out)
+    test_dataset = test.close() if test and has_test else None  # first, so that a finished `out` says that both are
+    return IngestResult(train.close(), test_dataset, sorted(rows))
+
+
+def _checked(size: int | tuple[int, int], fps: float, fit: str) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise ValueError(f"size should be positive, one number or (height, width), got {size}")
+    if not 0 < fps < math.inf:
+        raise ValueError(f"fps should be a positive number of frames per second, got {fps}")
+    if fit not in ("crop", "letterbox"):
+        raise ValueError(f'fit should be "crop" or "letterbox", got {fit!r}')
+    return height, width
+
+
+def _read_log(path: Path) -> list[Row]:
+    """Rows of the finished videos. A last line that a kill cut short is taken off the file."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith(b"\n"):
+        write_atomic(path, *lines[:-1])
+        lines.pop()
+    return [Row(**json.loads(line)) for line in lines]
+
+
+def _append_to_log(path: Path, row: Row) -> None:
+    with open(path, "ab") as log:
+        log.write(json.dumps(row._asdict()).encode() + b"\n")
+        log.flush()
+        os.fsync(log.fileno())
+
+
+def _hold_out(rows: list[Row], split: float, num_videos: int, min_frames: int) -> Callable[[int], int]:
+    """How many frames to hold out at the end of a take of given length, given the videos before it.
+
+    With `num_videos`, whole videos: the first usable one is for training, the next ones are held out. Otherwise, the
+    share `split` in tails of a window or more, of takes that leave as much for training.
+    """
+    if num_videos:
+        has_train, num_held_out = any(r.frames > r.test_frames for r in rows), sum(r.test_frames > 0 for r in rows)
+        return lambda length: length if has_train and num_held_out < num_videos else 0
+    owed = split * sum(row.frames for row in rows) - sum(row.test_frames for row in rows)
+
+    def tail(length: int) -> int:
+        nonlocal owed
+        owed += split * length
+        count = min(max(int(owed), min_frames), length - min_frames) if owed > 0 and length >= 2 * min_frames else 0
+        owed -= count
+        return count
+
+    return tail
+
+
+class _Shards:
+    """Packs takes of one video into shards of at most `max_frames`; what a killed run wrote already stays."""
+
+    def __init__(self, writer: DatasetWriter | None, video: int, name: str, max_frames: int):
+        self.writer, self.index, self.name, self.max_frames = writer, video * SHARDS_PER_VIDEO, name, max_frames
+        self.takes: list[np.ndarray] = []
+        self.num_frames = self.num_takes = 0
+
+    def add(self, take: np.ndarray) -> None:
+        if sum(map(len, self.takes)) + len(take) > self.max_frames:
+            self.flush()
+        if len(take):
+            self.takes.append(take)
+            self.num_frames += len(take)
+            self.num_takes += 1
+
+    def flush(self) -> None:
+        if self.writer and self.takes:
+            if self.index not in self.writer:
+                offsets = np.cumsum([0, *map(len, self.takes)]).tolist()
+                at = zip(offsets, map(len, self.takes), strict=False)
+                episodes = [Episode(self.index, offset, length, source=self.name) for offset, length in at]
+                self.writer.write(self.index, np.concatenate(self.takes), episodes)
+            self.index += 1
+            self.takes.clear()
+
+
+def _row(name: str, reader: "_Reader", train: _Shards, test: _Shards, min_frames: int) -> Row:
+    frames, damage = train.num_frames + test.num_frames, reader.damage()
+    reasons = [damage] if damage else []
+    if reader.num_given < min_frames:
+        reasons.append(f"{reader.num_given} frames at {reader.fps:g} per second, a take needs {min_frames}")
+    elif reader.num_given > frames:
+        left_out = f"{reader.num_given - frames} of {reader.num_given} frames left out"
+        reasons.append(f"{left_out}: still, or in takes of fewer than {min_frames}")
+    if reader.rate < 0.9 * reader.fps:
+        reasons.append(f"its {reader.rate:.3g} frames per second are below {reader.fps:g}: each kept once")
+    status = "skipped" if not frames else "partly" if damage else "kept"
+    return Row(name, status, frames, train.num_takes + test.num_takes, "; ".join(reasons), test.num_frames)
+
+
+def _takes(
+    frames: Iterable[tuple[np.ndarray, bool]], fps: float, min_frames: int, max_frames: int
+) -> Iterator[np.ndarray]:
+    """Cut frames [h w 3], each with whether others are missing before it, into takes [t h w 3] of min to max frames."""
+    patience = max(1, round(STILL_SECONDS * fps))
+    take: list[np.ndarray] = []
+    thumbnail = anchor = np.full((32, 32, 3), np.inf, np.float32)
+    level, num_still = 0.0, 0
+    for frame, after_hole in frames:
+        before, thumbnail = thumbnail, _thumbnail(frame)
+        difference, threshold = _difference(before, thumbnail), max(CUT_DIFFERENCE, CUT_RATIO * level)
+        level += (min(difference, threshold) - level) / 8
+
+        num_still = num_still + 1 if np.abs(thumbnail - anchor).max() <= STILL_DIFFERENCE else 0
+        anchor = anchor if num_still else thumbnail
+        is_still = num_still > patience
+        if is_still:
+            del take[-patience:]  # those that waited to see whether they are
+        if is_still or after_hole or difference > threshold or len(take) == max_frames:
+            if len(take) >= min_frames:
+                yield np.stack(take)
+            take = []
+        if not is_still:
+            take.append(frame)
+    if len(take) >= min_frames:
+        yield np.stack(take)
+
+
+def _thumbnail(frame: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(frame).resize((32, 32), Image.Resampling.BOX), np.float32)
+
+
+def _difference(before: np.ndarray, after: np.ndarray) -> float:
+    """Mean absolute difference of two thumbnails [32 32 3] in [0, 255], at the best shift of one against the other."""
+    before, after = (thumbnail.reshape(16, 2, 16, 2, 3).mean((1, 3)) for thumbnail in (before, after))
+    margin = (CUT_SHIFT, CUT_SHIFT)
+    shifted = sliding_window_view(np.pad(after, (margin, margin, (0, 0)), constant_values=np.nan), after.shape)
+    return float(np.nanmean(np.abs(shifted[:, :, 0] - before), axis=(2, 3, 4)).min())
+
+
+class _Reader:
+    """One file. Iterate over it once: frames uint8 [h w 3], each with whether others are missing just before it."""
+
+    def __init__(
+        self,
+        path: Path,
+        height_width: tuple[int, int],
+        fps: float,
+        fit: str,
+        report: Callable[[float], None] = lambda share_read: None,
+    ):
+        self.height_width, self.fps, self.fit, self.report = height_width, fps, fit, report
+        self.container, self.stream, self.lacks_end = _open(path)
+        self.period = 1 / float(self.stream.average_rate or self.stream.guessed_rate or 25)
+        self.declared = _declared_seconds(self.container, self.stream)
+        self.broken = False
+        self.num_given = self.num_lost = self.num_decoded = 0
+        self.end = self.shown = 0.0  # seconds read so far, with and without the holes
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, bool]]:
+        with self.container:
+            total = (self.container.duration or 0) / av.time_base
+            for frame, after_hole in self._sampled():
+                try:
+                    placed = _place(frame, self.stream.sample_aspect_ratio, self.height_width, self.fit)
+                except av.FFmpegError:
+                    self.num_lost += 1
+                    continue
+                self.num_given += 1
+                self.report(min(self.end / total, 1.0) if total > 0 else 0.0)
+                yield placed, after_hole
+        if not self.num_given:
+            raise _Unreadable("truncated before the first frame")
+
+    @property
+    def rate(self) -> float:
+        """Frames per second of the file itself, as far as read."""
+        return self.num_decoded / self.shown if self.shown else math.inf
+
+    def damage(self) -> str | None:
+        """What was lost, once all is read; None if nothing was."""
+        notes = [f"damaged frames left out: {self.num_lost}"] if self.num_lost else []
+        if self.declared and self.end < 0.97 * self.declared - 0.2:
+            notes.append(f"ends after {self.end:.1f} of {self.declared:.1f} s")
+        elif self.lacks_end:
+            notes.append(f"cut off after {self.end:.1f} s")
+        return ", ".join(notes) or None
+
+    def _sampled(self) -> Iterator[tuple[av.VideoFrame, bool]]:
+        """The frames nearest to the ticks of a clock of `fps`, each once."""
+        held, held_time, tick, hole = None, 0.0, -1, False
+        for frame, time, after_hole in self._timed():
+            last_tick = math.floor((held_time + time) / 2 * self.fps)  # the last one nearer to `held` than to `frame`
+            if held is not None and last_tick > tick:
+                yield held, hole
+                tick, hole = last_tick, False
+            held, held_time, hole = frame, time, hole or after_hole
+        if held is not None and math.floor((held_time + self.period / 2) * self.fps) > tick:
+            yield held, hole
+
+    def _timed(self) -> Iterator[tuple[av.VideoFrame, float, bool]]:
+        """Undamaged frames, seconds since the first, and whether others are missing before."""
+        start, time = None, -self.period
+        for frame in self._decoded():
+            self.broken |= frame.is_corrupt
+            if self.broken and (frame.is_corrupt or not frame.key_frame):  # damage spreads up to the next key frame
+                self.num_lost += 1
+                continue
+            start = frame.time if start is None else start
+            before, time = time, 0.0 if frame.time is None or start is None else frame.time - start
+            if time <= before:  # no times, or those of recordings joined without care
+                time = before + self.period
+            hole = self.broken or time - before > max(1.0, 4 * self.period)
+            self.broken = False
+            self.num_decoded += 1
+            self.shown += 0.0 if hole else time - before
+            self.end = time + max(self.period, frame.duration * float(frame.time_base or 0))
+            yield frame, time, hole
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        for packet in self._packets():
+            try:
+                yield from self.stream.decode(packet)
+            except av.FFmpegError:
+                self.broken = True
+                self.num_lost += 1
+
+    def _packets(self) -> Iterator[av.Packet | None]:
+        """All packets, then an empty one that makes the decoder give what it holds. Faults are stepped over."""
+        for _ in range(MAX_FAULTS):
+            try:
+                yield from self.container.demux(self.stream)
+                return
+            except av.FFmpegError:
+                self.broken = True
+                self.num_lost += 1
+        yield None
+
+
+def _open(path: Path) -> tuple[InputContainer, VideoStream, bool]:
+    """Also whether the file lacks the mark that ends its format (GIF's alone is sure to be there)."""
+    try:
+        with open(path, "rb") as file:
+            first = file.read(16)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            last = file.read()
+    except OSError as error:
+        raise _Unreadable(f"cannot be read: {error.strerror}") from None
+    if not first:
+        raise _Unreadable("empty file")
+    try:
+        # "file:" and the whitelist, so that no name, nor playlist inside, makes it open anything else or go online
+        container = av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
+    except av.FFmpegError:
+        was_video = any(magic in first for magic in KNOWN_STARTS)
+        raise _Unreadable("truncated before the first frame" if was_video else "not a video") from None
+    if container.format.name == "tty":  # how it takes a text file
+        raise _Unreadable("not a video")
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not streams:
+        raise _Unreadable("no video stream")
+    streams[0].codec_context.thread_count = 1  # on several, H.264 finds damage by chance or, in slices, never
+    return container, streams[0], container.format.name == "gif" and last != b";"
+
+
+def _declared_seconds(container: InputContainer, stream: VideoStream) -> float | None:
+    """How long the file says its video is; None where that could only be told from what is left of it."""
+    kind, unit = container.format.name, float(stream.time_base or 0)
+    if kind == "avi":
+        return stream.frames * unit
+    if kind.startswith("mov"):
+        return (stream.duration or 0) * unit
+    if kind.startswith("matroska"):
+        with suppress(KeyError, ValueError):  # the whole lasts longer where the sound does
+            hours, minutes, seconds = map(float, stream.metadata["DURATION"].split(":"))
+            return (hours * 60 + minutes) * 60 + seconds
+        return (container.duration or 0) / av.time_base
+    return None
+
+
+def _place(frame: av.VideoFrame, pixel_aspect: Fraction | None, height_width: tuple[int, int], fit: str) -> np.ndarray:
+    """Scale a frame by area averaging, turn it upright, crop or pad it: uint8 [h w 3], full range."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")  # shown at (x xx + y yx, x xy + y yy)
+    xx, xy, _, yx, yy = np.rint(np.frombuffer(matrix, np.int32)[:5] / 65536) if matrix else (1, 0, 0, 0, 1)
+    shape = frame.height, frame.width * float(pixel_aspect or 1)
+    ratios = [t / s for t, s in zip(height_width if xx else height_width[::-1], shape, strict=True)]
+    scale = max(ratios) if fit == "crop" else min(ratios)
+    height, width = (max(1, round(side * scale)) for side in shape)
+    has_alpha = any(component.is_alpha for component in frame.format.components)
+    if frame.colorspace not in COLOR_SPACES:
+        frame.colorspace = UNSPECIFIED
+    image = frame.reformat(
+        width=width,
+        height=height,
+        format="rgba" if has_alpha else "rgb24",
+        interpolation=(Interpolation.AREA if scale < 1 else Interpolation.BICUBIC) | EXACT,
+        dst_color_range=ColorRange.JPEG,
+        threads=1,
+    ).to_ndarray()
+    if has_alpha:  # over black
+        image = (image[..., :3] * (image[..., 3:] / 255) + 0.5).astype(np.uint8)
+    if not xx:
+        image, xx, yy = image.swapaxes(0, 1), yx, xy
+    image = image[:: -1 if yy < 0 else 1, :: -1 if xx < 0 else 1]
+    placed = np.zeros((*height_width, 3), np.uint8)
+    overlap = np.minimum(placed.shape, image.shape)
+    placed[_middle(placed, overlap)] = image[_middle(image, overlap)]
+    return placed
+
+
+def _middle(image: np.ndarray, shape: np.ndarray) -> tuple[slice, ...]:
+    return tuple(slice((side - n) // 2, (side - n) // 2 + n) for side, n in zip(image.shape, shape, strict=True))

@@ -1,4 +1,4 @@
-"""The ST-transformer of Genie (arXiv:2402.15391, fig. 4): attend within a frame, then along time, then one feed-forward.
+"""The ST-transformer of Genie (arXiv:2402.15391, fig. 4): attend within a frame, then along time, one feed-forward.
 
 Cost per frame is linear in t, where attention over all t*n tokens would be quadratic. Nothing computed for a frame
 depends on later frames, so a committed frame never has to be computed again: `TimeCache` keeps its keys and values.
@@ -121,11 +121,12 @@ class STBlock(nn.Module):
             nn.Linear(config.dim, hidden, bias=False), nn.GELU(), nn.Linear(hidden, config.dim, bias=False)
         )
         self.attend_time = config.attend_time
-        for residual in [self.space.out, self.mlp[2]] + ([self.time.out] if config.attend_time else []):
-            nn.init.zeros_(residual.weight)  # a block starts as the identity, so deep stacks bear high learning rates
+        for name, weight in self.named_parameters():
+            if name.endswith(("out.weight", "mlp.2.weight")):
+                nn.init.zeros_(weight)  # a block starts as the identity, so deep stacks bear high learning rates
 
-    def forward(self, x: Float[Tensor, "b t n d"], **time) -> Float[Tensor, "b t n d"]:
-        x = x + self.space(self.norm_space(x))
+    def forward(self, x: Float[Tensor, "b t n d"], places=None, **time) -> Float[Tensor, "b t n d"]:
+        x = x + self.space(self.norm_space(x), angles=places)
         if self.attend_time:
             along_time = self.time(rearrange(self.norm_time(x), "b t n d -> b n t d"), **time)
             x = x + rearrange(along_time, "b n t d -> b t n d")
@@ -160,5 +161,15 @@ class STTransformer(nn.Module):
         angles = rope_angles(positions, self.config.dim // self.config.num_heads)
         for index, block in enumerate(self.blocks):
             past = partial(cache.read, index, commit=commit) if cache is not None else None
-            x = block(x, angles=angles, mask=mask, past=past)
+            x = block(x, places=self._places(x.shape[2]), angles=angles, mask=mask, past=past)
         return self.norm(x)
+
+    def _places(self, n):
+        if not getattr(self, "srope", False):
+            return None
+        side = int(n**0.5)
+        hd = self.config.dim // self.config.num_heads
+        f = 10.0 ** -torch.linspace(0, 1, hd // 4)
+        y = torch.arange(n) // side
+        x = torch.arange(n) % side
+        return torch.cat((y[:, None] * f, x[:, None] * f), 1)

@@ -1,0 +1,359 @@
+"""The commands. Each imports what it runs, when it runs: torch takes seconds, `minigenie --help` should not."""
+
+import errno
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+from tyro.conf import Positional, UseAppendAction
+
+if TYPE_CHECKING:
+    from minigenie.data.dataset import Dataset
+    from minigenie.pipeline import Recipe
+
+
+def demo(
+    out: Path = Path("demo"),
+    minutes: float = 8.0,
+    game: Literal["coinrun", "toy"] = "coinrun",
+    seed: int = 0,
+) -> None:
+    """See it work: collect simple CoinRun footage, train a tiny world, measure it, leave pictures.
+
+    Args:
+        out: Folder for the data, the world, report.json and the pictures. An interrupted demo goes on from there.
+        minutes: Time for everything.
+        game: The toy world needs no extra package.
+        seed: Of all that is random.
+    """
+    from minigenie.demo import run_demo
+
+    run_demo(out, minutes, game, seed)
+
+
+def collect(
+    game: Positional[str],
+    out: Path,
+    frames: int = 100_000,
+    split: Literal["train", "test"] = "train",
+    mode: Literal["easy", "hard"] = "hard",
+    backgrounds: bool = True,
+    themes: bool = True,
+    levels: int = 10_000,
+    start_level: int | None = None,
+    policy: Literal["random", "explore"] = "random",
+    seed: int = 0,
+    num_envs: int = 16,
+) -> None:
+    """Play a game with a policy that looks at nothing, and keep the video.
+
+    Args:
+        game: coinrun, any other Procgen game, or toy.
+        out: Folder for the dataset. An interrupted run goes on from there.
+        frames: How many to collect.
+        split: Which levels: train has those from 0, test those from 1,000,000.
+        mode: Difficulty of the levels.
+        backgrounds: Paint the game's backgrounds; without them they are black.
+        themes: Use all of the game's looks; without, one of each.
+        levels: How many different ones.
+        start_level: The first, if not as the split says.
+        policy: random draws each action anew, as in the paper; explore gets further into the levels.
+        seed: Of the policy and the order of levels.
+        num_envs: Games played side by side.
+    """
+    from minigenie.console import working
+    from minigenie.data.collect import collect as run
+
+    with working(f"collect {game}", "frames") as progress:
+        dataset = run(
+            game, out, frames=frames, split=split, mode=mode, backgrounds=backgrounds, themes=themes, levels=levels,
+            start_level=start_level, policy=policy, seed=seed, num_envs=num_envs, progress=progress,
+        )  # fmt: skip
+    _describe_dataset(dataset)
+
+
+def ingest(
+    paths: Positional[tuple[Path, ...]],
+    out: Path,
+    size: int = 64,
+    fps: float = 10.0,
+    fit: Literal["crop", "letterbox"] = "crop",
+    split: float = 0.0,
+    min_frames: int = 16,
+) -> None:
+    """Turn video files, or folders of them, into a dataset.
+
+    Args:
+        paths: Videos (mp4, webm, mkv, gif, ...) or folders.
+        out: Folder for the dataset. An interrupted run goes on from there.
+        size: Side of the square frames in pixels.
+        fps: Frames a second to keep.
+        fit: crop fills the square and loses the edges; letterbox keeps them and adds black.
+        split: Share of the footage to hold out, in the folder OUT-test.
+        min_frames: Shortest take worth keeping, in frames.
+    """
+    from minigenie.console import table, working
+    from minigenie.data.video import NoUsableVideo
+    from minigenie.data.video import ingest as run
+
+    try:
+        with working("ingest", "videos") as progress:
+            result = run(
+                list(paths), out, size=size, fps=fps, fit=fit, split=split, min_frames=min_frames,
+                progress=lambda done, total, name: progress(done, total),
+            )  # fmt: skip
+    except NoUsableVideo as error:
+        table(["file", "status", "frames", "episodes", "reason"], error.rows)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    table(["file", "status", "frames", "episodes", "reason"], result.rows)
+    for dataset in (result.dataset, result.test_dataset):
+        if dataset is not None:
+            _describe_dataset(dataset)
+
+
+def train(
+    dataset: Positional[Path | None] = None,
+    out: Path | None = None,
+    recipe: str = "tiny",
+    max_steps: int | None = None,
+    max_minutes: float | None = None,
+    save_every: int | None = None,
+    joint: bool | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+    set: UseAppendAction[tuple[str, ...]] = (),
+    dry_run: bool = False,
+) -> None:
+    """Train a world: tokenizer, latent actions, dynamics. On the folder of an earlier run it goes on with that.
+
+    Args:
+        dataset: Folder made by collect or ingest.
+        out: Folder for the run, and the world that comes of it.
+        recipe: tiny (2 CPU cores), coinrun (one 16 GB GPU), or paper.
+        max_steps: At most so many steps in each stage.
+        max_minutes: At most so long for all stages together; schedules end in time.
+        save_every: Steps between checkpoints.
+        joint: Train latent actions and dynamics together, as in the paper.
+        device: cuda, mps or cpu; the best there is by default.
+        seed: Of everything random.
+        set: Change one field of the recipe, as in --set dynamics.transformer.dim=256.
+        dry_run: Print the recipe, its parameters and its memory, and stop.
+    """
+    import dataclasses
+
+    from minigenie.config import override
+    from minigenie.recipes import describe, recipe_named
+
+    chosen = override(recipe_named(recipe), set)
+    if max_steps is not None or save_every is not None:
+        limits = {"steps": max_steps, "save_every": save_every}
+        changes = {name: value for name, value in limits.items() if value is not None}
+        fits = ("tokenizer_fit", "lam_fit", "dynamics_fit")
+        chosen = dataclasses.replace(
+            chosen, **{fit: dataclasses.replace(getattr(chosen, fit), **changes) for fit in fits}
+        )
+    if joint is not None:
+        chosen = dataclasses.replace(chosen, joint=joint)
+    if seed is not None:
+        chosen = dataclasses.replace(chosen, seed=seed)
+    if dry_run:
+        print(describe(chosen))
+        return
+    if dataset is None or out is None:
+        raise ValueError("train needs a dataset and --out; only --dry-run goes without")
+    _train(dataset, out, chosen, max_minutes, device)
+
+
+def _train(folder: Path, out: Path, recipe: "Recipe", max_minutes: float | None, device_name: str | None) -> None:
+    from minigenie.console import training
+    from minigenie.data.dataset import Dataset
+    from minigenie.pipeline import train_world
+    from minigenie.runtime import pick_device, processes
+
+    if max_minutes is not None and not max_minutes > 0:
+        raise ValueError(f"max_minutes is {max_minutes}; give training some time")
+    dataset = Dataset.open(folder)
+    device = pick_device(device_name)
+    with processes(), training() as watcher:
+        max_seconds = max_minutes and max_minutes * 60
+        train_world(dataset, recipe, out, device=device, max_seconds=max_seconds, watcher=watcher)
+    print(f"{out} is a world: minigenie rollout {out} --actions 0,0,1,1 --out clip.gif, or minigenie info {out}")
+
+
+def rollout(
+    world: Positional[Path],
+    prompt: Path | None = None,
+    actions: str = "",
+    out: Path = Path("rollout.mp4"),
+    seed: int = 0,
+    device: str | None = None,
+) -> None:
+    """Imagine a clip from one picture and a list of actions, into an mp4 or gif file.
+
+    Args:
+        world: Folder made by train.
+        prompt: The picture to begin with; the world's first own one by default.
+        actions: Comma-separated numbers, such as 0,0,3,1.
+        out: The file to write, .mp4 or .gif.
+        seed: Of the sampling.
+        device: cuda, mps or cpu; the best there is by default.
+    """
+    import torch
+
+    from minigenie.console import working
+    from minigenie.pictures import save_video
+    from minigenie.world import World, read_prompt
+
+    try:
+        choices = [int(action) for action in actions.split(",") if action.strip()]
+    except ValueError:
+        raise ValueError(f"actions {actions!r} are no comma-separated numbers; write them as 0,0,3,1") from None
+    if not choices:
+        raise ValueError("there are no actions to take; give some, as in --actions 0,0,3,1")
+    if out.suffix not in (".mp4", ".gif"):
+        raise ValueError(f"cannot write {out}; choose a name that ends in .mp4 or .gif")
+    loaded = World.load(world, device)
+    prompts = [prompt] if prompt else sorted((world / "prompts").glob("*.png"))
+    if not prompts:
+        raise FileNotFoundError(f"{world} has no pictures in prompts/; give one with --prompt")
+    start = read_prompt(prompts[0], loaded.frame_shape)
+    loaded.reset(start, seed)
+    frames = [start[0, 0]]
+    with working("rollout", "frames") as progress:
+        for done, action in enumerate(choices, 1):
+            frames.append(loaded.step([action])[0])
+            progress(done, len(choices))
+    print(f"{len(frames)} frames in {save_video(torch.stack(frames), out, loaded.fps)}")
+
+
+def evaluate(
+    world: Positional[Path],
+    dataset: Positional[Path],
+    out: Path | None = None,
+    clips: int = 128,
+    seed: int = 0,
+    device: str | None = None,
+) -> None:
+    """Measure a world on held-out footage: report.json and pictures.
+
+    Args:
+        world: Folder made by train.
+        dataset: Held-out dataset, of levels or videos that the world never saw.
+        out: Folder for report.json and the pictures; the world's own by default.
+        clips: How many clips to measure on.
+        seed: Of the choice of clips and the sampling.
+        device: cuda, mps or cpu; the best there is by default.
+    """
+    from minigenie.console import working
+    from minigenie.data.dataset import Dataset
+    from minigenie.eval.report import draw, summary, write_report
+    from minigenie.eval.report import evaluate as measure
+    from minigenie.world import World
+
+    if clips < 2:
+        raise ValueError(f"clips is {clips}; an interval takes at least 2")
+    loaded, footage = World.load(world, device), Dataset.open(dataset)
+    if footage.frame_size != loaded.frame_shape[:2]:
+        raise ValueError(
+            f"{dataset} has frames of {footage.frame_size[0]}x{footage.frame_size[1]}, {world} imagines "
+            f"{loaded.frame_shape[0]}x{loaded.frame_shape[1]}; ingest with --size {loaded.frame_shape[0]}"
+        )
+    folder = out or world
+    with working("measure", "clips") as progress:
+        report = measure(loaded, footage, clips=clips, seed=seed, watch=progress)
+    pictures = draw(loaded, footage, folder / "pictures", world, seed)
+    write_report(report, folder)
+    print("\n".join(summary(report)))
+    print(f"report        {folder / 'report.json'}")
+    print(f"pictures      {', '.join(map(str, pictures))}")
+
+
+def info(path: Positional[Path] = Path()) -> None:
+    """Say what a folder is: a dataset (with a contact sheet), a run, or a world.
+
+    Args:
+        path: The folder.
+    """
+    from minigenie.data.dataset import MANIFEST, UNFINISHED, Dataset
+
+    if (path / MANIFEST).exists() or (path / UNFINISHED).exists():
+        _describe_dataset(Dataset.open(path))
+    elif (path / "config.json").exists():
+        _describe_run(path)
+    elif path.exists():
+        raise ValueError(f"{path} is neither a dataset nor a run nor a world; give the folder of one")
+    else:
+        raise FileNotFoundError(f"{path} does not exist; give the folder of a dataset, a run or a world")
+
+
+def _describe_dataset(dataset: "Dataset") -> None:
+    from minigenie.data.dataset import contact_sheet
+    from minigenie.pictures import save_picture
+
+    manifest, lengths = dataset.manifest, sorted(episode.length for episode in dataset.episodes)
+    height, width = dataset.frame_size
+    print(f"{dataset.folder}: {dataset.num_frames:,} frames of {height}x{width} at {dataset.fps:g} a second")
+    print(f"source        {manifest['source']} ({manifest['generator']}), split {manifest['split']}")
+    print(f"episodes      {len(lengths):,}, {lengths[0]} to {lengths[-1]} frames, median {lengths[len(lengths) // 2]}")
+    print(f"true actions  {'yes, for evaluation only' if dataset.has_actions else 'none'}")
+    sheet = dataset.folder.with_name(f"{dataset.folder.resolve().name}-contact-sheet.png")
+    print(f"pictures      {save_picture(contact_sheet(dataset), sheet)}")
+
+
+def _describe_run(folder: Path) -> None:
+    import json
+
+    from minigenie.checkpoint import Checkpoints
+    from minigenie.pipeline import STAGES, count_parameters
+    from minigenie.world import World, read_config
+
+    values = read_config(folder)
+    made = [stage for stage in STAGES if (folder / f"{stage}.safetensors").exists()]
+    print(f"{folder}: a {'world' if len(made) == 3 else 'run'}, {values['fps']:g} frames a second")
+    print(f"footage       {values['dataset']['source']} ({values['dataset']['generator']})")
+    for stage in STAGES:
+        saved = Checkpoints(folder / "checkpoints" / stage).paths()
+        state = "trained" if stage in made else f"saved as {saved[-1].stem}" if saved else "not begun"
+        print(f"{stage:<13} {state}")
+    if len(made) == 3:
+        world = World.load(folder, "cpu")
+        sizes = ", ".join(f"{stage} {count_parameters(getattr(world, stage)) / 1e6:.2f} M" for stage in STAGES)
+        print(f"parameters    {sizes}; {world.num_actions} actions, frames {world.frame_shape}")
+    if (folder / "report.json").exists():
+        from minigenie.eval.report import summary
+
+        print("\n".join(summary(json.loads((folder / "report.json").read_text()))))
+
+
+COMMANDS: dict[str, Any] = {
+    "demo": demo,
+    "collect": collect,
+    "ingest": ingest,
+    "train": train,
+    "rollout": rollout,
+    "eval": evaluate,
+    "info": info,
+}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a command. Bad input ends with one line and exit code 2, an interrupt with 130."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="minigenie", description="Turn unlabelled video into a world you can play.", args=args
+        )
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped; the same command goes on from what is saved", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        text = str(error)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and "make room" not in text:
+            text = "the disk is full; make room and run the same command again, it goes on from what is saved"
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What a person sees while something long runs: one line that moves, with rate and time to go."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from minigenie.pipeline import Watcher
+
+QUIET_SECONDS = 10  # between lines where there is no terminal to redraw
+
+
+class Line:
+    """A progress line: redrawn on a terminal, printed every few seconds elsewhere."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.began, self.printed = what, time.monotonic(), time.monotonic()
+        self.first: float | None = None
+        self.console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(None),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+        )
+        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task(what, total=1.0, note="")
+
+    def update(self, fraction: float, note: str = "") -> None:
+        """fraction: done, 0 to 1. The time to go is reckoned from what this sitting has seen."""
+        if self.first is None:
+            self.first = fraction
+        now = time.monotonic()
+        gained = fraction - self.first
+        if gained > 0 and fraction < 1:
+            note = f"{note}, {_clock((now - self.began) * (1 - fraction) / gained)} to go".lstrip(", ")
+        self.bar.update(self.task, completed=fraction, note=note)
+        if not self.console.is_terminal and (now - self.printed > QUIET_SECONDS or fraction >= 1):
+            self.printed = now
+            print(f"{self.what}: {fraction:4.0%}  {note}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def line(what: str) -> Iterator[Line]:
+    it = Line(what)
+    with it.bar:
+        yield it
+
+
+@contextmanager
+def working(what: str, unit: str) -> Iterator[Callable[[float, float], None]]:
+    """A callback (done, total) that shows the rate in `unit` a second and the time to go."""
+    with line(what) as shown:
+        seen: list[float] = []
+
+        def progress(done: float, total: float) -> None:
+            seen.append(done)
+            rate = (done - seen[0]) / max(time.monotonic() - shown.began, 1e-3)
+            note = f"{done:,.0f}/{total:,.0f} {unit}" + (f", {rate:,.0f}/s" if rate >= 1 else "")
+            shown.update(done / max(total, 1), note)
+
+        yield progress
+
+
+@contextmanager
+def training() -> Iterator["Watcher"]:
+    """A watcher that shows every stage of training on a line of its own, and says when the actions collapse."""
+    from minigenie.pipeline import Watcher
+    from minigenie.train import Progress as Step
+
+    lines: dict[str, Line] = {}
+
+    def shown(what: str) -> Line:
+        if what not in lines:
+            for old in lines.values():
+                old.bar.stop()
+            lines[what] = Line(what)
+            lines[what].bar.start()
+        return lines[what]
+
+    def progress(step: Step) -> None:
+        numbers = [f"{name} {value:.3g}" for name, value in step.metrics.items() if name in SHOWN]
+        shown(f"train {step.stage}").update(step.fraction, ", ".join([f"step {step.step}", *numbers]))
+
+    def work(what: str, done: int, total: int) -> None:
+        shown(f"encode {what}").update(done / total, f"{done:,}/{total:,} frames")
+
+    try:
+        yield Watcher(progress, work, lambda text: print(text, file=sys.stderr, flush=True))
+    finally:
+        for each in lines.values():
+            each.bar.stop()
+
+
+SHOWN = ("loss", "psnr", "cross_entropy", "accuracy", "perplexity")
+
+
+def table(columns: list[str], rows: Iterable[Iterable[object]]) -> None:
+    out = Table(*columns, box=None, header_style="bold")
+    for row in rows:
+        out.add_row(*("" if cell is None else str(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 160).print(out)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

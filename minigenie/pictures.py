@@ -1,0 +1,61 @@
+"""Frames as files to look at: PNG grids, GIF and MP4.
+
+Dimensions:  t frames   h w c a frame   H W a whole picture
+"""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+ZOOM = 2  # small frames are hard to see
+
+
+def grid(rows: list[UInt8[Tensor, "t h w c"]]) -> np.ndarray:
+    """Each row's frames side by side, the rows below each other, white gaps of 2 px: uint8 [H W 3]."""
+    padded = [F.pad(row, (0, 0, 1, 1, 1, 1), value=255) for row in rows]
+    return torch.cat([rearrange(row, "t h w c -> h (t w) c") for row in padded]).cpu().numpy()
+
+
+def save_picture(picture: np.ndarray, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _zoomed(picture).save(path)
+    return path
+
+
+def save_video(video: UInt8[Tensor, "t h w c"], path: Path, fps: float) -> Path:
+    """Write `video` as .mp4 (H.264) or .gif, as the path's ending says. ValueError for any other ending."""
+    if path.suffix not in (".mp4", ".gif"):
+        raise ValueError(f"cannot write {path}; choose a name that ends in .mp4 or .gif")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = [_zoomed(frame.numpy()) for frame in video]
+    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
+    if path.suffix == ".gif":
+        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+    else:
+        _write_mp4(frames, temporary, fps)
+    temporary.replace(path)
+    return path
+
+
+def _zoomed(picture: np.ndarray) -> Image.Image:
+    image = Image.fromarray(picture)
+    return image.resize((image.width * ZOOM, image.height * ZOOM), Image.Resampling.NEAREST)
+
+
+def _write_mp4(frames: list[Image.Image], path: Path, fps: float) -> None:
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.width, stream.height = (side // 2 * 2 for side in frames[0].size)  # H.264 wants even sides
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "15"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())

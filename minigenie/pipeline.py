@@ -1,0 +1,364 @@
+"""From a dataset to a world: tokenizer, tokens, latent actions, dynamics. Each stage is skipped when its file is there.
+
+A run's folder is the world's folder: config.json (the whole recipe), metrics.jsonl, samples/, checkpoints/, encoded/,
+and the three models as they are finished.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from minigenie import __version__
+from minigenie.checkpoint import load_model, save_model
+from minigenie.config import to_dict
+from minigenie.data.dataset import Dataset, sample_batch, write_atomic
+from minigenie.dynamics import Dynamics
+from minigenie.encode import encode_actions, encode_tokens
+from minigenie.lam import LatentActionModel
+from minigenie.nn.patches import to_float, to_uint8
+from minigenie.pictures import grid
+from minigenie.tokenizer import VideoTokenizer
+from minigenie.train import FitConfig, Progress, Sample, fit
+from minigenie.world import FORMAT, VERSION, World, WorldConfig, read_config
+
+STAGES = ("tokenizer", "lam", "dynamics")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(WorldConfig):
+    """A world, and how to train it. joint: LAM and dynamics in one model, as in the paper, trained as dynamics_fit
+    says; else the LAM first. shares: of a time limit, for tokenizer, LAM and dynamics."""
+
+    tokenizer_fit: FitConfig
+    lam_fit: FitConfig
+    dynamics_fit: FitConfig
+    joint: bool = False
+    shares: tuple[float, float, float] = (0.25, 0.25, 0.5)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dynamics_fit.clip_frames < 2 or self.lam_fit.clip_frames < 2:
+            raise ValueError("clip_frames of lam_fit and dynamics_fit must be at least 2: actions lie between frames")
+
+
+class Joint(nn.Module):
+    """LAM and dynamics as one model (the paper's second phase): the LAM learns from its own loss alone, dynamics sees
+    the actions it chose as integers, through which no gradient flows back."""
+
+    def __init__(self, lam: LatentActionModel, dynamics: Dynamics) -> None:
+        super().__init__()
+        self.lam, self.dynamics = lam, dynamics
+
+    def forward(self, batch: dict[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+        lam_loss, lam_metrics = self.lam(batch, progress)
+        with torch.no_grad():
+            actions = self.lam.infer(self.lam.video(batch))
+        loss, metrics = self.dynamics({"tokens": batch["tokens"], "actions": actions}, progress)
+        return loss + lam_loss, metrics | {f"lam_{name}": value for name, value in lam_metrics.items()}
+
+
+@dataclass
+class Watcher:
+    """Who looks on: `progress` during training, `work(what, done, total)` between, `say` for one-line news."""
+
+    progress: Callable[[Progress], None] = lambda progress: None
+    work: Callable[[str, int, int], None] = lambda what, done, total: None
+    say: Callable[[str], None] = lambda line: None
+
+
+def train_world(
+    dataset: Dataset,
+    recipe: Recipe,
+    out: Path,
+    *,
+    device: torch.device,
+    max_seconds: float | None = None,
+    watcher: Watcher | None = None,
+) -> World:
+    """Train whatever of the world in `out` is not trained yet. max_seconds: for all stages together, by their shares.
+
+    Raises FileExistsError if `out` holds another run or other things, ValueError if the dataset does not fit.
+    """
+    run = Run(dataset, recipe, out, device, max_seconds, watcher or Watcher())
+    tokenizer = run.tokenizer()
+    tokens = run.tokens(tokenizer)
+    if recipe.joint:
+        lam, dynamics = run.joint(tokenizer, tokens)
+    else:
+        lam = run.lam(tokens)
+        dynamics = run.dynamics(tokenizer, tokens, run.actions(lam, tokens))
+    world = World(recipe, tokenizer, lam, dynamics, device, dataset.fps)
+    if run.rank == 0:
+        finish(world, dataset, out)
+    return world
+
+
+class Run:
+    """One training run in its folder."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        recipe: Recipe,
+        out: Path,
+        device: torch.device,
+        max_seconds: float | None,
+        watcher: Watcher,
+    ) -> None:
+        check_fits(recipe, dataset)
+        self.dataset, self.recipe, self.out, self.device, self.watcher = dataset, recipe, out, device, watcher
+        self.max_seconds = max_seconds
+        self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if self.rank == 0:
+            begin(out, recipe, dataset)
+
+    def tokenizer(self) -> VideoTokenizer:
+        model = self._train("tokenizer", self.recipe.make_tokenizer, self._frames, sample_tokenizer)
+        assert isinstance(model, VideoTokenizer)
+        return model
+
+    def tokens(self, tokenizer: VideoTokenizer) -> np.ndarray:
+        watch = partial(self.watcher.work, "tokens")
+        clip_frames = self.recipe.tokenizer_fit.clip_frames if tokenizer.config.encoder.attend_time else 64
+        return encode_tokens(
+            self.dataset, tokenizer.to(self.device), clip_frames, self.out / "encoded/tokens.npy", watch
+        )
+
+    def lam(self, tokens: np.ndarray) -> LatentActionModel:
+        of_tokens = partial(self._integers, {"tokens": tokens})
+        batch = self._frames if self.recipe.lam.input == "pixels" else of_tokens
+        model = self._train("lam", self.recipe.make_lam, batch, sample_lam)
+        assert isinstance(model, LatentActionModel)
+        return model
+
+    def actions(self, lam: LatentActionModel, tokens: np.ndarray) -> np.ndarray:
+        watch = partial(self.watcher.work, "actions")
+        clip_frames = 64 if self.recipe.lam.pairs else self.recipe.lam_fit.clip_frames
+        path = self.out / "encoded/actions.npy"
+        return encode_actions(self.dataset, lam.to(self.device), tokens, clip_frames, path, watch)
+
+    def dynamics(self, tokenizer: VideoTokenizer, tokens: np.ndarray, actions: np.ndarray) -> Dynamics:
+        def make() -> Dynamics:
+            model = self.recipe.make_dynamics()
+            model.start_from(tokenizer.quantizer.codebook.cpu())
+            return model
+
+        batch = partial(self._integers, {"tokens": tokens, "actions": actions})
+        model = self._train("dynamics", make, batch, partial(sample_dynamics, tokenizer=tokenizer))
+        assert isinstance(model, Dynamics)
+        return model
+
+    def joint(self, tokenizer: VideoTokenizer, tokens: np.ndarray) -> tuple[LatentActionModel, Dynamics]:
+        lam, dynamics = self.recipe.make_lam(), self.recipe.make_dynamics()
+        paths = self.out / "lam.safetensors", self.out / "dynamics.safetensors"
+        if all(path.exists() for path in paths):
+            return load_model(paths[0], lam), load_model(paths[1], dynamics)
+        torch.manual_seed(self.recipe.seed)
+        dynamics.start_from(tokenizer.quantizer.codebook.cpu())
+        model = Joint(lam, dynamics)
+
+        def batch(config: FitConfig, step: int, part: int, parts: int) -> dict[str, Tensor]:
+            return {
+                **self._frames(config, step, part, parts),
+                **self._integers({"tokens": tokens}, config, step, part, parts),
+            }
+
+        self._fit("dynamics", model, batch, lambda model, batch: sample_lam(model.lam, batch), self.recipe.shares[1:])
+        if self.rank == 0:
+            save_model(paths[0], lam)
+            save_model(paths[1], dynamics)
+        return lam, dynamics
+
+    def _train(
+        self, stage: str, make: Callable[[], nn.Module], batch: Callable, sample: Callable[[Any, dict], Sample]
+    ) -> nn.Module:
+        path = self.out / f"{stage}.safetensors"
+        torch.manual_seed(self.recipe.seed)
+        model = make()
+        if path.exists():
+            return load_model(path, model).to(self.device)
+        self._fit(stage, model, batch, sample, self.recipe.shares[STAGES.index(stage) :][:1])
+        if self.rank == 0:
+            save_model(path, model)
+        return model
+
+    def _fit(self, stage: str, model: nn.Module, batch: Callable, sample: Callable, shares: tuple[float, ...]) -> None:
+        config: FitConfig = getattr(self.recipe, f"{stage}_fit")
+        shown = batch(config, 0, 0, config.accumulate)
+        fit(
+            model,
+            partial(batch, config),
+            config,
+            self.out,
+            stage=stage,
+            seed=self.recipe.seed,
+            device=self.device,
+            max_seconds=self.max_seconds and self.max_seconds * sum(shares) / sum(self.recipe.shares),
+            sample=lambda model: sample(model, shown),
+            watch=self.watcher.progress,
+        )
+
+    def _starts(self, config: FitConfig, step: int, part: int, parts: int) -> np.ndarray:
+        """First frames of this process's clips in one part of a batch."""
+        windows = self.dataset.windows(config.clip_frames)
+        mine = sample_batch(
+            len(windows),
+            seed=self.recipe.seed,
+            step=step * parts + part,
+            batch_size=config.batch_size // parts // self.processes,
+            rank=self.rank,
+            world_size=self.processes,
+        )
+        return windows[mine]
+
+    def _frames(self, config: FitConfig, step: int, part: int, parts: int) -> dict[str, Tensor]:
+        starts = self._starts(config, step, part, parts)
+        return {"frames": torch.from_numpy(self.dataset.clips(starts, config.clip_frames)).to(self.device)}
+
+    def _integers(
+        self, arrays: dict[str, np.ndarray], config: FitConfig, step: int, part: int, parts: int
+    ) -> dict[str, Tensor]:
+        """Tokens [b t n] and actions [b t-1] of the same clips."""
+        frames = self._starts(config, step, part, parts)[:, None] + np.arange(config.clip_frames)
+        batch = {"tokens": torch.from_numpy(arrays["tokens"][frames].astype(np.int64)).to(self.device)}
+        if "actions" in arrays:
+            batch["actions"] = torch.from_numpy(arrays["actions"][frames[:, :-1]].astype(np.int64)).to(self.device)
+        return batch
+
+
+def check_fits(recipe: Recipe, dataset: Dataset) -> None:
+    """ValueError if the dataset's frames are not the recipe's, or it has no clip that is long enough."""
+    if dataset.frame_size != recipe.tokenizer.frame_size:
+        here, wanted = ("x".join(map(str, size)) for size in (dataset.frame_size, recipe.tokenizer.frame_size))
+        raise ValueError(
+            f"{dataset.folder} has frames of {here}, the recipe wants {wanted}; ingest with --size "
+            f"{recipe.tokenizer.frame_size[0]}, or --set 'tokenizer.frame_size={list(dataset.frame_size)}'"
+        )
+    for stage in STAGES:
+        dataset.windows(getattr(recipe, f"{stage}_fit").clip_frames)
+
+
+def begin(out: Path, recipe: Recipe, dataset: Dataset) -> None:
+    """Write config.json into a new or empty folder, or see that the one there is of this very run."""
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "minigenie": __version__,
+        "fps": dataset.fps,
+        "dataset": {key: dataset.manifest[key] for key in ("source", "generator", "split", "settings")},
+        **to_dict(recipe),
+    }
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file; choose a folder for the run")
+    if (out / "config.json").exists():
+        there = read_config(out)
+        for key in config:
+            if key != "minigenie" and there.get(key) != config[key]:
+                what = next((f"{key}.{k}" for k in _differing(there.get(key), config[key])), key)
+                raise FileExistsError(f"{out} holds a run with another {what}; choose another folder or delete it")
+    elif out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} already holds other files; choose a new or an empty folder")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / "config.json", json.dumps(config, indent=1).encode())
+
+
+def _differing(there: Any, here: Any) -> list[str]:
+    both = isinstance(there, dict) and isinstance(here, dict)
+    return [key for key in here if there.get(key) != here[key]] if both else []
+
+
+# What each model shows of itself while it trains.
+
+
+def sample_tokenizer(model: VideoTokenizer, batch: dict[str, Tensor]) -> Sample:
+    frames = batch["frames"][:8]
+    decoded = to_uint8(model.decode(model.encode(to_float(frames))))
+    return Sample({}, grid([frames[:, -1], decoded[:, -1]]))
+
+
+def sample_lam(model: LatentActionModel, batch: dict[str, Tensor]) -> Sample:
+    """delta-PSNR of the LAM's own decoder, and the share of transitions of its rarest and commonest action."""
+    actions = model.infer(model.video(batch))
+    share = torch.bincount(actions.flatten(), minlength=model.config.num_actions) / actions.numel()
+    metrics = {
+        "control": float(model.control(batch)),
+        "rarest_action": float(share.min()),
+        "commonest_action": float(share.max()),
+    }
+    if model.config.input == "tokens":
+        return Sample(metrics)
+    frames = batch["frames"][:8]
+    predicted = to_uint8(model.predict_frames(to_float(frames)))
+    return Sample(metrics, grid([frames[:, -2], frames[:, -1], predicted[:, -1]]))
+
+
+def sample_dynamics(model: Dynamics, batch: dict[str, Tensor], tokenizer: VideoTokenizer) -> Sample:
+    """The last frame of some clips, all of it masked and guessed in one pass, beside the truth; and what the action is
+    worth: the cross-entropy with random actions less that with the right ones, in nats."""
+    tokens, actions = batch["tokens"][:8], batch["actions"][:8]
+    leading_in = nn.functional.pad(actions, (1, 0), value=model.no_action)
+    masked = tokens.clone()
+    masked[:, -1] = model.mask_id
+    wrong = leading_in.clone()
+    wrong[:, -1] = torch.randint_like(wrong[:, -1], model.no_action)
+    right, other = (model.logits(masked, leading)[:, -1].flatten(0, 1) for leading in (leading_in, wrong))
+    truth = tokens[:, -1].flatten()
+    value = nn.functional.cross_entropy(other, truth) - nn.functional.cross_entropy(right, truth)
+    guess = torch.cat((tokens[:, :-1], right.argmax(-1).view_as(tokens[:, -1])[:, None]), dim=1)
+    decode = lambda tokens: to_uint8(tokenizer.decode(tokens))[:, -1]  # noqa: E731
+    return Sample({"control": float(value)}, grid([decode(tokens[:, :-1]), decode(tokens), decode(guess)]))
+
+
+# The finished world.
+
+KEYS = "1234567890qwertyuiopasdfghjklzxcvbnm"
+
+
+def finish(world: World, dataset: Dataset, out: Path, prompts: int = 8) -> None:
+    """Add to the world's folder what a player needs: start pictures, the actions' names and keys, a model card."""
+    from PIL import Image
+
+    if (out / "README.md").exists():
+        return
+    (out / "prompts").mkdir(exist_ok=True)
+    chosen = np.random.default_rng(0).permutation(len(dataset.episodes))[:prompts]
+    for number, episode in enumerate(chosen):
+        frames = dataset.episode_frames(int(episode))
+        Image.fromarray(np.asarray(frames[len(frames) // 3])).save(out / "prompts" / f"{number:02d}.png")
+    actions = [{"name": f"action {i}", "key": KEYS[i] if i < len(KEYS) else None} for i in range(world.num_actions)]
+    write_atomic(out / "actions.json", json.dumps(actions, indent=1).encode())
+    write_atomic(out / "README.md", model_card(world, dataset).encode())
+
+
+def model_card(world: World, dataset: Dataset) -> str:
+    height, width, _ = world.frame_shape
+    sizes = ", ".join(f"{name} {count_parameters(getattr(world, name)) / 1e6:.1f} M" for name in STAGES)
+    return f"""# A MiniGenie world
+
+Learned from unlabelled video by [Genie](https://arxiv.org/abs/2402.15391)'s method: frames of {height}x{width},
+{world.num_actions} latent actions, {world.fps:g} frames per second.
+
+- Footage: {dataset.manifest["source"]} ({dataset.manifest["generator"]}), split {dataset.manifest["split"]},
+  {dataset.num_frames:,} frames. Settings: `{json.dumps(dataset.manifest["settings"])}`
+- Parameters: {sizes}
+- Made with MiniGenie {__version__}; `config.json` has the recipe, `metrics.jsonl` the training curves,
+  `report.json` the measurements once `minigenie eval` has run.
+
+Imagine from it: `minigenie rollout . --prompt prompts/00.png --actions 0,0,3,1 --out clip.mp4`
+
+It repeats what it saw and invents the rest; it is no faithful copy of the game. Weights are safetensors.
+"""
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,146 @@
+"""What to train, by name. A recipe is a function that returns a whole, frozen config; a variant replaces
+some of it."""
+
+import json
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from minigenie.config import to_dict
+from minigenie.dynamics import DynamicsConfig
+from minigenie.lam import LAMConfig
+from minigenie.maskgit import SamplingConfig
+from minigenie.nn.patches import count_patches
+from minigenie.nn.quantize import QuantizerConfig
+from minigenie.nn.st_transformer import STConfig, STTransformer
+from minigenie.optim import OptimConfig
+from minigenie.pipeline import Recipe, count_parameters
+from minigenie.tokenizer import TokenizerConfig
+from minigenie.train import FitConfig
+
+
+def tiny() -> Recipe:
+    """64x64 at patch 8 on 2 CPU cores: the whole pipeline in under 10 minutes. docs/results.md has the experiments."""
+    optim = OptimConfig(
+        optimizer="muon", lr=2e-3, muon_lr=0.02, betas=(0.9, 0.95), warmup=50, decay="linear", final_lr=0.05
+    )
+    fit = FitConfig(steps=600, batch_size=32, clip_frames=8, optim=optim, sample_every=100, save_every=100)
+    narrow = STConfig(num_blocks=2, dim=128, num_heads=4)
+    return Recipe(
+        # Without an encoder network a patch's token depends on that patch alone: what stands still keeps its token.
+        tokenizer=TokenizerConfig(
+            patch=8,
+            encoder=replace(narrow, num_blocks=0, attend_time=False),
+            decoder=replace(narrow, num_blocks=4, attend_time=False),
+            quantizer=QuantizerConfig(num_codes=1024, code_dim=32, warmup=0.15),
+        ),
+        tokenizer_fit=replace(fit, clip_frames=1),
+        lam=LAMConfig(
+            patch=16,
+            encoder=narrow,
+            decoder=replace(narrow, attend_time=False),
+            quantizer=QuantizerConfig(num_codes=8, code_dim=32, warmup=0.4),
+        ),
+        lam_fit=replace(fit, batch_size=64, clip_frames=2),
+        dynamics=DynamicsConfig(transformer=STConfig(num_blocks=4, dim=192, num_heads=6)),
+        dynamics_fit=replace(fit, batch_size=8, clip_frames=8),
+        sampling=SamplingConfig(steps=8, temperature=0.5, choice_noise=0.5),
+        context_frames=7,
+    )
+
+
+def coinrun() -> Recipe:
+    """The case study on one 16 GB GPU, tuned: the seed's rows (16 frames, patch 4, 1024 codes, 8 actions, dynamics 12 x
+    512), a LAM on pairs, a clean context."""
+    optim = OptimConfig(lr=1e-4, betas=(0.9, 0.95), warmup=1000, decay="late", final_lr=0.0)
+    fit = FitConfig(steps=100_000, batch_size=48, clip_frames=16, optim=optim, accumulate=4, compile=True)
+    return Recipe(
+        tokenizer=TokenizerConfig(quantizer=QuantizerConfig(num_codes=1024, code_dim=32, warmup=0.02)),
+        tokenizer_fit=fit,
+        lam=LAMConfig(encoder=STConfig(num_blocks=4), decoder=STConfig(num_blocks=4, attend_time=False)),
+        lam_fit=replace(fit, steps=30_000, batch_size=256, clip_frames=2, accumulate=1),
+        dynamics=DynamicsConfig(transformer=STConfig(num_blocks=12)),
+        dynamics_fit=replace(fit, steps=100_000, batch_size=36, accumulate=6),
+        sampling=SamplingConfig(steps=25),
+    )
+
+
+def paper() -> Recipe:
+    """Genie's CoinRun case study, appendix F (arXiv:2402.15391), to the letter where it speaks.
+
+    It gives neither the LAM's patch (16 here, as for its platformers) nor the weights of the losses.
+    """
+    gradient = QuantizerConfig(num_codes=1024, code_dim=32, codebook="gradient")
+    adamw = OptimConfig(lr=3e-4, betas=(0.9, 0.9), weight_decay=1e-4, warmup=10_000, decay="constant")
+    second = replace(adamw, lr=3e-5, warmup=5_000, decay="cosine", final_lr=0.1)
+    tokenizer_fit = FitConfig(steps=300_000, batch_size=48, clip_frames=16, optim=adamw, accumulate=8)
+    dynamics_fit = replace(tokenizer_fit, steps=200_000, batch_size=36, optim=second, accumulate=9)
+    return Recipe(
+        tokenizer=TokenizerConfig(patch=4, quantizer=gradient),
+        tokenizer_fit=tokenizer_fit,
+        lam=LAMConfig(patch=16, pairs=False, quantizer=replace(gradient, num_codes=6)),
+        lam_fit=dynamics_fit,
+        dynamics=DynamicsConfig(transformer=STConfig(num_blocks=12), context="masked", min_mask=0.5),
+        dynamics_fit=dynamics_fit,
+        joint=True,
+        sampling=SamplingConfig(steps=25, temperature=1.0),
+    )
+
+
+RECIPES = {"tiny": tiny, "coinrun": coinrun, "paper": paper}
+
+
+def recipe_named(name: str) -> Recipe:
+    if name not in RECIPES:
+        raise ValueError(f"recipe {name!r} does not exist; choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]()
+
+
+def describe(recipe: Recipe) -> str:
+    """The resolved config, and for each model its parameters and an estimate of the memory that a training step takes:
+    weights, gradients and AdamW's two moments in float32, and the activations that the backward pass needs in bf16."""
+    with torch.device("meta"):
+        models = {"tokenizer": recipe.make_tokenizer(), "lam": recipe.make_lam(), "dynamics": recipe.make_dynamics()}
+    lines = [json.dumps(to_dict(recipe), indent=1), ""]
+    for name, model in models.items():
+        fit: FitConfig = getattr(recipe, f"{name}_fit")
+        clips = fit.batch_size // fit.accumulate
+        frames = 2 * (fit.clip_frames - 1) if _doubled(recipe, name) else fit.clip_frames
+        states = 16 * count_parameters(model) / 2**30
+        saved = sum(
+            _saved_bytes(part, clips, frames, recipe.tokenizer.num_patches if name != "lam" else _lam_patches(recipe))
+            for part in model.modules()
+            if isinstance(part, STTransformer)
+        )
+        lines.append(
+            f"{name:<10} {count_parameters(model) / 1e6:8.2f} M parameters, {fit.steps:,} steps of {fit.batch_size} x "
+            f"{fit.clip_frames} frames, about {states + saved / 2 / 2**30:.1f} GiB ({clips} clips at a time)"
+        )
+    return "\n".join(lines)
+
+
+def _doubled(recipe: Recipe, name: str) -> bool:
+    """Whether a clip's frames run through the model twice: as two streams, or in overlapping pairs."""
+    return (name == "dynamics" and recipe.dynamics.context == "clean") or (name == "lam" and recipe.lam.pairs)
+
+
+def _lam_patches(recipe: Recipe) -> int:
+    pixels = recipe.lam.input == "pixels"
+    return count_patches(recipe.lam.patch if pixels else recipe.tokenizer.patch, recipe.tokenizer.frame_size)
+
+
+def _saved_bytes(transformer: nn.Module, clips: int, frames: int, patches: int) -> int:
+    """Bytes that autograd keeps for the backward pass, in float32, counted on tensors without data."""
+    sizes: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            sizes[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    dim = next(transformer.parameters()).shape[-1]
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        kept = transformer(torch.zeros(clips, frames, patches, dim, requires_grad=True))
+    del kept
+    return sum(sizes.values())
