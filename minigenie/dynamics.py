@@ -22,7 +22,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from minigenie.nn.patches import count_patches
+from minigenie.nn.patches import patch_grid
 from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache
 from minigenie.tokenizer import TokenizerConfig
 
@@ -42,6 +42,8 @@ class DynamicsConfig:
     min_mask: float = 0.5
 
     def __post_init__(self) -> None:
+        if self.group < 1 or self.token_dim < 1:
+            raise ValueError(f"group {self.group} and token_dim {self.token_dim} must be at least 1")
         for name in ("corrupt", "min_mask"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share in [0, 1)")
@@ -56,14 +58,13 @@ class Dynamics(nn.Module):
         self.num_codes = tokenizer.quantizer.num_codes
         self.mask_id = self.num_codes
         self.no_action = num_actions  # leads into the first frame
-        self.rows = tokenizer.frame_size[0] // tokenizer.patch
-        num_groups = count_patches(config.group, (self.rows, tokenizer.num_patches // self.rows))
+        self.grid = patch_grid(config.group, tokenizer.grid)
         dim, joined = config.transformer.dim, config.group**2 * config.token_dim
         self.embed_token = nn.Embedding(self.num_codes + 1, config.token_dim)
         self.join = nn.Linear(joined, dim)
         self.embed_action = nn.Embedding(num_actions + 1, dim)
-        self.place = nn.Parameter(0.02 * torch.randn(num_groups, dim))
-        self.transformer = STTransformer(config.transformer)
+        self.place = nn.Parameter(0.02 * torch.randn(self.grid[0] * self.grid[1], dim))
+        self.transformer = STTransformer(config.transformer, self.grid)
         self.part = nn.Linear(dim, joined)
         self.head = nn.Linear(config.token_dim, self.num_codes)
 
@@ -80,15 +81,15 @@ class Dynamics(nn.Module):
         """Tokens and the actions into their frames, as positions of the transformer: a group of tokens each."""
         side = self.config.group
         embedded = rearrange(
-            self.embed_token(tokens), "b t (y p x q) e -> b t (y x) (p q e)", y=self.rows // side, p=side, q=side
+            self.embed_token(tokens), "b t (y p x q) e -> b t (y x) (p q e)", y=self.grid[0], p=side, q=side
         )
         return self.join(embedded) + self.place + self.embed_action(leading_in)[:, :, None]
 
     def _leave(self, hidden: Float[Tensor, "b t g d"]) -> Float[Tensor, "b t n e"]:
         side = self.config.group
-        return rearrange(self.part(hidden), "b t (y x) (p q e) -> b t (y p x q) e", y=self.rows // side, p=side, q=side)
+        return rearrange(self.part(hidden), "b t (y x) (p q e) -> b t (y p x q) e", y=self.grid[0], p=side, q=side)
 
-    def _leading_in(self, actions: Int[Tensor, "b t-1"]) -> Int[Tensor, "b t"]:
+    def _leading_in(self, actions: Int[Tensor, "b steps"]) -> Int[Tensor, "b steps+1"]:
         """The action that leads into each frame; none leads into the first."""
         return F.pad(actions, (1, 0), value=self.no_action)
 
@@ -146,7 +147,7 @@ def cosine_mask(tokens: Int[Tensor, "b t n"]) -> Bool[Tensor, "b t n"]:
     return (noise < rate[..., None]) | (noise == noise.amin(dim=-1, keepdim=True))  # one at least
 
 
-def two_streams(t: int, device: torch.device) -> tuple[Int[Tensor, " 2t"], Bool[Tensor, "2t 2t"]]:
+def two_streams(t: int, device: torch.device) -> tuple[Int[Tensor, " s"], Bool[Tensor, "s s"]]:
     """Positions and attention along time of clean frames 0..t-1 followed by masked frames 1..t: a clean frame sees the
     clean ones up to itself, a masked frame the clean ones before it and itself."""
     clean = torch.arange(t, device=device)

@@ -19,7 +19,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minigenie.nn.patches import count_patches, patchify, to_float, unpatchify
+from minigenie.nn.patches import patch_grid, patchify, to_float, unpatchify
 from minigenie.nn.quantize import QuantizerConfig, VectorQuantizer
 from minigenie.nn.st_transformer import STConfig, STTransformer
 from minigenie.tokenizer import TokenizerConfig
@@ -61,18 +61,18 @@ class LatentActionModel(nn.Module):
         self.frame_size = tokenizer.frame_size
         pixels = config.input == "pixels"
         patch = config.patch if pixels else tokenizer.patch
-        num_patches = count_patches(patch, tokenizer.frame_size)
+        grid = patch_grid(patch, tokenizer.frame_size)
         values = patch**2 * 3 if pixels else tokenizer.quantizer.num_codes
         make_embed = nn.Linear if pixels else nn.Embedding
         self.encoder_embed = make_embed(values, config.encoder.dim)
-        self.encoder_place = nn.Parameter(0.02 * torch.randn(num_patches, config.encoder.dim))
-        self.encoder = STTransformer(config.encoder)
+        self.encoder_place = nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], config.encoder.dim))
+        self.encoder = STTransformer(config.encoder, grid)
         self.to_code = nn.Linear(config.encoder.dim, config.quantizer.code_dim)
         self.quantizer = VectorQuantizer(config.quantizer)
         self.from_code = nn.Linear(config.quantizer.code_dim, config.decoder.dim)
         self.decoder_embed = make_embed(values, config.decoder.dim)
-        self.decoder_place = nn.Parameter(0.02 * torch.randn(num_patches, config.decoder.dim))
-        self.decoder = STTransformer(config.decoder)
+        self.decoder_place = nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], config.decoder.dim))
+        self.decoder = STTransformer(config.decoder, grid)
         self.head = nn.Linear(config.decoder.dim, values)
 
     def _see(self, video: Tensor) -> Tensor:
@@ -83,12 +83,12 @@ class LatentActionModel(nn.Module):
             video = rearrange([video[:, :-1], video[:, 1:]], "two b t ... -> (b t) two ...")
         return video
 
-    def _actions(self, seen: Tensor) -> Float[Tensor, "b t-1 c"]:
+    def _actions(self, seen: Tensor) -> Float[Tensor, "pairs steps c"]:
         hidden = self.encoder(self.encoder_embed(seen) + self.encoder_place)[:, 1:]
         vectors = self.to_code(hidden.mean(dim=2))
         return F.layer_norm(vectors, vectors.shape[-1:])  # unit variance, so that the noise in its place has a scale
 
-    def _predict(self, past: Tensor, actions: Float[Tensor, "b t c"]) -> Tensor:
+    def _predict(self, past: Tensor, actions: Float[Tensor, "pairs steps c"]) -> Tensor:
         hidden = self.decoder_embed(past) + self.decoder_place + self.from_code(actions)[:, :, None]
         return self.head(self.decoder(hidden))
 
@@ -97,7 +97,7 @@ class LatentActionModel(nn.Module):
             return F.cross_entropy(predicted.flatten(0, -2).float(), seen[:, 1:].flatten())
         return F.mse_loss(predicted.float(), seen[:, 1:])
 
-    def infer(self, video: Tensor) -> Int[Tensor, "b t-1"]:
+    def infer(self, video: Tensor) -> Int[Tensor, "b steps"]:
         """video: frames [b t h w c], float in [0, 1], or tokens [b t n] -> actions [b t-1], 0..num_actions-1."""
         codes = self.quantizer.nearest(self._actions(self._see(video)))
         return codes.view(len(video), -1)

@@ -11,7 +11,6 @@ from minigenie.config import to_dict
 from minigenie.dynamics import DynamicsConfig
 from minigenie.lam import LAMConfig
 from minigenie.maskgit import SamplingConfig
-from minigenie.nn.patches import count_patches
 from minigenie.nn.quantize import QuantizerConfig
 from minigenie.nn.st_transformer import STConfig, STTransformer
 from minigenie.optim import OptimConfig
@@ -23,7 +22,7 @@ from minigenie.train import FitConfig
 def tiny() -> Recipe:
     """64x64 at patch 8 on 2 CPU cores: the whole pipeline in under 10 minutes. docs/results.md has the experiments."""
     optim = OptimConfig(
-        optimizer="muon", lr=2e-3, muon_lr=0.02, betas=(0.9, 0.95), warmup=50, decay="linear", final_lr=0.05
+        optimizer="muon", lr=2e-3, muon_lr=0.02, betas=(0.9, 0.95), warmup=20, decay="linear", final_lr=0.05
     )
     fit = FitConfig(steps=600, batch_size=32, clip_frames=8, optim=optim, sample_every=100, save_every=100)
     narrow = STConfig(num_blocks=2, dim=128, num_heads=4)
@@ -39,12 +38,12 @@ def tiny() -> Recipe:
         lam=LAMConfig(
             patch=16,
             encoder=narrow,
-            decoder=replace(narrow, attend_time=False),
+            decoder=replace(narrow, num_blocks=1, attend_time=False),
             quantizer=QuantizerConfig(num_codes=8, code_dim=32, warmup=0.4),
         ),
         lam_fit=replace(fit, batch_size=64, clip_frames=2),
-        dynamics=DynamicsConfig(transformer=STConfig(num_blocks=4, dim=192, num_heads=6)),
-        dynamics_fit=replace(fit, batch_size=8, clip_frames=8),
+        dynamics=DynamicsConfig(group=2, transformer=STConfig(num_blocks=4, dim=192, num_heads=6)),
+        dynamics_fit=replace(fit, batch_size=4, clip_frames=8),
         sampling=SamplingConfig(steps=8, temperature=0.5, choice_noise=0.5),
         context_frames=7,
     )
@@ -108,11 +107,7 @@ def describe(recipe: Recipe) -> str:
         clips = fit.batch_size // fit.accumulate
         frames = 2 * (fit.clip_frames - 1) if _doubled(recipe, name) else fit.clip_frames
         states = 16 * count_parameters(model) / 2**30
-        saved = sum(
-            _saved_bytes(part, clips, frames, recipe.tokenizer.num_patches if name != "lam" else _lam_patches(recipe))
-            for part in model.modules()
-            if isinstance(part, STTransformer)
-        )
+        saved = sum(_saved_bytes(part, clips, frames) for part in model.modules() if isinstance(part, STTransformer))
         lines.append(
             f"{name:<10} {count_parameters(model) / 1e6:8.2f} M parameters, {fit.steps:,} steps of {fit.batch_size} x "
             f"{fit.clip_frames} frames, about {states + saved / 2 / 2**30:.1f} GiB ({clips} clips at a time)"
@@ -125,12 +120,7 @@ def _doubled(recipe: Recipe, name: str) -> bool:
     return (name == "dynamics" and recipe.dynamics.context == "clean") or (name == "lam" and recipe.lam.pairs)
 
 
-def _lam_patches(recipe: Recipe) -> int:
-    pixels = recipe.lam.input == "pixels"
-    return count_patches(recipe.lam.patch if pixels else recipe.tokenizer.patch, recipe.tokenizer.frame_size)
-
-
-def _saved_bytes(transformer: nn.Module, clips: int, frames: int, patches: int) -> int:
+def _saved_bytes(transformer: STTransformer, clips: int, frames: int) -> int:
     """Bytes that autograd keeps for the backward pass, in float32, counted on tensors without data."""
     sizes: dict[int, int] = {}
 
@@ -139,8 +129,8 @@ def _saved_bytes(transformer: nn.Module, clips: int, frames: int, patches: int) 
             sizes[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
         return tensor
 
-    dim = next(transformer.parameters()).shape[-1]
+    patches = transformer.grid[0] * transformer.grid[1]
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        kept = transformer(torch.zeros(clips, frames, patches, dim, requires_grad=True))
+        kept = transformer(torch.zeros(clips, frames, patches, transformer.config.dim, requires_grad=True))
     del kept
     return sum(sizes.values())

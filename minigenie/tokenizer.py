@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minigenie.nn.patches import count_patches, patchify, to_float, unpatchify
+from minigenie.nn.patches import patch_grid, patchify, to_float, unpatchify
 from minigenie.nn.quantize import QuantizerConfig, VectorQuantizer
 from minigenie.nn.st_transformer import STConfig, STTransformer
 
@@ -26,11 +26,16 @@ class TokenizerConfig:
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
     def __post_init__(self) -> None:
-        count_patches(self.patch, self.frame_size)
+        patch_grid(self.patch, self.frame_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a frame's tokens."""
+        return patch_grid(self.patch, self.frame_size)
 
     @property
     def num_patches(self) -> int:
-        return count_patches(self.patch, self.frame_size)
+        return self.grid[0] * self.grid[1]
 
 
 class VideoTokenizer(nn.Module):
@@ -42,12 +47,12 @@ class VideoTokenizer(nn.Module):
         values = config.patch**2 * 3
         self.embed = nn.Linear(values, config.encoder.dim)
         self.encoder_place = nn.Parameter(0.02 * torch.randn(config.num_patches, config.encoder.dim))
-        self.encoder = STTransformer(config.encoder)
+        self.encoder = STTransformer(config.encoder, config.grid)
         self.to_code = nn.Linear(config.encoder.dim, config.quantizer.code_dim)
         self.quantizer = VectorQuantizer(config.quantizer)
         self.from_code = nn.Linear(config.quantizer.code_dim, config.decoder.dim)
         self.decoder_place = nn.Parameter(0.02 * torch.randn(config.num_patches, config.decoder.dim))
-        self.decoder = STTransformer(config.decoder)
+        self.decoder = STTransformer(config.decoder, config.grid)
         self.to_pixels = nn.Linear(config.decoder.dim, values)
         nn.init.constant_(self.to_pixels.bias, 0.5)
 

@@ -22,7 +22,7 @@ from minigenie.config import from_dict
 from minigenie.dynamics import Dynamics, DynamicsConfig
 from minigenie.lam import LAMConfig, LatentActionModel
 from minigenie.maskgit import SamplingConfig, sample_frame
-from minigenie.nn.patches import count_patches, to_float, to_uint8
+from minigenie.nn.patches import patch_grid, to_float, to_uint8
 from minigenie.nn.st_transformer import TimeCache
 from minigenie.runtime import pick_device
 from minigenie.tokenizer import TokenizerConfig, VideoTokenizer
@@ -45,7 +45,10 @@ class WorldConfig:
         if self.context_frames < 1:
             raise ValueError(f"context_frames is {self.context_frames}; a world must remember at least 1 frame")
         if self.lam.input == "pixels":
-            count_patches(self.lam.patch, self.tokenizer.frame_size)
+            patch_grid(self.lam.patch, self.tokenizer.frame_size)
+        rows, columns = self.tokenizer.grid
+        if rows % self.dynamics.group or columns % self.dynamics.group:
+            raise ValueError(f"group {self.dynamics.group} does not divide a frame's {rows}x{columns} tokens")
 
     def make_tokenizer(self) -> VideoTokenizer:
         return VideoTokenizer(self.tokenizer)
@@ -134,7 +137,7 @@ class World:
 
     def rollout(
         self,
-        frames: UInt8[Tensor, "b t h w c"] | np.ndarray,
+        frames: UInt8[Tensor, "b p h w c"] | np.ndarray,
         actions: Int[Tensor, "b t"] | np.ndarray,
         seed: int = 0,
         cached: bool = True,
@@ -149,7 +152,7 @@ class World:
         return torch.stack([self.step(column) for column in actions.unbind(1)], dim=1)
 
     @torch.no_grad()
-    def infer_actions(self, frames: UInt8[Tensor, "b t h w c"] | np.ndarray) -> Int[Tensor, "b t-1"]:
+    def infer_actions(self, frames: UInt8[Tensor, "b t h w c"] | np.ndarray) -> Int[Tensor, "b steps"]:
         """The latent actions that lead from each true frame to the next: uint8 [b t h w c] -> int [b t-1]."""
         video = self._check_frames(frames)
         if video.shape[1] < 2:
@@ -168,7 +171,7 @@ class World:
     def _encode(self, video: Tensor) -> Int[Tensor, "b t n"]:
         return self.tokenizer.encode(to_float(video))
 
-    def _infer(self, video: Tensor, tokens: Tensor) -> Int[Tensor, "b t-1"]:
+    def _infer(self, video: Tensor, tokens: Tensor) -> Int[Tensor, "b steps"]:
         return self.lam.infer(to_float(video) if self.config.lam.input == "pixels" else tokens)
 
     def _predict(self, leading_in: Int[Tensor, " b"], tokens: Int[Tensor, "b n"]) -> Tensor:

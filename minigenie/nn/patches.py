@@ -8,11 +8,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 
-def patchify(frames: Float[Tensor, "b t h w c"], patch: int) -> Float[Tensor, "b t n p*p*c"]:
+def patchify(frames: Float[Tensor, "b t h w c"], patch: int) -> Float[Tensor, "b t n values"]:
     return rearrange(frames, "b t (h p1) (w p2) c -> b t (h w) (p1 p2 c)", p1=patch, p2=patch)
 
 
-def unpatchify(patches: Float[Tensor, "b t n p*p*c"], patch: int, height: int) -> Float[Tensor, "b t h w c"]:
+def unpatchify(patches: Float[Tensor, "b t n values"], patch: int, height: int) -> Float[Tensor, "b t h w c"]:
     return rearrange(patches, "b t (h w) (p1 p2 c) -> b t (h p1) (w p2) c", p1=patch, p2=patch, h=height // patch)
 
 
@@ -26,9 +26,9 @@ def to_uint8(frames: Float[Tensor, "*s"]) -> UInt8[Tensor, "*s"]:
     return (frames.clamp(0, 1) * 255).round().byte()
 
 
-def count_patches(patch: int, frame_size: tuple[int, int]) -> int:
-    """Patches of a frame. ValueError if they do not fill it."""
+def patch_grid(patch: int, frame_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of a frame's patches. ValueError if they do not fill it."""
     height, width = frame_size
     if patch < 1 or height % patch or width % patch:
         raise ValueError(f"patch {patch} does not divide the frame of {height}x{width}; choose a patch that does")
-    return (height // patch) * (width // patch)
+    return height // patch, width // patch

@@ -9,12 +9,16 @@ Dimensions:  b batch   t frames   n patches per frame   d model width   s sequen
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+# Bases of the rotary frequencies: clips are tens of frames long, frames tens of patches wide, not thousands of words.
+TIME_BASE, SPACE_BASE = 100.0, 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +39,10 @@ class STConfig:
         for name, least in (("num_blocks", 0), ("dim", 2), ("num_heads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.dim % (2 * self.num_heads):
+        if self.dim % (4 * self.num_heads):
             raise ValueError(
-                f"dim {self.dim} does not split into {self.num_heads} heads of even width; "
-                f"choose a dim that is a multiple of {2 * self.num_heads}, or other num_heads"
+                f"dim {self.dim} does not split into {self.num_heads} heads whose width is a multiple of 4; "
+                f"choose a dim that is a multiple of {4 * self.num_heads}, or other num_heads"
             )
 
 
@@ -61,14 +65,14 @@ class TimeCache:
         self.pairs = [pair and (pair[0][..., -frames:, :], pair[1][..., -frames:, :]) for pair in self.pairs]
 
 
-def rope_angles(positions: Int[Tensor, " t"], head_dim: int) -> Float[Tensor, "t half"]:
-    """Rotary angles (arXiv:2104.09864). Only differences of positions matter, so a world can slide past its training
-    length. The base is 100, not 10,000: clips are tens of frames long, not thousands of words."""
-    frequencies = 100.0 ** -torch.linspace(0, 1, head_dim // 2, device=positions.device)
-    return positions[:, None].float() * frequencies
+def rope_angles(positions: Int[Tensor, "s axes"], head_dim: int, base: float) -> Float[Tensor, "s half"]:
+    """Rotary angles (arXiv:2104.09864); every axis of the positions turns its share of the width. Only differences of
+    positions matter: patches learn from neighbours anywhere, and a world can slide past its training length."""
+    frequencies = base ** -torch.linspace(0, 1, head_dim // 2 // positions.shape[1], device=positions.device)
+    return (positions[..., None].float() * frequencies).flatten(1)
 
 
-def rotate(x: Float[Tensor, "... t d"], angles: Float[Tensor, "t half"]) -> Float[Tensor, "... t d"]:
+def rotate(x: Float[Tensor, "... s d"], angles: Float[Tensor, "s half"]) -> Float[Tensor, "... s d"]:
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
@@ -125,8 +129,10 @@ class STBlock(nn.Module):
             if name.endswith(("out.weight", "mlp.2.weight")):
                 nn.init.zeros_(weight)  # a block starts as the identity, so deep stacks bear high learning rates
 
-    def forward(self, x: Float[Tensor, "b t n d"], places=None, **time) -> Float[Tensor, "b t n d"]:
-        x = x + self.space(self.norm_space(x), angles=places)
+    def forward(
+        self, x: Float[Tensor, "b t n d"], space_angles: Float[Tensor, "n half"], **time: Any
+    ) -> Float[Tensor, "b t n d"]:
+        x = x + self.space(self.norm_space(x), space_angles)
         if self.attend_time:
             along_time = self.time(rearrange(self.norm_time(x), "b t n d -> b n t d"), **time)
             x = x + rearrange(along_time, "b n t d -> b t n d")
@@ -134,11 +140,14 @@ class STBlock(nn.Module):
 
 
 class STTransformer(nn.Module):
-    """A stack of ST blocks and a final norm. Frames of width d in, frames of width d out."""
+    """A stack of ST blocks and a final norm. Frames of width d in, frames of width d out.
 
-    def __init__(self, config: STConfig) -> None:
+    grid: rows and columns of a frame's patches, n = rows * columns.
+    """
+
+    def __init__(self, config: STConfig, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.grid = config, grid
         self.blocks = nn.ModuleList(STBlock(config) for _ in range(config.num_blocks))
         self.norm = nn.LayerNorm(config.dim, bias=False)
 
@@ -158,18 +167,11 @@ class STTransformer(nn.Module):
         if mask is None and t > 1:
             assert cache is None, "frames join a cache one at a time"
             mask = torch.ones(t, t, dtype=torch.bool, device=x.device).tril()
-        angles = rope_angles(positions, self.config.dim // self.config.num_heads)
+        head_dim = self.config.dim // self.config.num_heads
+        rows, columns = (torch.arange(side, device=x.device) for side in self.grid)
+        space_angles = rope_angles(torch.cartesian_prod(rows, columns), head_dim, SPACE_BASE)
+        angles = rope_angles(positions[:, None], head_dim, TIME_BASE)
         for index, block in enumerate(self.blocks):
             past = partial(cache.read, index, commit=commit) if cache is not None else None
-            x = block(x, places=self._places(x.shape[2]), angles=angles, mask=mask, past=past)
+            x = block(x, space_angles, angles=angles, mask=mask, past=past)
         return self.norm(x)
-
-    def _places(self, n):
-        if not getattr(self, "srope", False):
-            return None
-        side = int(n**0.5)
-        hd = self.config.dim // self.config.num_heads
-        f = 10.0 ** -torch.linspace(0, 1, hd // 4)
-        y = torch.arange(n) // side
-        x = torch.arange(n) % side
-        return torch.cat((y[:, None] * f, x[:, None] * f), 1)

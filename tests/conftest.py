@@ -1,0 +1,68 @@
+"""Shared by all tests: small models, a toy dataset, checked shapes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+SHAPED = ("nn", "tokenizer", "lam", "dynamics", "maskgit", "world", "eval.fidelity", "pictures")
+install_import_hook([f"minigenie.{name}" for name in SHAPED], "beartype.beartype")
+
+from minigenie.data.collect import collect  # noqa: E402
+from minigenie.data.dataset import Dataset  # noqa: E402
+from minigenie.nn.st_transformer import STConfig  # noqa: E402
+from minigenie.pipeline import Recipe  # noqa: E402
+from minigenie.recipes import tiny  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory) -> Dataset:
+    """Some episodes of the toy world, with true actions."""
+    folder = tmp_path_factory.mktemp("data") / "toy"
+    return collect("toy", folder, frames=1_500, policy="explore", levels=20, num_envs=4)
+
+
+def small_recipe(steps: int = 4) -> Recipe:
+    """tiny, smaller still, with a sense of time in every model."""
+    recipe = tiny()
+    narrow = STConfig(num_blocks=1, dim=32, num_heads=2)
+    fits = {
+        name: replace(getattr(recipe, name), steps=steps, batch_size=4, save_every=2, sample_every=2)
+        for name in ("tokenizer_fit", "lam_fit", "dynamics_fit")
+    }
+    return replace(
+        recipe,
+        tokenizer=replace(
+            recipe.tokenizer,
+            encoder=narrow,
+            decoder=narrow,
+            quantizer=replace(recipe.tokenizer.quantizer, num_codes=32, code_dim=8),
+        ),
+        lam=replace(recipe.lam, encoder=narrow, decoder=narrow),
+        dynamics=replace(recipe.dynamics, transformer=narrow, token_dim=16),
+        sampling=replace(recipe.sampling, steps=3),
+        **(fits | {"tokenizer_fit": replace(fits["tokenizer_fit"], clip_frames=8)}),
+    )
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return small_recipe()
+
+
+@pytest.fixture(scope="session")
+def trained(toy, tmp_path_factory) -> Path:
+    """A world folder, trained for a handful of steps."""
+    from minigenie.pipeline import train_world
+
+    out = tmp_path_factory.mktemp("world") / "toy"
+    train_world(toy, small_recipe(), out, device=torch.device("cpu"))
+    return out

@@ -1,0 +1,63 @@
+"""Imports only go down, and `import minigenie` stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "minigenie"
+
+# Each module may import from its own line and those above it.
+LAYERS = [
+    ["config", "runtime"],
+    ["data", "nn", "pictures", "maskgit"],
+    ["tokenizer", "lam", "dynamics"],
+    ["optim", "checkpoint"],
+    ["world", "encode"],
+    ["train"],
+    ["pipeline"],
+    ["eval"],
+    ["recipes", "console"],
+    ["demo"],
+    ["__main__"],
+]
+RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minigenie."):
+            found.add(node.module.split(".")[1])
+    return found
+
+
+def modules() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_only_go_down(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert own in RANK, f"{own} has no layer yet; give it one"
+    above = {name for name in imports(path) if RANK[name] > RANK[own]}
+    assert not above, f"{own} imports from above: {above}"
+
+
+@pytest.mark.parametrize(
+    "module", ["minigenie", "minigenie.__main__", "minigenie.data.collect", "minigenie.data.video"]
+)
+def test_torch_is_not_imported_before_it_is_needed(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_nothing_is_unpickled():
+    """No torch.load, no pickle, no allow_pickle=True in the package."""
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        assert "import pickle" not in text
+        assert "torch.load(" not in text
+        assert "allow_pickle=True" not in text

@@ -1,0 +1,153 @@
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from minigenie.config import from_dict, override, to_dict
+from minigenie.pipeline import Recipe
+from minigenie.recipes import RECIPES, coinrun, describe, paper, recipe_named, tiny
+
+# Genie (arXiv:2402.15391), appendix F, the CoinRun case study; and sections 2.1 to 2.3.
+PAPER = {
+    "tokenizer.frame_size": [64, 64],
+    "tokenizer.encoder.num_blocks": 8,
+    "tokenizer.encoder.dim": 512,
+    "tokenizer.encoder.num_heads": 8,
+    "tokenizer.decoder.num_blocks": 8,
+    "tokenizer.decoder.dim": 512,
+    "tokenizer.decoder.num_heads": 8,
+    "tokenizer.encoder.attend_time": True,
+    "tokenizer.decoder.attend_time": True,
+    "tokenizer.patch": 4,
+    "tokenizer.quantizer.num_codes": 1024,
+    "tokenizer.quantizer.code_dim": 32,
+    "tokenizer.quantizer.codebook": "gradient",
+    "tokenizer_fit.batch_size": 48,
+    "tokenizer_fit.clip_frames": 16,
+    "tokenizer_fit.steps": 300_000,
+    "tokenizer_fit.optim.optimizer": "adamw",
+    "tokenizer_fit.optim.lr": 3e-4,
+    "tokenizer_fit.optim.decay": "constant",
+    "tokenizer_fit.optim.warmup": 10_000,
+    "tokenizer_fit.optim.betas": [0.9, 0.9],
+    "tokenizer_fit.optim.weight_decay": 1e-4,
+    "lam.encoder.num_blocks": 8,
+    "lam.decoder.num_blocks": 8,
+    "lam.encoder.dim": 512,
+    "lam.decoder.dim": 512,
+    "lam.encoder.num_heads": 8,
+    "lam.decoder.num_heads": 8,
+    "lam.input": "pixels",
+    "lam.pairs": False,
+    "lam.patch": 16,
+    "lam.quantizer.num_codes": 6,
+    "lam.quantizer.code_dim": 32,
+    "dynamics.transformer.num_blocks": 12,
+    "dynamics.transformer.dim": 512,
+    "dynamics.transformer.num_heads": 8,
+    "dynamics.context": "masked",
+    "dynamics.min_mask": 0.5,
+    "dynamics.group": 1,
+    "joint": True,
+    "dynamics_fit.batch_size": 36,
+    "dynamics_fit.clip_frames": 16,
+    "dynamics_fit.steps": 200_000,
+    "dynamics_fit.optim.lr": 3e-5,
+    "dynamics_fit.optim.final_lr": 0.1,
+    "dynamics_fit.optim.decay": "cosine",
+    "dynamics_fit.optim.warmup": 5_000,
+    "dynamics_fit.optim.betas": [0.9, 0.9],
+    "dynamics_fit.optim.weight_decay": 1e-4,
+    "sampling.steps": 25,
+    "sampling.temperature": 1.0,
+}
+
+# The "Mini-Genie" table for 16 GB: a value, or the range it has to lie in.
+SEED = {
+    "dynamics_fit.clip_frames": 16,
+    "tokenizer.patch": 4,
+    "tokenizer.quantizer.num_codes": 1024,
+    "tokenizer.quantizer.code_dim": (32, 64),
+    "lam.quantizer.num_codes": (6, 8),
+    "lam.quantizer.code_dim": (32, 64),
+    "dynamics.transformer.num_blocks": (8, 12),
+    "dynamics.transformer.dim": 512,
+    "dynamics.transformer.num_heads": 8,
+    "dynamics_fit.optim.optimizer": "adamw",
+    "dynamics_fit.optim.lr": 1e-4,
+}
+
+
+def value(recipe: Recipe, path: str):
+    values = to_dict(recipe)
+    for name in path.split("."):
+        values = values[name]
+    return values
+
+
+@pytest.mark.parametrize("path", PAPER)
+def test_paper_is_the_paper(path):
+    assert value(paper(), path) == PAPER[path]
+
+
+@pytest.mark.parametrize("path", SEED)
+def test_coinrun_is_the_seeds_table(path):
+    wanted, found = SEED[path], value(coinrun(), path)
+    assert wanted[0] <= found <= wanted[1] if isinstance(wanted, tuple) else found == wanted
+
+
+@pytest.mark.parametrize("path", [path for path in PAPER if not path.startswith("sampling")][:30])
+def test_every_row_can_be_configured(path):
+    """Any recipe can be brought to the paper's value, one override at a time."""
+    found = value(override(tiny(), [f"{path}={json.dumps(PAPER[path])}"]), path)
+    assert found == PAPER[path]
+
+
+def test_the_description_has_config_sizes_and_memory():
+    text = describe(paper())
+    assert json.loads(text[: text.rindex("}") + 1]) == to_dict(paper())
+    for name, millions in (("tokenizer", 67.5), ("lam", 68.4), ("dynamics", 50.5)):
+        line = next(line for line in text.splitlines() if line.startswith(name))
+        assert float(re.search(r"([\d.]+) M parameters", line)[1]) == pytest.approx(millions, abs=1.5)
+        assert "GiB" in line
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_json(name):
+    recipe = recipe_named(name)
+    assert from_dict(Recipe, json.loads(json.dumps(to_dict(recipe)))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("dynamics.transformer.num_head=4", "does not exist; did you mean 'dynamics.transformer.num_heads'"),
+        ("dynamics.transformer.num_heads=7", "does not split into 7 heads"),
+        ("tokenizer.patch=7", "patch 7 does not divide the frame of 64x64"),
+        ("lam.patch=48", "patch 48 does not divide"),
+        ("lam.quantizer.num_codes=65", "65 actions are too many"),
+        ("dynamics_fit.steps=many", "is 'many'; it should be int"),
+        ("dynamics_fit.steps=0", "steps is 0"),
+        ("lam.input=sound", "it should be 'pixels' or 'tokens'"),
+        ("seed", "has no value; write it as FIELD=VALUE"),
+        ("tokenizer=4", "does not exist"),
+    ],
+)
+def test_overrides_that_make_no_sense(assignment, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        override(tiny(), [assignment])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_override_changes_one_field():
+    changed = override(tiny(), ["dynamics.transformer.dim=96", "dynamics-fit.optim.lr=0.5"])
+    expected = replace(tiny().dynamics, transformer=replace(tiny().dynamics.transformer, dim=96))
+    assert changed.dynamics == expected
+    assert changed.dynamics_fit.optim.lr == 0.5
+    assert changed.lam == tiny().lam
+
+
+def test_an_unknown_recipe():
+    with pytest.raises(ValueError, match="choose one of tiny, coinrun, paper"):
+        recipe_named("huge")

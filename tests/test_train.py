@@ -1,0 +1,202 @@
+"""The loop: exact resume, signals, divergence; and the optimisers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from minigenie.checkpoint import Checkpoints, load_tensors, save_tensors
+from minigenie.optim import OptimConfig, learning_rate_share, make_optimizers, orthogonal, set_learning_rate
+from minigenie.train import Diverged, FitConfig, Interrupted, fit, read_metrics
+
+
+class Line(torch.nn.Module):
+    """y = 2x, learnt with some randomness of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+
+    def forward(self, batch, progress):
+        loss = (self.blocks[0](batch["x"] + 0.01 * torch.randn(4)) - 2 * batch["x"]).square().mean()
+        return loss, {"progress_seen": torch.tensor(progress)}
+
+
+def batch_of(step, part, parts):
+    return {"x": torch.randn(8 // parts, 4)}
+
+
+def config(**changes):
+    optim = OptimConfig(optimizer="muon", lr=1e-2, warmup=2)
+    return FitConfig(**({"steps": 12, "batch_size": 8, "save_every": 3, "sample_every": 5, "optim": optim} | changes))
+
+
+def run(folder, config=config(), batch_of=batch_of, **settings):  # noqa: B008
+    torch.manual_seed(0)
+    model = Line()
+    fit(model, batch_of, config, folder, stage="line", seed=0, device=torch.device("cpu"), **settings)
+    return model
+
+
+def stopping_at(step_to_stop):
+    def batch(step, part, parts):
+        if step == step_to_stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch_of(step, part, parts)
+
+    return batch
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 5, 10])
+def test_stopped_and_resumed_is_never_stopped(tmp_path, stop):
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Interrupted, match=f"stopped at step {stop + 1} and is saved"):
+        run(tmp_path / "halves", batch_of=stopping_at(stop))
+    resumed = run(tmp_path / "halves")
+    assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    one, other = (
+        [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "halves")
+    )
+    assert one == other
+
+
+def test_it_learns(tmp_path):
+    run(tmp_path, config(steps=200))
+    losses = [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert losses[-1] < losses[0] / 10
+
+
+def test_accumulated_parts_are_the_whole_batch(tmp_path):
+    x = torch.randn(8, 4)
+    models = []
+    for parts in (1, 4):
+        share = 8 // parts
+        models.append(
+            run(
+                tmp_path / str(parts),
+                config(accumulate=parts, steps=1, optim=OptimConfig(lr=1e-2, warmup=0)),
+                batch_of=lambda step, part, parts, share=share: {"x": x[part * share : (part + 1) * share]},
+            )
+        )
+    # the models' own noise differs between one draw and four, hence the tolerance
+    assert_close(models[0].state_dict(), models[1].state_dict(), rtol=0, atol=1e-3)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path):
+    def batch(step, part, parts):
+        return {"x": batch_of(step, part, parts)["x"] * (float("nan") if step == 7 else 1)}
+
+    with pytest.raises(Diverged, match="line: the loss is nan at step 7.*lower learning rate"):
+        run(tmp_path, batch_of=batch)
+    tensors, notes = load_tensors(Checkpoints(tmp_path / "checkpoints" / "line").paths()[-1])
+    assert notes["step"] == 6
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_the_last_checkpoints_stay_and_load(tmp_path):
+    run(tmp_path, config(steps=20, keep=2))
+    paths = Checkpoints(tmp_path / "checkpoints" / "line").paths()
+    assert [path.stem for path in paths] == ["step-00000018", "step-00000020"]
+    for path in paths:
+        load_tensors(path)
+
+
+def test_a_time_limit_runs_the_whole_schedule(tmp_path):
+    def slow(step, part, parts):
+        time.sleep(0.01)
+        return batch_of(step, part, parts)
+
+    run(tmp_path, config(steps=10**6), batch_of=slow, max_seconds=0.5)
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "progress_seen" in line]
+    assert lines[-1]["progress"] > 0.5
+    assert lines[-1]["seconds"] < 5
+
+
+def test_metrics_cut_short_by_a_kill_are_mended(tmp_path):
+    run(tmp_path, config(steps=6))
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"stage": "line", "step": 9')
+    run(tmp_path)
+    steps = [line["step"] for line in read_metrics(path)]
+    assert steps == sorted(steps)
+    assert 9 not in steps
+
+
+def test_killed_outright_the_run_goes_on(tmp_path):
+    """SIGKILL strikes a real process in the middle; what it saved is whole and the end is the same."""
+    script = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]); import test_train as t\n"
+        "from pathlib import Path\n"
+        "def slow(*a): time.sleep(0.05); return t.batch_of(*a)\n"
+        "t.torch.set_num_threads(1); t.run(Path(sys.argv[2]), t.config(steps=40), batch_of=slow)\n"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "killed")]
+    process = subprocess.Popen(command)
+    checkpoints = Checkpoints(tmp_path / "killed" / "checkpoints" / "line")
+    while len(checkpoints.paths()) < 2 and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    resumed, whole = run(tmp_path / "killed", config(steps=40)), run(tmp_path / "whole", config(steps=40))
+    assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+def test_an_old_checkpoint_survives_a_failed_write(tmp_path, monkeypatch):
+    path = tmp_path / "state.safetensors"
+    save_tensors(path, {"x": torch.ones(3)})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="make room"):
+        save_tensors(path, {"x": torch.zeros(3)})
+    assert_close(load_tensors(path)[0], {"x": torch.ones(3)})
+    assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+# Optimisers.
+
+
+def test_muon_steps_are_orthogonal():
+    for shape in ((3, 16, 16), (1, 8, 32), (2, 32, 8)):
+        values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+        assert values.min() > 0.3
+        assert values.max() < 1.4
+
+
+def test_muon_takes_the_blocks_and_adamw_the_rest():
+    model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(4, 4)]), "head": torch.nn.Linear(4, 2)})
+    named = torch.nn.ModuleDict({"transformer": model})
+    adamw, muon = make_optimizers(named, OptimConfig(optimizer="muon", lr=1.0, muon_lr=2.0))
+    assert [p.shape for group in muon.param_groups for p in group["params"]] == [(4, 4)]
+    assert sum(len(group["params"]) for group in adamw.param_groups) == 3
+    set_learning_rate([adamw, muon], OptimConfig(lr=1.0, muon_lr=2.0), 0.5)
+    assert adamw.param_groups[0]["lr"] == 0.5
+    assert muon.param_groups[0]["lr"] == 1.0
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine", "linear", "late"])
+def test_the_learning_rate_warms_up_and_comes_down(decay):
+    config = OptimConfig(warmup=9, decay=decay, final_lr=0.1)
+    shares = [learning_rate_share(config, step, step / 1000) for step in range(1000)]
+    assert shares[0] == pytest.approx(0.1, abs=0.01)
+    assert max(shares) == pytest.approx(1.0, abs=0.02)
+    assert shares[-1] == pytest.approx(1.0 if decay == "constant" else 0.1, abs=0.01)
+    falls = [late <= early + 1e-9 for early, late in zip(shares[9:], shares[10:], strict=False)]
+    assert all(falls)
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"batch_size": 0}, {"accumulate": 3}, {"clip_frames": 0}])
+def test_settings_that_cannot_be(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        replace(config(), **change)

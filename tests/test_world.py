@@ -1,0 +1,167 @@
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_recipe
+from PIL import Image
+from torch.testing import assert_close
+
+from minigenie import World
+from minigenie.world import read_prompt
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Untrained, but with opinions."""
+    config = small_recipe()
+    torch.manual_seed(1)
+    made = World(config, config.make_tokenizer(), config.make_lam(), config.make_dynamics(), "cpu")
+    for module in (made.tokenizer, made.lam, made.dynamics):
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return made
+
+
+@pytest.fixture
+def video():
+    return torch.randint(256, (2, 4, 64, 64, 3), dtype=torch.uint8)
+
+
+def test_the_cached_rollout_is_the_naive_one(world, video):
+    """Up to the length the world remembers, the cache is exact: 4 true frames and 3 imagined ones of 7."""
+    actions = torch.randint(8, (2, 4))
+    cached, naive = (world.rollout(video, actions, seed=3, cached=cached) for cached in (True, False))
+    assert_close(cached, naive, atol=1, rtol=0)
+    assert cached.shape == (2, 4, 64, 64, 3)
+    assert cached.dtype == torch.uint8
+
+
+def test_the_same_seed_imagines_the_same(world, video):
+    actions = torch.randint(8, (2, 3))
+    assert_close(world.rollout(video, actions, seed=5), world.rollout(video, actions, seed=5))
+    assert (world.rollout(video, actions, seed=5) != world.rollout(video, actions, seed=6)).any()
+
+
+def test_actions_change_the_frame(world, video):
+    one, other = (world.rollout(video, torch.full((2, 2), action), seed=0) for action in (0, 5))
+    assert (one != other).any()
+
+
+def test_it_steps_on_past_its_memory(world, video):
+    frames = world.rollout(video[:, :1], torch.zeros(2, 12, dtype=torch.long))
+    assert frames.shape[1] == 12
+    assert world._tokens.shape[1] == world.config.context_frames
+
+
+def test_actions_are_inferred_between_frames(world, video):
+    actions = world.infer_actions(video)
+    assert actions.shape == (2, 3)
+    assert 0 <= int(actions.min()) <= int(actions.max()) < world.num_actions
+    assert_close(world.infer_actions(video.numpy()), actions)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda w, v: w.reset(v[..., :2]), "this world takes uint8 .b t 64 64 3."),
+        (lambda w, v: w.reset(v.float()), "this world takes uint8"),
+        (lambda w, v: w.reset(v[:, :0]), "at least one frame"),
+        (lambda w, v: (w.reset(v), w.step([0])), "2 integers, one per world"),
+        (lambda w, v: (w.reset(v), w.step([0, 8])), "out of range; use 0 to 7"),
+        (lambda w, v: w.infer_actions(v[:, :1]), "at least 2"),
+        (lambda w, v: w.rollout(v, torch.zeros(2, dtype=torch.long)), "a rollout takes"),
+    ],
+)
+def test_what_a_world_refuses(world, video, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(world, video)
+
+
+def test_a_world_without_a_frame():
+    config = small_recipe()
+    made = World(config, config.make_tokenizer(), config.make_lam(), config.make_dynamics(), "cpu")
+    with pytest.raises(ValueError, match="call reset"):
+        made.step([0])
+
+
+def test_a_folder_rebuilds_its_world(trained, toy):
+    world = World.load(trained, device="cpu")
+    video = torch.from_numpy(toy.clips(toy.windows(5)[:2], 5))
+    actions = world.infer_actions(video)
+    again = World.load(trained, device="cpu")
+    assert_close(world.rollout(video, actions), again.rollout(video, actions))
+    assert world.frame_shape == (64, 64, 3)
+    assert world.num_actions == 8
+
+
+@pytest.mark.parametrize("name", ["tokenizer.safetensors", "lam.safetensors", "dynamics.safetensors", "config.json"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "junk", "empty"])
+def test_a_damaged_folder_says_which_file(trained, tmp_path, name, damage):
+    folder = shutil.copytree(trained, tmp_path / "world")
+    path = folder / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes({"truncated": content[: len(content) // 2], "junk": b"\x80\x04junk", "empty": b""}[damage])
+    with pytest.raises((ValueError, FileNotFoundError), match=name) as caught:
+        World.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 99}, "version 99"),
+        ({"format": "other"}, "not a world's config"),
+        ({"context_frames": "many"}, "context_frames is 'many'; it should be int"),
+        ({"sampling": {"speed": 1}}, "has no field 'speed'"),
+    ],
+)
+def test_a_config_that_says_nonsense(trained, tmp_path, change, message):
+    folder = shutil.copytree(trained, tmp_path / "world")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message):
+        World.load(folder)
+
+
+def test_weights_of_another_world(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "world")
+    shutil.copy(folder / "lam.safetensors", folder / "dynamics.safetensors")
+    with pytest.raises(ValueError, match=r"dynamics.safetensors does not fit"):
+        World.load(folder)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "CMYK", "I;16", "LA"])
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (300, 20), (33, 500)])
+def test_a_prompt_of_any_size_and_mode(tmp_path, mode, size):
+    path = tmp_path / ("prompt.tif" if mode == "CMYK" else "prompt.png")
+    Image.new(mode, size).save(path)
+    prompt = read_prompt(path, (64, 64, 3))
+    assert prompt.shape == (1, 1, 64, 64, 3)
+    assert prompt.dtype == torch.uint8
+
+
+def test_a_prompt_is_cropped_from_the_middle(tmp_path):
+    picture = np.zeros((64, 192, 3), np.uint8)
+    picture[:, 64:128] = (255, 100, 0)
+    Image.fromarray(picture).save(tmp_path / "wide.png")
+    prompt = read_prompt(tmp_path / "wide.png", (64, 64, 3))
+    assert prompt.flatten(0, 3).unique(dim=0).tolist() == [[255, 100, 0]]
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x89PNG\r\n\x1a\n" + b"0" * 40])
+def test_a_prompt_that_is_no_picture(tmp_path, content):
+    (tmp_path / "prompt.png").write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read as a picture"):
+        read_prompt(tmp_path / "prompt.png", (64, 64, 3))
+
+
+def test_group_and_context_do_not_change_the_contract(video):
+    recipe = small_recipe()
+    config = replace(recipe, dynamics=replace(recipe.dynamics, group=1, context="masked"))
+    made = World(config, config.make_tokenizer(), config.make_lam(), config.make_dynamics(), "cpu")
+    assert made.rollout(video, torch.zeros(2, 2, dtype=torch.long)).shape == (2, 2, 64, 64, 3)
