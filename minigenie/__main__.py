@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def demo(
     out: Path = Path("demo"),
     minutes: float = 8.0,
+    play: bool = False,
     game: Literal["coinrun", "toy"] = "coinrun",
     seed: int = 0,
 ) -> None:
@@ -24,11 +25,14 @@ def demo(
     Args:
         out: Folder for the data, the world, report.json and the pictures. An interrupted demo goes on from there.
         minutes: Time for everything.
+        play: Open the world in the browser at the end (not there yet: --no-play is all there is).
         game: The toy world needs no extra package.
         seed: Of all that is random.
     """
     from minigenie.demo import run_demo
 
+    if play:
+        raise ValueError("live play is not there yet; use --no-play, and minigenie rollout on the demo's world")
     run_demo(out, minutes, game, seed)
 
 

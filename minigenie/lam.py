@@ -65,6 +65,8 @@ class LatentActionModel(nn.Module):
         values = patch**2 * 3 if pixels else tokenizer.quantizer.num_codes
         make_embed = nn.Linear if pixels else nn.Embedding
         self.encoder_embed = make_embed(values, config.encoder.dim)
+        if config.pairs:
+            self.embed_before = make_embed(values, config.encoder.dim)
         self.encoder_place = nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], config.encoder.dim))
         self.encoder = STTransformer(config.encoder, grid)
         self.to_code = nn.Linear(config.encoder.dim, config.quantizer.code_dim)
@@ -84,7 +86,10 @@ class LatentActionModel(nn.Module):
         return video
 
     def _actions(self, seen: Tensor) -> Float[Tensor, "pairs steps c"]:
-        hidden = self.encoder(self.encoder_embed(seen) + self.encoder_place)[:, 1:]
+        if self.config.pairs:  # one picture of both frames: half the patches, and each meets its former self at once
+            hidden = self.encoder(self.embed_before(seen[:, :1]) + self.encoder_embed(seen[:, 1:]) + self.encoder_place)
+        else:
+            hidden = self.encoder(self.encoder_embed(seen) + self.encoder_place)[:, 1:]
         vectors = self.to_code(hidden.mean(dim=2))
         return F.layer_norm(vectors, vectors.shape[-1:])  # unit variance, so that the noise in its place has a scale
 

@@ -41,7 +41,7 @@ class Recipe(WorldConfig):
     lam_fit: FitConfig
     dynamics_fit: FitConfig
     joint: bool = False
-    shares: tuple[float, float, float] = (0.25, 0.25, 0.5)
+    shares: tuple[float, float, float] = (0.22, 0.13, 0.65)
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ def tiny() -> Recipe:
         tokenizer_fit=replace(fit, clip_frames=1),
         lam=LAMConfig(
             patch=16,
-            encoder=narrow,
+            encoder=replace(narrow, attend_time=False),
             decoder=replace(narrow, num_blocks=1, attend_time=False),
             quantizer=QuantizerConfig(num_codes=8, code_dim=32, warmup=0.4),
         ),
@@ -57,7 +57,9 @@ def coinrun() -> Recipe:
     return Recipe(
         tokenizer=TokenizerConfig(quantizer=QuantizerConfig(num_codes=1024, code_dim=32, warmup=0.02)),
         tokenizer_fit=fit,
-        lam=LAMConfig(encoder=STConfig(num_blocks=4), decoder=STConfig(num_blocks=4, attend_time=False)),
+        lam=LAMConfig(
+            encoder=STConfig(num_blocks=4, attend_time=False), decoder=STConfig(num_blocks=4, attend_time=False)
+        ),
         lam_fit=replace(fit, steps=30_000, batch_size=256, clip_frames=2, accumulate=1),
         dynamics=DynamicsConfig(transformer=STConfig(num_blocks=12)),
         dynamics_fit=replace(fit, steps=100_000, batch_size=36, accumulate=6),

@@ -1,0 +1,198 @@
+"""Bad input: one clear line, exit code 2, nothing half-written and nothing lost."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minigenie.__main__ import main
+from minigenie.data.dataset import Dataset
+
+
+def fails(capsys, *arguments, code=2) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    assert caught.value.code == code
+    errors = capsys.readouterr().err.strip().splitlines()
+    lines = [line for line in errors if line.startswith("error: ")]
+    assert len(lines) == 1, errors
+    return lines[0]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture()
+def data(toy, tmp_path) -> Path:
+    return shutil.copytree(toy.folder, tmp_path / "data")
+
+
+def test_a_damaged_shard(data, tmp_path, capsys):
+    shard = next(data.glob("shard-*.npy"))
+    content = bytearray(shard.read_bytes())
+    content[5000] ^= 1
+    shard.write_bytes(content)
+    message = fails(capsys, "train", data, "--out", tmp_path / "run", "--max-steps", 1)
+    assert "sha256" in message
+    assert shard.name in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("version", ["2", '"new"', "null"])
+def test_a_manifest_of_another_version(data, tmp_path, capsys, version):
+    manifest = data / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 1', f'"version": {version}'))
+    assert "version" in fails(capsys, "train", data, "--out", tmp_path / "run")
+    assert "version" in fails(capsys, "info", data)
+
+
+def test_frames_of_another_size(data, tmp_path, capsys):
+    message = fails(capsys, "train", data, "--out", tmp_path / "run", "--set", "tokenizer.frame_size=[32,32]")
+    assert "frames of 64x64, the recipe wants 32x32" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_clips_longer_than_any_episode(data, tmp_path, capsys):
+    message = fails(capsys, "train", data, "--out", tmp_path / "run", "--set", "dynamics_fit.clip_frames=100000")
+    assert "a window needs 100000" in message
+
+
+@pytest.mark.parametrize("content", ["notes.txt", "config.json"])
+def test_an_output_folder_that_holds_something_else(data, tmp_path, capsys, content):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / content).write_text("{}")
+    before = files(out)
+    message = fails(capsys, "train", data, "--out", out, "--max-steps", 1)
+    assert "config" in message or "already holds other files" in message
+    assert files(out) == before
+
+
+def test_a_run_with_another_recipe(data, trained, capsys):
+    before = files(trained)
+    message = fails(capsys, "train", data, "--out", trained, "--recipe", "tiny")
+    assert "holds a run with another" in message
+    assert files(trained) == before
+
+
+def test_an_output_that_is_a_file(data, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert "is a file" in fails(capsys, "train", data, "--out", tmp_path / "out")
+    assert "is a file" in fails(capsys, "collect", "toy", "--out", tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--recipe", "huge"),
+        ("--set", "dynamics.depth=3"),
+        ("--set", "dynamics.transformer.num_heads=7"),
+        ("--set", "tokenizer.patch=7"),
+        ("--set", "lam.quantizer.num_codes=65"),
+        ("--max-steps", "0"),
+        ("--save-every", "0"),
+        ("--max-minutes", "0"),
+        ("--device", "abacus"),
+    ],
+)
+def test_recipes_that_cannot_be(data, tmp_path, capsys, arguments):
+    fails(capsys, "train", data, "--out", tmp_path / "run", *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_that_are_not_there(tmp_path, capsys):
+    for arguments in (
+        ("train", tmp_path / "no", "--out", tmp_path / "run"),
+        ("train", "--recipe", "tiny"),
+        ("rollout", tmp_path / "no", "--actions", "0"),
+        ("eval", tmp_path / "no", tmp_path / "no"),
+        ("info", tmp_path / "no"),
+        ("info", tmp_path),
+        ("ingest", tmp_path / "no", "--out", tmp_path / "data"),
+        ("collect", "tetris", "--out", tmp_path / "data"),
+        ("collect", "toy", "--out", tmp_path / "data", "--frames", "0"),
+        ("demo", "--out", tmp_path / "demo", "--minutes", "0"),
+    ):
+        fails(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("actions", ["", "left", "0,x", "8", "-1"])
+def test_actions_that_are_none(trained, tmp_path, capsys, actions):
+    fails(capsys, "rollout", trained, f"--actions={actions}", "--out", tmp_path / "clip.mp4", "--device", "cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_clip_of_an_unknown_kind(trained, tmp_path, capsys):
+    assert ".mp4 or .gif" in fails(capsys, "rollout", trained, "--actions", "0", "--out", tmp_path / "clip.avi")
+
+
+def test_a_prompt_that_is_no_picture(trained, tmp_path, capsys):
+    (tmp_path / "prompt.png").write_bytes(b"junk")
+    for prompt in ("prompt.png", "none.png"):
+        fails(capsys, "rollout", trained, "--prompt", tmp_path / prompt, "--actions", "0", "--out", tmp_path / "c.gif")
+    Image.fromarray(np.zeros((10, 300), np.uint8)).save(tmp_path / "odd.png")
+    main(["rollout", str(trained), "--prompt", str(tmp_path / "odd.png"), "--actions", "0", "--out", str(tmp_path / "c.gif")])
+    assert (tmp_path / "c.gif").exists()
+
+
+def test_no_usable_video(tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "junk.mp4").write_bytes(b"junk")
+    with pytest.raises(SystemExit) as caught:
+        main(["ingest", str(tmp_path / "videos"), "--out", str(tmp_path / "data")])
+    assert caught.value.code == 1
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_unknown_option_or_command(capsys):
+    for arguments in (["train", "x", "--rescipe", "tiny"], ["paly"], ["collect", "toy"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+    capsys.readouterr()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts a small file system")
+def test_a_full_disk_loses_nothing(toy, tmp_path):
+    """A file system of 3 MB fills up during collection; with room made, the same command ends well."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.fail("cannot mount a tmpfs here")
+    try:
+        command = [sys.executable, "-m", "minigenie", "collect", "toy", "--out", str(small / "data"), "--frames", "1000"]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.returncode == 2
+        errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert "make room" in errors[0]
+        assert not list((small / "data").glob(".*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=100m", str(small)], check=True)
+        assert subprocess.run(command, capture_output=True).returncode == 0
+        assert Dataset.open(small / "data").num_frames >= 1000
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_help_is_quick():
+    """torch alone takes seconds; the median of three says that it was not imported."""
+    spent = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "minigenie", "--help"], check=True, capture_output=True)
+        spent.append(time.perf_counter() - began)
+    modules = subprocess.run(
+        [sys.executable, "-c", "import sys, minigenie.__main__ as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
+         "assert 'torch' not in sys.modules and 'av' not in sys.modules"],
+        capture_output=True,
+    )  # fmt: skip
+    assert modules.returncode == 0

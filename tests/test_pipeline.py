@@ -1,0 +1,162 @@
+"""The journeys from end to end, through the commands, on small data."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+import torch
+from conftest import small_recipe
+from torch.testing import assert_close
+
+from minigenie.__main__ import main
+from minigenie.checkpoint import load_tensors
+from minigenie.data.dataset import Dataset
+from minigenie.pipeline import train_world
+from minigenie.train import read_metrics
+from minigenie.world import World
+
+MODELS = ("tokenizer", "lam", "dynamics")
+CPU = torch.device("cpu")
+SMALL = (
+    "--recipe tiny --max-steps 3 --save-every 2 --device cpu --set dynamics.transformer.dim=48"
+    " --set dynamics.transformer.num_heads=2 --set tokenizer_fit.batch_size=4 --set lam_fit.batch_size=4"
+).split()
+
+
+def weights(folder):
+    return {name: load_tensors(folder / f"{name}.safetensors")[0] for name in MODELS}
+
+
+def write_video(path, frames, fps, codec):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame).reformat(format=stream.pix_fmt)))
+        container.mux(stream.encode())
+
+
+def test_a_folder_of_videos_becomes_a_world(toy, tmp_path, capsys):
+    """mp4, webm and gif of other sizes and rates, one of them truncated: ingest, train, rollout, eval, info."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    play = toy.episode_frames(int(np.argmax([episode.length for episode in toy.episodes])))
+    play = np.concatenate([play, play[::-1]])
+    kinds = [("a.mp4", "libx264", 30, 2), ("b.webm", "libvpx-vp9", 24, 3), ("c.gif", "gif", 10, 1), ("d.mp4", "libx264", 25, 2)]
+    for name, codec, fps, zoom in kinds:
+        slow = np.repeat(play, max(1, fps // 10), axis=0)
+        write_video(videos / name, slow.repeat(zoom, 1).repeat(zoom, 2), fps, codec)
+    truncated = videos / "b.webm"
+    truncated.write_bytes(truncated.read_bytes()[: truncated.stat().st_size * 2 // 3])
+    (videos / "empty.mp4").write_bytes(b"")
+
+    main(["ingest", str(videos), "--out", str(tmp_path / "data"), "--fps", "10", "--split", "0.25"])
+    shown = capsys.readouterr().out
+    assert "empty.mp4" in shown
+    assert "skipped" in shown
+    main(["train", str(tmp_path / "data"), "--out", str(tmp_path / "world"), *SMALL])
+    clip = tmp_path / "clip.mp4"
+    main(["rollout", str(tmp_path / "world"), "--actions", "0,0,3,1", "--out", str(clip), "--device", "cpu"])
+    with av.open(str(clip)) as container:
+        assert len(list(container.decode(video=0))) == 5
+    main(["eval", str(tmp_path / "world"), str(tmp_path / "data-test"), "--clips", "4", "--device", "cpu"])
+    report = json.loads((tmp_path / "world" / "report.json").read_text())
+    assert len(report["rollout"]["delta_psnr"]["4"]["ci95"]) == 2
+    capsys.readouterr()
+    main(["info", str(tmp_path / "world")])
+    assert "a world" in capsys.readouterr().out
+    main(["info", str(tmp_path / "data")])
+    assert (tmp_path / "data-contact-sheet.png").exists()
+
+
+def test_a_world_folder_has_what_a_player_needs(trained):
+    for name in ("config.json", "actions.json", "README.md", "metrics.jsonl", "prompts/00.png"):
+        assert (trained / name).exists(), name
+    assert len(json.loads((trained / "actions.json").read_text())) == 8
+    assert list((trained / "samples").glob("*.png"))
+
+
+def test_the_same_seed_trains_the_same_world(toy, trained, tmp_path):
+    train_world(toy, small_recipe(), tmp_path / "again", device=CPU)
+    assert_close(weights(tmp_path / "again"), weights(trained), rtol=0, atol=0)
+
+
+def test_a_finished_run_is_left_as_it_is(toy, trained):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+    train_world(toy, small_recipe(), trained, device=CPU)
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_interrupted_and_resumed_is_never_interrupted(toy, trained, tmp_path, how):
+    """A real process, struck in the middle of some stage; the world that comes of it is the same, bit for bit."""
+    out = tmp_path / "run"
+    script = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]); import conftest, torch\n"
+        "import minigenie.train as train\nfrom pathlib import Path\nfrom minigenie.data.dataset import Dataset\n"
+        "from minigenie.pipeline import train_world\ntorch.set_num_threads(1)\n"
+        "share = train.learning_rate_share\n"
+        "def slow(*a): time.sleep(0.2); return share(*a)\n"
+        "train.learning_rate_share = slow\n"
+        "train_world(Dataset.open(sys.argv[2]), conftest.small_recipe(), Path(sys.argv[3]), device=torch.device('cpu'))\n"
+    )
+    arguments = [os.path.dirname(__file__), str(toy.folder), str(out)]
+    process = subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE, text=True)
+    while not any(line["stage"] == "lam" for line in read_metrics(out / "metrics.jsonl")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=60)
+    if how != signal.SIGKILL:
+        assert "is saved; the same command goes on from there" in errors
+    assert not (out / "dynamics.safetensors").exists()
+    train_world(toy, small_recipe(), out, device=CPU)
+    assert_close(weights(out), weights(trained), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"joint": True},
+        {"lam": replace(small_recipe().lam, input="tokens")},
+        {"lam": replace(small_recipe().lam, pairs=False), "lam_fit": replace(small_recipe().lam_fit, clip_frames=5)},
+        {"dynamics": replace(small_recipe().dynamics, context="masked", group=1)},
+    ],
+    ids=["joint", "lam-on-tokens", "lam-with-history", "masked-context"],
+)
+def test_other_ways_to_train(toy, tmp_path, change):
+    world = train_world(toy, replace(small_recipe(), **change), tmp_path / "run", device=CPU)
+    video = torch.from_numpy(toy.clips(toy.windows(4)[:2], 4))
+    again = World.load(tmp_path / "run", "cpu")
+    actions = again.infer_actions(video)
+    assert_close(again.rollout(video, actions), world.rollout(video, actions))
+
+
+def test_training_brings_the_loss_down(toy, tmp_path):
+    train_world(toy, small_recipe(steps=60), tmp_path / "run", device=CPU)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    for stage in MODELS:
+        losses = [line["loss"] for line in lines if line["stage"] == stage and "loss" in line]
+        assert losses[-1] < 0.8 * losses[0], stage
+    assert [line["control"] for line in lines if line["stage"] == "lam" and "control" in line]
+
+
+def test_the_demo_of_the_toy_world(tmp_path, capsys):
+    main(["demo", "--out", str(tmp_path / "demo"), "--minutes", "0.15", "--game", "toy", "--no-play"])
+    out = capsys.readouterr().out
+    assert "delta-PSNR" in out
+    world = tmp_path / "demo" / "world"
+    for picture in ("reconstructions", "rollouts", "actions", "curves"):
+        assert (world / "pictures" / f"{picture}.png").stat().st_size > 1000
+    train, test = (Dataset.open(tmp_path / "demo" / split) for split in ("train", "test"))
+    seeds = [{episode.level_seed for episode in split.episodes} for split in (train, test)]
+    assert not seeds[0] & seeds[1]
+    main(["demo", "--out", str(tmp_path / "demo"), "--minutes", "0.15", "--game", "toy", "--no-play"])
+    assert "is done" in capsys.readouterr().out

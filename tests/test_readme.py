@@ -1,0 +1,70 @@
+"""Every command of the README and the docs is run as it stands there, only smaller."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_pipeline import write_video
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SMALLER = [  # what makes a command quick, and nothing else
+    (r"minigenie demo", "minigenie demo --minutes 0.15"),
+    (r"--minutes [\d.]+ (.*)--minutes [\d.]+", r"--minutes 0.15 \1"),
+    (r"--frames [\d_]+", "--frames 600"),
+    (r"minigenie train (?!.*--dry-run)", "minigenie train --max-steps 2 --set tokenizer_fit.batch_size=4 "),
+    (r"--max-steps 2 (.*)--max-steps [\d_]+", r"--max-steps 2 \1"),
+    (r"minigenie eval", "minigenie eval --clips 4"),
+    (r"--clips 4 (.*)--clips \d+", r"--clips 4 \1"),
+]
+NOT_RUN = re.compile(r"^(pip install|apt-get|bash \.ci|git |make )")  # CI itself runs what installs and tests
+
+
+def commands(page: Path) -> list[str]:
+    found = []
+    for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            parts = [part for part in line.split("#")[0].strip().split(" && ") if part and not NOT_RUN.match(part)]
+            found += [part for part in parts if part != "pytest"]
+    return found
+
+
+def smaller(command: str) -> str:
+    for pattern, replacement in SMALLER:
+        command = re.sub(pattern, replacement, command)
+    return command
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_every_command_runs(page, toy, tmp_path):
+    play = np.concatenate([toy.episode_frames(i) for i in range(3)])
+    (tmp_path / "my_videos").mkdir()
+    for name in ("one.mp4", "two.mp4"):
+        write_video(tmp_path / "my_videos" / name, play, 10, "libx264")
+    Image.fromarray(play[0]).save(tmp_path / "start.png")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in commands(page):
+        ended = subprocess.run(
+            ["bash", "-c", smaller(command)], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, f"{smaller(command)}\n{ended.stdout}\n{ended.stderr}"
+        assert "Warning" not in ended.stderr, ended.stderr
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_command_is_in_the_readme():
+    from minigenie.__main__ import COMMANDS
+
+    text = (ROOT / "README.md").read_text()
+    assert all(f"minigenie {name}" in text for name in COMMANDS)
