@@ -31,6 +31,8 @@ def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: i
         game = "toy"
     scale = min(1.0, minutes / FULL_MINUTES)
     recipe = replace(tiny(), seed=seed)
+    for name in ("tokenizer_fit", "lam_fit", "dynamics_fit"):  # the clock decides, not the steps
+        recipe = replace(recipe, **{name: replace(getattr(recipe, name), steps=1_000_000)})
     easy = {"mode": "easy", "backgrounds": False, "themes": False, "policy": "explore", "levels": 500, "seed": seed}
     datasets = {}
     for split, frames in (("train", 64_000), ("test", 8_000)):

@@ -5,7 +5,8 @@ and the three models as they are finished.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from minigenie.encode import encode_actions, encode_tokens
 from minigenie.lam import LatentActionModel
 from minigenie.nn.patches import to_float, to_uint8
 from minigenie.pictures import grid
+from minigenie.runtime import wait_for_all
 from minigenie.tokenizer import VideoTokenizer
 from minigenie.train import FitConfig, Progress, Sample, fit
 from minigenie.world import FORMAT, VERSION, World, WorldConfig, read_config
@@ -96,7 +98,7 @@ def train_world(
     else:
         lam = run.lam(tokens)
         dynamics = run.dynamics(tokenizer, tokens, run.actions(lam, tokens))
-    world = World(recipe, tokenizer, lam, dynamics, device, dataset.fps)
+    world = World(recipe, tokenizer, lam, dynamics, device, float(dataset.fps))
     if run.rank == 0:
         finish(world, dataset, out)
     return world
@@ -118,8 +120,16 @@ class Run:
         self.dataset, self.recipe, self.out, self.device, self.watcher = dataset, recipe, out, device, watcher
         self.max_seconds = max_seconds
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        for stage in STAGES:
+            config: FitConfig = getattr(recipe, f"{stage}_fit")
+            if config.batch_size % (config.accumulate * self.processes):
+                raise ValueError(
+                    f"{stage}_fit.batch_size {config.batch_size} does not split over {self.processes} processes and "
+                    f"{config.accumulate} parts; set it to a multiple of {config.accumulate * self.processes}"
+                )
         if self.rank == 0:
             begin(out, recipe, dataset)
+        wait_for_all()
 
     def tokenizer(self) -> VideoTokenizer:
         model = self._train("tokenizer", self.recipe.make_tokenizer, self._frames, sample_tokenizer)
@@ -129,9 +139,9 @@ class Run:
     def tokens(self, tokenizer: VideoTokenizer) -> np.ndarray:
         watch = partial(self.watcher.work, "tokens")
         clip_frames = self.recipe.tokenizer_fit.clip_frames if tokenizer.config.encoder.attend_time else 64
-        return encode_tokens(
-            self.dataset, tokenizer.to(self.device), clip_frames, self.out / "encoded/tokens.npy", watch
-        )
+        path = self.out / "encoded/tokens.npy"
+        with self._first_process_first():
+            return encode_tokens(self.dataset, tokenizer.to(self.device), clip_frames, path, watch)
 
     def lam(self, tokens: np.ndarray) -> LatentActionModel:
         of_tokens = partial(self._integers, {"tokens": tokens})
@@ -144,7 +154,8 @@ class Run:
         watch = partial(self.watcher.work, "actions")
         clip_frames = 64 if self.recipe.lam.pairs else self.recipe.lam_fit.clip_frames
         path = self.out / "encoded/actions.npy"
-        return encode_actions(self.dataset, lam.to(self.device), tokens, clip_frames, path, watch)
+        with self._first_process_first():
+            return encode_actions(self.dataset, lam.to(self.device), tokens, clip_frames, path, watch)
 
     def dynamics(self, tokenizer: VideoTokenizer, tokens: np.ndarray, actions: np.ndarray) -> Dynamics:
         def make() -> Dynamics:
@@ -189,7 +200,17 @@ class Run:
         self._fit(stage, model, batch, sample, self.recipe.shares[STAGES.index(stage) :][:1])
         if self.rank == 0:
             save_model(path, model)
+        wait_for_all()
         return model
+
+    @contextmanager
+    def _first_process_first(self) -> Iterator[None]:
+        """The first process makes a file, then the others find it."""
+        if self.rank:
+            wait_for_all()
+        yield
+        if not self.rank:
+            wait_for_all()
 
     def _fit(self, stage: str, model: nn.Module, batch: Callable, sample: Callable, shares: tuple[float, ...]) -> None:
         config: FitConfig = getattr(self.recipe, f"{stage}_fit")

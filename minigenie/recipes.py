@@ -24,7 +24,7 @@ def tiny() -> Recipe:
     optim = OptimConfig(
         optimizer="muon", lr=2e-3, muon_lr=0.02, betas=(0.9, 0.95), warmup=20, decay="linear", final_lr=0.05
     )
-    fit = FitConfig(steps=600, batch_size=32, clip_frames=8, optim=optim, sample_every=100, save_every=100)
+    fit = FitConfig(steps=500, batch_size=32, clip_frames=8, optim=optim, sample_every=100, save_every=100)
     narrow = STConfig(num_blocks=2, dim=128, num_heads=4)
     return Recipe(
         # Without an encoder network a patch's token depends on that patch alone: what stands still keeps its token.
@@ -43,7 +43,7 @@ def tiny() -> Recipe:
         ),
         lam_fit=replace(fit, batch_size=64, clip_frames=2),
         dynamics=DynamicsConfig(group=2, transformer=STConfig(num_blocks=4, dim=192, num_heads=6)),
-        dynamics_fit=replace(fit, batch_size=4, clip_frames=8),
+        dynamics_fit=replace(fit, steps=1000, batch_size=4, clip_frames=8),
         sampling=SamplingConfig(steps=8, temperature=0.5, choice_noise=0.5),
         context_frames=7,
     )

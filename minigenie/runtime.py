@@ -55,3 +55,22 @@ def processes() -> Iterator[tuple[int, int]]:
         yield dist.get_rank(), dist.get_world_size()
     finally:
         dist.destroy_process_group()
+
+
+def slowest(seconds: float) -> float:
+    """The largest of all processes' values, the same on each."""
+    if not dist.is_initialized():
+        return seconds
+    value = torch.tensor(seconds, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return float(value)
+
+
+def on_any_process(fact: bool) -> bool:
+    """Whether it is true on one of them, so that all stop together."""
+    return slowest(float(fact)) > 0
+
+
+def wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()

@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +23,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minigenie.checkpoint import Checkpoints
 from minigenie.data.dataset import write_atomic
+from minigenie.nn.st_transformer import STTransformer
 from minigenie.optim import OptimConfig, learning_rate_share, make_optimizers, set_learning_rate
-from minigenie.runtime import Precision, autocast, seed_step
+from minigenie.runtime import Precision, autocast, on_any_process, seed_step, slowest
+
+LOG_EVERY = 10  # steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,33 +106,31 @@ def fit(
     optimizers = make_optimizers(model, config.optim)
     checkpoints = Checkpoints(folder / "checkpoints" / stage, config.keep)
     notes = checkpoints.load(model, optimizers)
-    step, seconds = notes.get("step", 0), notes.get("seconds", 0.0)
-    log = MetricsLog(folder / "metrics.jsonl", stage, step, rank)
-    runner: Any = DistributedDataParallel(model, broadcast_buffers=False) if dist.is_initialized() else model
-    if config.compile:
-        runner = torch.compile(runner)
-    began = time.monotonic() - seconds
+    step, began = notes.get("step", 0), time.monotonic() - notes.get("seconds", 0.0)
     saved = step
+    log = MetricsLog(folder / "metrics.jsonl", stage, step, rank)
+    if config.compile:  # the transformers alone: what surrounds them branches on data
+        for part in model.modules():
+            if isinstance(part, STTransformer):
+                part.compile()
+    runner = DistributedDataParallel(model, broadcast_buffers=False) if dist.is_initialized() else model
 
     def save() -> None:
-        if rank == 0:
+        nonlocal saved
+        if rank == 0 and saved != step:
             checkpoints.save(step, model, optimizers, {"seconds": time.monotonic() - began})
-            log.flush()
+        saved = step
 
     with signals_noted() as stopping:
         while (fraction := _fraction(step, config.steps, time.monotonic() - began, max_seconds)) < 1:
             seed_step(seed, stage, step, rank)
             set_learning_rate(optimizers, config.optim, learning_rate_share(config.optim, step, fraction))
-            losses = []
-            for part in range(config.accumulate):
-                with autocast(device, config.precision):
-                    loss, metrics = runner(batch_of(step, part, config.accumulate), fraction)
-                (loss / config.accumulate).backward()
-                losses.append(loss.detach())
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
-            if not math.isfinite(total := float(torch.stack(losses).mean())) or not math.isfinite(float(norm)):
+            parts = (batch_of(step, part, config.accumulate) for part in range(config.accumulate))
+            loss, metrics = _backward(runner, parts, config, device, fraction)
+            norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip))
+            if not math.isfinite(loss) or not math.isfinite(norm):
                 raise Diverged(
-                    f"{stage}: the loss is {total} at step {step}; the last good checkpoint is kept. Start again with "
+                    f"{stage}: the loss is {loss} at step {step}; the last good checkpoint is kept. Start again with "
                     f"a lower learning rate, such as --set {stage}_fit.optim.lr={config.optim.lr / 3:.1e}"
                 )
             for optimizer in optimizers:
@@ -137,7 +138,7 @@ def fit(
                 optimizer.zero_grad(set_to_none=True)
             step += 1
             if step % LOG_EVERY == 0 or step == 1:
-                numbers = {"loss": total, "grad_norm": float(norm), **{k: float(v) for k, v in metrics.items()}}
+                numbers = {"loss": loss, "grad_norm": norm, **{name: float(value) for name, value in metrics.items()}}
                 seconds = time.monotonic() - began
                 log.add(step, fraction, seconds, numbers)
                 watch(Progress(stage, step, fraction, seconds, numbers))
@@ -145,23 +146,30 @@ def fit(
                 _sample(model, sample, folder / "samples" / f"{stage}-{step:08d}.png", log, step, fraction)
             if step % config.save_every == 0:
                 save()
-                saved = step
-            if stopping():
-                if saved != step:
-                    save()
+            if on_any_process(stopping()):
+                save()
                 raise Interrupted(f"{stage} stopped at step {step} and is saved; the same command goes on from there")
-    if saved != step:
-        save()
+    save()
     watch(Progress(stage, step, 1.0, time.monotonic() - began, {}))
     model.eval().requires_grad_(False)
 
 
-LOG_EVERY = 10
+def _backward(
+    runner: nn.Module, parts: Iterable[dict[str, Tensor]], config: FitConfig, device: torch.device, fraction: float
+) -> tuple[float, dict[str, Tensor]]:
+    """Gradients of a whole batch, part by part: its mean loss, and the metrics of the last part."""
+    losses = []
+    for batch in parts:
+        with autocast(device, config.precision):
+            loss, metrics = runner(batch, fraction)
+        (loss / config.accumulate).backward()
+        losses.append(loss.detach())
+    return float(torch.stack(losses).mean()), metrics
 
 
 def _fraction(step: int, steps: int, seconds: float, max_seconds: float | None) -> float:
-    by_clock = seconds / max_seconds if max_seconds else 0.0
-    return min(1.0, max(step / steps, by_clock))
+    """How far training has come, by steps or by the clock of the slowest process."""
+    return min(1.0, max(step / steps, slowest(seconds) / max_seconds if max_seconds else 0.0))
 
 
 def _sample(
@@ -185,7 +193,6 @@ class MetricsLog:
 
     def __init__(self, path: Path, stage: str, step: int, rank: int) -> None:
         self.path, self.stage, self.rank = path, stage, rank
-        self.waiting: list[str] = []
         if rank == 0 and path.exists():
             lines = [line for line in read_metrics(path) if line["stage"] != stage or line["step"] <= step]
             write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -195,15 +202,10 @@ class MetricsLog:
         if seconds is not None:
             line["seconds"] = round(seconds, 3)
         line |= {name: float(f"{value:.6g}") for name, value in metrics.items()}
-        self.waiting.append(json.dumps(line) + "\n")
-        self.flush()
-
-    def flush(self) -> None:
-        if self.rank == 0 and self.waiting:
+        if self.rank == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a") as file:
-                file.writelines(self.waiting)
-        self.waiting = []
+                file.write(json.dumps(line) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture()
+@pytest.fixture
 def data(toy, tmp_path) -> Path:
     return shutil.copytree(toy.folder, tmp_path / "data")
 
@@ -140,7 +140,18 @@ def test_a_prompt_that_is_no_picture(trained, tmp_path, capsys):
     for prompt in ("prompt.png", "none.png"):
         fails(capsys, "rollout", trained, "--prompt", tmp_path / prompt, "--actions", "0", "--out", tmp_path / "c.gif")
     Image.fromarray(np.zeros((10, 300), np.uint8)).save(tmp_path / "odd.png")
-    main(["rollout", str(trained), "--prompt", str(tmp_path / "odd.png"), "--actions", "0", "--out", str(tmp_path / "c.gif")])
+    main(
+        [
+            "rollout",
+            str(trained),
+            "--prompt",
+            str(tmp_path / "odd.png"),
+            "--actions",
+            "0",
+            "--out",
+            str(tmp_path / "c.gif"),
+        ]
+    )
     assert (tmp_path / "c.gif").exists()
 
 
@@ -169,7 +180,17 @@ def test_a_full_disk_loses_nothing(toy, tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], capture_output=True).returncode:
         pytest.fail("cannot mount a tmpfs here")
     try:
-        command = [sys.executable, "-m", "minigenie", "collect", "toy", "--out", str(small / "data"), "--frames", "1000"]
+        command = [
+            sys.executable,
+            "-m",
+            "minigenie",
+            "collect",
+            "toy",
+            "--out",
+            str(small / "data"),
+            "--frames",
+            "1000",
+        ]
         ended = subprocess.run(command, capture_output=True, text=True)
         assert ended.returncode == 2
         errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]

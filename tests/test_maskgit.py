@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def test_every_patch_is_filled_once_and_never_changed(steps):
     seen.append(sample(predict, steps=steps))
     assert (seen[-1] != MASK).all()
     assert len(seen) == min(steps, N) + 1
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in pairwise(seen):
         known = before != MASK
         assert (after[known] == before[known]).all()
         assert ((after != MASK).sum(1) > known.sum(1)).all()

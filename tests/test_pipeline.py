@@ -24,10 +24,14 @@ from minigenie.world import World
 
 MODELS = ("tokenizer", "lam", "dynamics")
 CPU = torch.device("cpu")
-SMALL = (
-    "--recipe tiny --max-steps 3 --save-every 2 --device cpu --set dynamics.transformer.dim=48"
-    " --set dynamics.transformer.num_heads=2 --set tokenizer_fit.batch_size=4 --set lam_fit.batch_size=4"
-).split()
+SMALL = ["--recipe", "tiny", "--max-steps", "3", "--save-every", "2", "--device", "cpu"]
+for field in (
+    "dynamics.transformer.dim=48",
+    "dynamics.transformer.num_heads=2",
+    "tokenizer_fit.batch_size=4",
+    "lam_fit.batch_size=4",
+):
+    SMALL += ["--set", field]
 
 
 def weights(folder):
@@ -50,7 +54,12 @@ def test_a_folder_of_videos_becomes_a_world(toy, tmp_path, capsys):
     videos.mkdir()
     play = toy.episode_frames(int(np.argmax([episode.length for episode in toy.episodes])))
     play = np.concatenate([play, play[::-1]])
-    kinds = [("a.mp4", "libx264", 30, 2), ("b.webm", "libvpx-vp9", 24, 3), ("c.gif", "gif", 10, 1), ("d.mp4", "libx264", 25, 2)]
+    kinds = [
+        ("a.mp4", "libx264", 30, 2),
+        ("b.webm", "libvpx-vp9", 24, 3),
+        ("c.gif", "gif", 10, 1),
+        ("d.mp4", "libx264", 25, 2),
+    ]
     for name, codec, fps, zoom in kinds:
         slow = np.repeat(play, max(1, fps // 10), axis=0)
         write_video(videos / name, slow.repeat(zoom, 1).repeat(zoom, 2), fps, codec)
@@ -106,7 +115,8 @@ def test_interrupted_and_resumed_is_never_interrupted(toy, trained, tmp_path, ho
         "share = train.learning_rate_share\n"
         "def slow(*a): time.sleep(0.2); return share(*a)\n"
         "train.learning_rate_share = slow\n"
-        "train_world(Dataset.open(sys.argv[2]), conftest.small_recipe(), Path(sys.argv[3]), device=torch.device('cpu'))\n"
+        "data, out = Dataset.open(sys.argv[2]), Path(sys.argv[3])\n"
+        "train_world(data, conftest.small_recipe(), out, device=torch.device('cpu'))\n"
     )
     arguments = [os.path.dirname(__file__), str(toy.folder), str(out)]
     process = subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE, text=True)

@@ -36,7 +36,7 @@ def test_evaluating_changes_nothing():
 
 
 def test_running_means_find_the_clusters():
-    q = quantizer(num_codes=4, code_dim=2)
+    q = quantizer(num_codes=16, code_dim=2)
     centres = torch.tensor([[5.0, 5.0], [-5.0, 5.0], [5.0, -5.0], [-5.0, -5.0]])
     for _ in range(100):
         q(centres[torch.randint(4, (256,))] + 0.1 * torch.randn(256, 2))

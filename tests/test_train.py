@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,10 @@ class Line(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.blocks = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+        self.body = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(4, 4)])})
 
     def forward(self, batch, progress):
-        loss = (self.blocks[0](batch["x"] + 0.01 * torch.randn(4)) - 2 * batch["x"]).square().mean()
+        loss = (self.body["blocks"][0](batch["x"] + 0.01 * torch.randn(4)) - 2 * batch["x"]).square().mean()
         return loss, {"progress_seen": torch.tensor(progress)}
 
 
@@ -69,7 +70,7 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path, stop):
 
 
 def test_it_learns(tmp_path):
-    run(tmp_path, config(steps=200))
+    run(tmp_path, config(steps=200, optim=OptimConfig(lr=0.05, warmup=2)))
     losses = [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert losses[-1] < losses[0] / 10
 
@@ -192,7 +193,7 @@ def test_the_learning_rate_warms_up_and_comes_down(decay):
     assert shares[0] == pytest.approx(0.1, abs=0.01)
     assert max(shares) == pytest.approx(1.0, abs=0.02)
     assert shares[-1] == pytest.approx(1.0 if decay == "constant" else 0.1, abs=0.01)
-    falls = [late <= early + 1e-9 for early, late in zip(shares[9:], shares[10:], strict=False)]
+    falls = [late <= early + 1e-9 for early, late in pairwise(shares[9:])]
     assert all(falls)
 
 

@@ -67,12 +67,12 @@ def test_actions_are_inferred_between_frames(world, video):
     ("call", "message"),
     [
         (lambda w, v: w.reset(v[..., :2]), "this world takes uint8 .b t 64 64 3."),
-        (lambda w, v: w.reset(v.float()), "this world takes uint8"),
+        (lambda w, v: w.reset(v.float().numpy()), "this world takes uint8"),
         (lambda w, v: w.reset(v[:, :0]), "at least one frame"),
         (lambda w, v: (w.reset(v), w.step([0])), "2 integers, one per world"),
         (lambda w, v: (w.reset(v), w.step([0, 8])), "out of range; use 0 to 7"),
         (lambda w, v: w.infer_actions(v[:, :1]), "at least 2"),
-        (lambda w, v: w.rollout(v, torch.zeros(2, dtype=torch.long)), "a rollout takes"),
+        (lambda w, v: w.rollout(v, np.zeros(2, int)), "a rollout takes"),
     ],
 )
 def test_what_a_world_refuses(world, video, call, message):
