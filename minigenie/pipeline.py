@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,7 @@ class Run:
         check_fits(recipe, dataset)
         self.dataset, self.recipe, self.out, self.device, self.watcher = dataset, recipe, out, device, watcher
         self.max_seconds = max_seconds
+        self.windows = lru_cache(dataset.windows)
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         for stage in STAGES:
             config: FitConfig = getattr(recipe, f"{stage}_fit")
@@ -169,24 +170,22 @@ class Run:
         return model
 
     def joint(self, tokenizer: VideoTokenizer, tokens: np.ndarray) -> tuple[LatentActionModel, Dynamics]:
+        torch.manual_seed(self.recipe.seed)
         lam, dynamics = self.recipe.make_lam(), self.recipe.make_dynamics()
         paths = self.out / "lam.safetensors", self.out / "dynamics.safetensors"
         if all(path.exists() for path in paths):
             return load_model(paths[0], lam), load_model(paths[1], dynamics)
-        torch.manual_seed(self.recipe.seed)
         dynamics.start_from(tokenizer.quantizer.codebook.cpu())
         model = Joint(lam, dynamics)
 
-        def batch(config: FitConfig, step: int, part: int, parts: int) -> dict[str, Tensor]:
-            return {
-                **self._frames(config, step, part, parts),
-                **self._integers({"tokens": tokens}, config, step, part, parts),
-            }
+        def batch(config: FitConfig, *part: int) -> dict[str, Tensor]:
+            return {**self._frames(config, *part), **self._integers({"tokens": tokens}, config, *part)}
 
         self._fit("dynamics", model, batch, lambda model, batch: sample_lam(model.lam, batch), self.recipe.shares[1:])
         if self.rank == 0:
             save_model(paths[0], lam)
             save_model(paths[1], dynamics)
+        wait_for_all()
         return lam, dynamics
 
     def _train(
@@ -230,7 +229,7 @@ class Run:
 
     def _starts(self, config: FitConfig, step: int, part: int, parts: int) -> np.ndarray:
         """First frames of this process's clips in one part of a batch."""
-        windows = self.dataset.windows(config.clip_frames)
+        windows = self.windows(config.clip_frames)
         mine = sample_batch(
             len(windows),
             seed=self.recipe.seed,
