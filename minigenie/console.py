@@ -75,6 +75,7 @@ def training() -> Iterator["Watcher"]:
     from minigenie.train import Progress as Step
 
     lines: dict[str, Line] = {}
+    warned: list[int] = []
 
     def shown(what: str) -> Line:
         if what not in lines:
@@ -87,17 +88,25 @@ def training() -> Iterator["Watcher"]:
     def progress(step: Step) -> None:
         numbers = [f"{name} {value:.3g}" for name, value in step.metrics.items() if name in SHOWN]
         shown(f"train {step.stage}").update(step.fraction, ", ".join([f"step {step.step}", *numbers]))
+        if step.stage == "lam" and step.fraction > 0.6 and step.metrics.get("perplexity", 9) < COLLAPSED and not warned:
+            warned.append(step.step)
+            print(COLLAPSE_ADVICE.format(step.step, step.metrics["perplexity"]), file=sys.stderr, flush=True)
 
     def work(what: str, done: int, total: int) -> None:
         shown(f"encode {what}").update(done / total, f"{done:,}/{total:,} frames")
 
     try:
-        yield Watcher(progress, work, lambda text: print(text, file=sys.stderr, flush=True))
+        yield Watcher(progress, work)
     finally:
         for each in lines.values():
             each.bar.stop()
 
 
+COLLAPSED = 2.0  # perplexity of the actions: fewer than two of them do all the work
+COLLAPSE_ADVICE = (
+    "WARNING: the latent actions have collapsed (step {}, perplexity {:.2f}). The world will hardly answer to them. "
+    "Start again with a longer continuous start, as in --set lam.quantizer.warmup=0.6, or with livelier footage."
+)
 SHOWN = ("loss", "psnr", "cross_entropy", "accuracy", "perplexity")
 
 

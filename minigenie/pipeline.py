@@ -70,11 +70,10 @@ class Joint(nn.Module):
 
 @dataclass
 class Watcher:
-    """Who looks on: `progress` during training, `work(what, done, total)` between, `say` for one-line news."""
+    """Who looks on: `progress` during training, `work(what, done, total)` between."""
 
     progress: Callable[[Progress], None] = lambda progress: None
     work: Callable[[str, int, int], None] = lambda what, done, total: None
-    say: Callable[[str], None] = lambda line: None
 
 
 def train_world(

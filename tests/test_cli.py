@@ -75,6 +75,12 @@ def test_an_output_folder_that_holds_something_else(data, tmp_path, capsys, cont
     assert files(out) == before
 
 
+def test_a_demo_in_a_folder_that_holds_something_else(tmp_path, capsys):
+    (tmp_path / "letters.txt").write_text("mine")
+    assert "already holds other files" in fails(capsys, "demo", "--out", tmp_path, "--game", "toy")
+    assert files(tmp_path) == {"letters.txt": b"mine"}
+
+
 def test_a_run_with_another_recipe(data, trained, capsys):
     before = files(trained)
     message = fails(capsys, "train", data, "--out", trained, "--recipe", "tiny")
