@@ -24,7 +24,7 @@ def demo(
 
     Args:
         out: Folder for the data, the world, report.json and the pictures. An interrupted demo goes on from there.
-        minutes: Time for everything.
+        minutes: About how long it takes; four fifths of it train.
         play: Open the world in the browser at the end (not there yet: --no-play is all there is).
         game: The toy world needs no extra package.
         seed: Of all that is random.
@@ -137,7 +137,7 @@ def train(
         out: Folder for the run, and the world that comes of it.
         recipe: tiny (2 CPU cores), coinrun (one 16 GB GPU), or paper.
         max_steps: At most so many steps in each stage.
-        max_minutes: At most so long for all stages together; schedules end in time.
+        max_minutes: At most so long training, all stages together; their schedules end in time.
         save_every: Steps between checkpoints.
         joint: Train latent actions and dynamics together, as in the paper.
         device: cuda, mps or cpu; the best there is by default.
@@ -152,12 +152,11 @@ def train(
 
     chosen = override(recipe_named(recipe), set)
     if max_steps is not None or save_every is not None:
-        limits = {"steps": max_steps, "save_every": save_every}
-        changes = {name: value for name, value in limits.items() if value is not None}
-        fits = ("tokenizer_fit", "lam_fit", "dynamics_fit")
-        chosen = dataclasses.replace(
-            chosen, **{fit: dataclasses.replace(getattr(chosen, fit), **changes) for fit in fits}
-        )
+        for name in ("tokenizer_fit", "lam_fit", "dynamics_fit"):
+            fit = getattr(chosen, name)
+            steps = fit.steps if max_steps is None else min(fit.steps, max_steps)
+            fit = dataclasses.replace(fit, steps=steps, save_every=fit.save_every if save_every is None else save_every)
+            chosen = dataclasses.replace(chosen, **{name: fit})
     if joint is not None:
         chosen = dataclasses.replace(chosen, joint=joint)
     if seed is not None:
@@ -178,12 +177,14 @@ def _train(folder: Path, out: Path, recipe: "Recipe", max_minutes: float | None,
 
     if max_minutes is not None and not max_minutes > 0:
         raise ValueError(f"max_minutes is {max_minutes}; give training some time")
-    dataset = Dataset.open(folder)
     device = pick_device(device_name)
-    with processes(), training() as watcher:
+    with processes(device) as (rank, _), training() as watcher:
+        dataset = Dataset.open(folder, verify=rank == 0)
         max_seconds = max_minutes and max_minutes * 60
-        train_world(dataset, recipe, out, device=device, max_seconds=max_seconds, watcher=watcher)
-    print(f"{out} is a world: minigenie rollout {out} --actions 0,0,1,1 --out clip.gif, or minigenie info {out}")
+        seen_by = watcher if rank == 0 else None
+        train_world(dataset, recipe, out, device=device, max_seconds=max_seconds, watcher=seen_by)
+    if rank == 0:
+        print(f"{out} is a world: minigenie rollout {out} --actions 0,0,1,1 --out clip.gif, or minigenie info {out}")
 
 
 def rollout(
@@ -267,8 +268,8 @@ def evaluate(
     folder = out or world
     with working("measure", "clips") as progress:
         report = measure(loaded, footage, clips=clips, seed=seed, watch=progress)
-    pictures = draw(loaded, footage, folder / "pictures", world, seed)
     write_report(report, folder)
+    pictures = draw(loaded, footage, folder / "pictures", world, seed)
     print("\n".join(summary(report)))
     print(f"report        {folder / 'report.json'}")
     print(f"pictures      {', '.join(map(str, pictures))}")
@@ -302,8 +303,10 @@ def _describe_dataset(dataset: "Dataset") -> None:
     print(f"source        {manifest['source']} ({manifest['generator']}), split {manifest['split']}")
     print(f"episodes      {len(lengths):,}, {lengths[0]} to {lengths[-1]} frames, median {lengths[len(lengths) // 2]}")
     print(f"true actions  {'yes, for evaluation only' if dataset.has_actions else 'none'}")
-    sheet = dataset.folder.with_name(f"{dataset.folder.resolve().name}-contact-sheet.png")
-    print(f"pictures      {save_picture(contact_sheet(dataset), sheet)}")
+    sheet = dataset.folder / "contact-sheet.png"
+    if not sheet.exists():
+        save_picture(contact_sheet(dataset), sheet)
+    print(f"pictures      {sheet}")
 
 
 def _describe_run(folder: Path) -> None:
@@ -314,9 +317,10 @@ def _describe_run(folder: Path) -> None:
     from minigenie.world import World, read_config
 
     values = read_config(folder)
+    source = values["dataset"]
     made = [stage for stage in STAGES if (folder / f"{stage}.safetensors").exists()]
     print(f"{folder}: a {'world' if len(made) == 3 else 'run'}, {values['fps']:g} frames a second")
-    print(f"footage       {values['dataset']['source']} ({values['dataset']['generator']})")
+    print(f"footage       {source.get('source')} ({source.get('generator')})")
     for stage in STAGES:
         saved = Checkpoints(folder / "checkpoints" / stage).paths()
         state = "trained" if stage in made else f"saved as {saved[-1].stem}" if saved else "not begun"
@@ -328,7 +332,10 @@ def _describe_run(folder: Path) -> None:
     if (folder / "report.json").exists():
         from minigenie.eval.report import summary
 
-        print("\n".join(summary(json.loads((folder / "report.json").read_text()))))
+        try:
+            print("\n".join(summary(json.loads((folder / "report.json").read_text()))))
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{folder / 'report.json'} is damaged; delete it and run minigenie eval again") from None
 
 
 COMMANDS: dict[str, Any] = {
@@ -351,8 +358,12 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped; the same command goes on from what is saved", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         text = str(error)
+        if isinstance(error, RuntimeError):
+            if "out of memory" not in text and "not enough memory" not in text:
+                raise
+            text = "out of memory; make a step smaller, as in --set dynamics_fit.accumulate=12, or use a smaller recipe"
         if isinstance(error, OSError) and error.errno == errno.ENOSPC and "make room" not in text:
             text = "the disk is full; make room and run the same command again, it goes on from what is saved"
         print(f"error: {' '.join(text.split())}", file=sys.stderr)

@@ -67,9 +67,9 @@ class Checkpoints:
 
     def load(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
         """Restore the newest state, into both. Returns its notes, {} if there is none yet."""
-        if not (paths := self.paths()):
+        tensors, notes = self._newest()
+        if not notes:
             return {}
-        tensors, notes = load_tensors(paths[-1])
         model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
         for i, optimizer in enumerate(optimizers):
             states: dict[int, dict[str, Tensor]] = {}
@@ -80,8 +80,14 @@ class Checkpoints:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
         return notes
 
-    def clear(self) -> None:
-        for path in self.paths():
-            path.unlink()
-        if self.folder.exists():
-            self.folder.rmdir()
+    def _newest(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The newest state that can be read: that is what the others are kept for. ValueError if none of them can."""
+        damage: ValueError | None = None
+        for path in reversed(self.paths()):
+            try:
+                return load_tensors(path)
+            except ValueError as error:
+                damage = damage or error
+        if damage:
+            raise damage
+        return {}, {}

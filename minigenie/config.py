@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import json
-import types
 import typing
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -70,10 +69,6 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         fits = isinstance(value, list | tuple) and len(value) == len(arguments)
         if fits:
             return tuple(_parse(kind, item, where) for kind, item in zip(arguments, value, strict=True))
-    elif origin is types.UnionType:
-        if value is None and type(None) in arguments:
-            return None
-        return _parse(arguments[0], value, where)
     elif kind is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
         value = float(value) if fits else value

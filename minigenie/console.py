@@ -88,9 +88,10 @@ def training() -> Iterator["Watcher"]:
     def progress(step: Step) -> None:
         numbers = [f"{name} {value:.3g}" for name, value in step.metrics.items() if name in SHOWN]
         shown(f"train {step.stage}").update(step.fraction, ", ".join([f"step {step.step}", *numbers]))
-        if step.stage == "lam" and step.fraction > 0.6 and step.metrics.get("perplexity", 9) < COLLAPSED and not warned:
+        perplexity = step.metrics.get("perplexity" if step.stage == "lam" else "lam_perplexity")
+        if perplexity is not None and step.fraction > 0.6 and perplexity < COLLAPSED and not warned:
             warned.append(step.step)
-            print(COLLAPSE_ADVICE.format(step.step, step.metrics["perplexity"]), file=sys.stderr, flush=True)
+            print(COLLAPSE_ADVICE.format(step.step, perplexity), file=sys.stderr, flush=True)
 
     def work(what: str, done: int, total: int) -> None:
         shown(f"encode {what}").update(done / total, f"{done:,}/{total:,} frames")

@@ -25,7 +25,8 @@ def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: i
     if (world_folder / "report.json").exists():
         print(f"{out} is done: see {world_folder}, or choose another --out")
         return
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {"train", "test", "world"}):
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if out.is_file() or (there and not there & {"train", "test", "world"}):
         raise FileExistsError(f"{out} already holds other files; choose a new or an empty folder with --out")
     stamps = {"start": time.monotonic()}
     if game == "coinrun" and (why := available()):

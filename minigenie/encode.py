@@ -34,10 +34,10 @@ def encode_tokens(
     device = next(tokenizer.parameters()).device
     kind = np.uint16 if tokenizer.config.quantizer.num_codes <= 65536 else np.uint32
     tokens = np.zeros((dataset.num_frames, tokenizer.config.num_patches), kind)
-    for start, frames in _pieces(dataset, clip_frames, overlap=0):
-        clip = to_float(torch.from_numpy(frames).to(device))[None]
-        tokens[start : start + len(frames)] = tokenizer.encode(clip)[0].cpu().numpy().astype(kind)
-        watch(start + len(frames), dataset.num_frames)
+    for starts, frames in _pieces(dataset, clip_frames, overlap=0):
+        clips = to_float(torch.from_numpy(frames).to(device))
+        tokens[_spans(starts, frames.shape[1])] = tokenizer.encode(clips).cpu().numpy().astype(kind)
+        watch(int(starts[-1]) + frames.shape[1], dataset.num_frames)
     return _keep(path, tokens)
 
 
@@ -55,23 +55,37 @@ def encode_actions(
         return np.load(path, mmap_mode="r", allow_pickle=False)
     device = next(lam.parameters()).device
     actions = np.zeros(dataset.num_frames, np.uint8)
-    for start, frames in _pieces(dataset, clip_frames, overlap=1):
-        if len(frames) > 1:
-            clip = {
-                "frames": torch.from_numpy(frames).to(device)[None],
-                "tokens": torch.from_numpy(tokens[start : start + len(frames)].astype(np.int64)).to(device)[None],
+    for starts, frames in _pieces(dataset, clip_frames, overlap=1):
+        length = frames.shape[1]
+        if length > 1:
+            clips = {
+                "frames": torch.from_numpy(frames).to(device),
+                "tokens": torch.from_numpy(tokens[_spans(starts, length)].astype(np.int64)).to(device),
             }
-            actions[start : start + len(frames) - 1] = lam.infer(lam.video(clip))[0].cpu().numpy()
-            watch(start + len(frames), dataset.num_frames)
+            actions[_spans(starts, length - 1)] = lam.infer(lam.video(clips)).cpu().numpy()
+            watch(int(starts[-1]) + length, dataset.num_frames)
     return _keep(path, actions)
 
 
-def _pieces(dataset: Dataset, length: int, overlap: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Every episode in runs of `length` frames, the next beginning `overlap` before the end of the last."""
+def _pieces(dataset: Dataset, length: int, overlap: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every episode in runs of `length` frames, the next beginning `overlap` before the end of the last; equally long
+    ones together: first frames [b], frames [b t h w c]."""
+    starts: list[int] = []
+    runs: list[np.ndarray] = []
     for i, first in enumerate(dataset.episode_starts):
         frames = dataset.episode_frames(i)
         for offset in range(0, len(frames), length - overlap):
-            yield int(first) + offset, np.array(frames[offset : offset + length])
+            run = frames[offset : offset + length]
+            if runs and (len(run) != len(runs[0]) or len(runs) * length >= BATCH_FRAMES):
+                yield np.array(starts), np.stack(runs)
+                starts, runs = [], []
+            starts.append(int(first) + offset)
+            runs.append(run)
+    yield np.array(starts), np.stack(runs)
+
+
+def _spans(starts: np.ndarray, length: int) -> np.ndarray:
+    return starts[:, None] + np.arange(length)
 
 
 def _keep(path: Path, array: np.ndarray) -> np.ndarray:

@@ -30,8 +30,16 @@ class OptimConfig:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.muon_lr <= 0:
-            raise ValueError(f"lr {self.lr} and muon_lr {self.muon_lr} must be above 0")
+        for name in ("lr", "muon_lr", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be a number above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas is {self.betas}; both must lie in [0, 1)")
+        if self.warmup < 0 or not 0 <= self.weight_decay < math.inf or not 0 <= self.final_lr <= 1:
+            raise ValueError(
+                f"optim: warmup {self.warmup} and weight_decay {self.weight_decay} must be 0 or more, "
+                f"final_lr {self.final_lr} a share in [0, 1]"
+            )
 
 
 def learning_rate_share(config: OptimConfig, step: int, progress: float) -> float:

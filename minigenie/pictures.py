@@ -3,6 +3,7 @@
 Dimensions:  t frames   h w c a frame   H W a whole picture
 """
 
+import io
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from minigenie.data.dataset import write_atomic
+
 ZOOM = 2  # small frames are hard to see
 
 
@@ -23,9 +26,12 @@ def grid(rows: list[UInt8[Tensor, "t h w c"]]) -> np.ndarray:
     return torch.cat([rearrange(row, "t h w c -> h (t w) c") for row in padded]).cpu().numpy()
 
 
-def save_picture(picture: np.ndarray, path: Path) -> Path:
+def save_picture(picture: np.ndarray, path: Path, zoom: int = ZOOM) -> Path:
+    """Write uint8 [H W 3] as PNG, every pixel a square of `zoom`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _zoomed(picture).save(path)
+    encoded = io.BytesIO()
+    _zoomed(picture, zoom).save(encoded, "PNG")
+    write_atomic(path, encoded.getvalue())
     return path
 
 
@@ -34,19 +40,22 @@ def save_video(video: UInt8[Tensor, "t h w c"], path: Path, fps: float) -> Path:
     if path.suffix not in (".mp4", ".gif"):
         raise ValueError(f"cannot write {path}; choose a name that ends in .mp4 or .gif")
     path.parent.mkdir(parents=True, exist_ok=True)
-    frames = [_zoomed(frame.numpy()) for frame in video]
+    frames = [_zoomed(frame.numpy(), ZOOM) for frame in video]
     temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
-    if path.suffix == ".gif":
-        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
-    else:
-        _write_mp4(frames, temporary, fps)
-    temporary.replace(path)
+    try:
+        if path.suffix == ".gif":
+            frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+        else:
+            _write_mp4(frames, temporary, fps)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 
-def _zoomed(picture: np.ndarray) -> Image.Image:
+def _zoomed(picture: np.ndarray, zoom: int) -> Image.Image:
     image = Image.fromarray(picture)
-    return image.resize((image.width * ZOOM, image.height * ZOOM), Image.Resampling.NEAREST)
+    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
 def _write_mp4(frames: list[Image.Image], path: Path, fps: float) -> None:

@@ -25,7 +25,7 @@ from minigenie.dynamics import Dynamics
 from minigenie.encode import encode_actions, encode_tokens
 from minigenie.lam import LatentActionModel
 from minigenie.nn.patches import to_float, to_uint8
-from minigenie.pictures import grid
+from minigenie.pictures import grid, save_picture
 from minigenie.runtime import wait_for_all
 from minigenie.tokenizer import VideoTokenizer
 from minigenie.train import FitConfig, Progress, Sample, fit
@@ -50,6 +50,13 @@ class Recipe(WorldConfig):
         super().__post_init__()
         if self.dynamics_fit.clip_frames < 2 or self.lam_fit.clip_frames < 2:
             raise ValueError("clip_frames of lam_fit and dynamics_fit must be at least 2: actions lie between frames")
+        if self.context_frames >= self.dynamics_fit.clip_frames:
+            raise ValueError(
+                f"context_frames {self.context_frames} is more than dynamics learns to use; set it to at most "
+                f"dynamics_fit.clip_frames - 1 = {self.dynamics_fit.clip_frames - 1}"
+            )
+        if self.seed < 0 or not all(share > 0 for share in self.shares):
+            raise ValueError(f"seed {self.seed} must be 0 or more, shares {self.shares} above 0")
 
 
 class Joint(nn.Module):
@@ -65,6 +72,8 @@ class Joint(nn.Module):
         with torch.no_grad():
             actions = self.lam.infer(self.lam.video(batch))
         loss, metrics = self.dynamics({"tokens": batch["tokens"], "actions": actions}, progress)
+        if not self.lam.quantizer.placed:  # actions mean nothing yet
+            loss = 0 * loss
         return loss + lam_loss, metrics | {f"lam_{name}": value for name, value in lam_metrics.items()}
 
 
@@ -180,7 +189,7 @@ class Run:
         def batch(config: FitConfig, *part: int) -> dict[str, Tensor]:
             return {**self._frames(config, *part), **self._integers({"tokens": tokens}, config, *part)}
 
-        self._fit("dynamics", model, batch, lambda model, batch: sample_lam(model.lam, batch), self.recipe.shares[1:])
+        self._fit("dynamics", model, batch, partial(sample_joint, tokenizer=tokenizer), self.recipe.shares[1:])
         if self.rank == 0:
             save_model(paths[0], lam)
             save_model(paths[1], dynamics)
@@ -264,6 +273,8 @@ def check_fits(recipe: Recipe, dataset: Dataset) -> None:
         )
     for stage in STAGES:
         dataset.windows(getattr(recipe, f"{stage}_fit").clip_frames)
+    with torch.device("meta"):  # sizes that do not fit together show before anything is written
+        recipe.make_tokenizer(), recipe.make_lam(), recipe.make_dynamics()
 
 
 def begin(out: Path, recipe: Recipe, dataset: Dataset) -> None:
@@ -284,7 +295,7 @@ def begin(out: Path, recipe: Recipe, dataset: Dataset) -> None:
             if key != "minigenie" and there.get(key) != config[key]:
                 what = next((f"{key}.{k}" for k in _differing(there.get(key), config[key])), key)
                 raise FileExistsError(f"{out} holds a run with another {what}; choose another folder or delete it")
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(path.suffix != ".tmp" for path in out.iterdir()):
         raise FileExistsError(f"{out} already holds other files; choose a new or an empty folder")
     else:
         out.mkdir(parents=True, exist_ok=True)
@@ -338,6 +349,13 @@ def sample_dynamics(model: Dynamics, batch: dict[str, Tensor], tokenizer: VideoT
     return Sample({"control": float(value)}, grid([decode(tokens[:, :-1]), decode(tokens), decode(guess)]))
 
 
+def sample_joint(model: Joint, batch: dict[str, Tensor], tokenizer: VideoTokenizer) -> Sample:
+    actions = model.lam.infer(model.lam.video(batch))
+    dynamics = sample_dynamics(model.dynamics, {**batch, "actions": actions}, tokenizer)
+    lam = sample_lam(model.lam, batch)
+    return Sample({f"lam_{name}": value for name, value in lam.metrics.items()} | dynamics.metrics, dynamics.picture)
+
+
 # The finished world.
 
 KEYS = "1234567890qwertyuiopasdfghjklzxcvbnm"
@@ -345,15 +363,12 @@ KEYS = "1234567890qwertyuiopasdfghjklzxcvbnm"
 
 def finish(world: World, dataset: Dataset, out: Path, prompts: int = 8) -> None:
     """Add to the world's folder what a player needs: start pictures, the actions' names and keys, a model card."""
-    from PIL import Image
-
     if (out / "README.md").exists():
         return
-    (out / "prompts").mkdir(exist_ok=True)
     chosen = np.random.default_rng(0).permutation(len(dataset.episodes))[:prompts]
     for number, episode in enumerate(chosen):
         frames = dataset.episode_frames(int(episode))
-        Image.fromarray(np.asarray(frames[len(frames) // 3])).save(out / "prompts" / f"{number:02d}.png")
+        save_picture(np.asarray(frames[len(frames) // 3]), out / "prompts" / f"{number:02d}.png", zoom=1)
     actions = [{"name": f"action {i}", "key": KEYS[i] if i < len(KEYS) else None} for i in range(world.num_actions)]
     write_atomic(out / "actions.json", json.dumps(actions, indent=1).encode())
     write_atomic(out / "README.md", model_card(world, dataset).encode())

@@ -50,10 +50,10 @@ def tiny() -> Recipe:
 
 
 def coinrun() -> Recipe:
-    """The case study on one 16 GB GPU, tuned: the seed's rows (16 frames, patch 4, 1024 codes, 8 actions, dynamics 12 x
-    512), a LAM on pairs, a clean context."""
+    """The case study for one 16 GB GPU (estimated, not yet run): the seed's rows (16 frames, patch 4, 1024 codes, 8
+    actions, dynamics 12 x 512), a LAM on pairs, a clean context."""
     optim = OptimConfig(lr=1e-4, betas=(0.9, 0.95), warmup=1000, decay="late", final_lr=0.0)
-    fit = FitConfig(steps=100_000, batch_size=48, clip_frames=16, optim=optim, accumulate=4, compile=True)
+    fit = FitConfig(steps=100_000, batch_size=48, clip_frames=16, optim=optim, accumulate=12, compile=True)
     return Recipe(
         tokenizer=TokenizerConfig(quantizer=QuantizerConfig(num_codes=1024, code_dim=32, warmup=0.02)),
         tokenizer_fit=fit,
@@ -62,7 +62,7 @@ def coinrun() -> Recipe:
         ),
         lam_fit=replace(fit, steps=30_000, batch_size=256, clip_frames=2, accumulate=1),
         dynamics=DynamicsConfig(transformer=STConfig(num_blocks=12)),
-        dynamics_fit=replace(fit, steps=100_000, batch_size=36, accumulate=6),
+        dynamics_fit=replace(fit, steps=100_000, batch_size=36, accumulate=12),
         sampling=SamplingConfig(steps=25),
     )
 
@@ -70,7 +70,8 @@ def coinrun() -> Recipe:
 def paper() -> Recipe:
     """Genie's CoinRun case study, appendix F (arXiv:2402.15391), to the letter where it speaks.
 
-    It gives neither the LAM's patch (16 here, as for its platformers) nor the weights of the losses.
+    It gives neither the LAM's patch (16 here, as for its platformers) nor the weights of the losses. Our own: codes are
+    placed by k-means and revived, latents have unit variance, positions are rotary.
     """
     gradient = QuantizerConfig(num_codes=1024, code_dim=32, codebook="gradient")
     adamw = OptimConfig(lr=3e-4, betas=(0.9, 0.9), weight_decay=1e-4, warmup=10_000, decay="constant")
@@ -80,7 +81,7 @@ def paper() -> Recipe:
     return Recipe(
         tokenizer=TokenizerConfig(patch=4, quantizer=gradient),
         tokenizer_fit=tokenizer_fit,
-        lam=LAMConfig(patch=16, pairs=False, quantizer=replace(gradient, num_codes=6)),
+        lam=LAMConfig(patch=16, pairs=False, sigmoid=True, quantizer=replace(gradient, num_codes=6)),
         lam_fit=dynamics_fit,
         dynamics=DynamicsConfig(transformer=STConfig(num_blocks=12), context="masked", min_mask=0.5),
         dynamics_fit=dynamics_fit,
@@ -107,7 +108,7 @@ def describe(recipe: Recipe) -> str:
     for name, model in models.items():
         fit: FitConfig = getattr(recipe, f"{name}_fit")
         clips = fit.batch_size // fit.accumulate
-        frames = 2 * (fit.clip_frames - 1) if _doubled(recipe, name) else fit.clip_frames
+        frames = _frames_of_a_clip(recipe, name, fit.clip_frames)
         states = 16 * count_parameters(model) / 2**30
         saved = sum(_saved_bytes(part, clips, frames) for part in model.modules() if isinstance(part, STTransformer))
         lines.append(
@@ -117,9 +118,11 @@ def describe(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def _doubled(recipe: Recipe, name: str) -> bool:
-    """Whether a clip's frames run through the model twice: as two streams, or in overlapping pairs."""
-    return (name == "dynamics" and recipe.dynamics.context == "clean") or (name == "lam" and recipe.lam.pairs)
+def _frames_of_a_clip(recipe: Recipe, name: str, clip_frames: int) -> int:
+    """How many frames of a clip run through a model's transformer."""
+    if name == "dynamics" and recipe.dynamics.context == "clean":
+        return 2 * (clip_frames - 1)  # two streams
+    return clip_frames - 1 if name == "lam" and recipe.lam.pairs else clip_frames
 
 
 def _saved_bytes(transformer: STTransformer, clips: int, frames: int) -> int:

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -14,12 +15,13 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 def pick_device(name: str | None = None) -> torch.device:
     """The device called `name`, or the first there is of CUDA, MPS, CPU. ValueError if it is not on this machine."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
     if name is None:
         if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            return torch.device("cuda", local)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device("cuda", local) if name == "cuda" else torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         raise ValueError(f"device {name!r} is not on this machine; leave it out to take the best there is") from None
@@ -45,12 +47,15 @@ def hash_text(text: str) -> int:
 
 
 @contextmanager
-def processes() -> Iterator[tuple[int, int]]:
+def processes(device: torch.device) -> Iterator[tuple[int, int]]:
     """Join the other processes of `torchrun`, if it started this one. Yields (rank, world_size)."""
-    if "RANK" not in os.environ or dist.is_initialized():
-        yield (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if "RANK" not in os.environ:
+        yield 0, 1
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # the first process may encode a large dataset for hours while the others wait
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=24))
     try:
         yield dist.get_rank(), dist.get_world_size()
     finally:

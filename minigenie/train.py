@@ -25,6 +25,7 @@ from minigenie.checkpoint import Checkpoints
 from minigenie.data.dataset import write_atomic
 from minigenie.nn.st_transformer import STTransformer
 from minigenie.optim import OptimConfig, learning_rate_share, make_optimizers, set_learning_rate
+from minigenie.pictures import save_picture
 from minigenie.runtime import Precision, autocast, on_any_process, seed_step, slowest
 
 LOG_EVERY = 10  # steps
@@ -33,8 +34,8 @@ LOG_EVERY = 10  # steps
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """steps: optimizer steps. batch_size: clips a step, over all processes. clip_frames: frames of a clip. accumulate:
-    parts that a batch is cut into to save memory. compile: torch.compile the model. sample_every, save_every: steps
-    between pictures and between checkpoints, of which the last `keep` stay."""
+    parts that a batch is cut into to save memory. compile: torch.compile the transformers, on CUDA. sample_every,
+    save_every: steps between pictures and between checkpoints, of which the last `keep` stay."""
 
     steps: int
     batch_size: int
@@ -109,7 +110,7 @@ def fit(
     step, began = notes.get("step", 0), time.monotonic() - notes.get("seconds", 0.0)
     saved = step
     log = MetricsLog(folder / "metrics.jsonl", stage, step, rank)
-    if config.compile:  # the transformers alone: what surrounds them branches on data
+    if config.compile and device.type == "cuda":  # the transformers alone: what surrounds them branches on data
         for part in model.modules():
             if isinstance(part, STTransformer):
                 part.compile()
@@ -129,9 +130,10 @@ def fit(
             loss, metrics = _backward(runner, parts, config, device, fraction)
             norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip))
             if not math.isfinite(loss) or not math.isfinite(norm):
+                name = "muon_lr" if config.optim.optimizer == "muon" else "lr"
                 raise Diverged(
-                    f"{stage}: the loss is {loss} at step {step}; the last good checkpoint is kept. Start again with "
-                    f"a lower learning rate, such as --set {stage}_fit.optim.lr={config.optim.lr / 3:.1e}"
+                    f"{stage}: the loss is {loss} at step {step}; the last good checkpoint is kept. Start again in a "
+                    f"new --out with a lower rate: --set {stage}_fit.optim.{name}={getattr(config.optim, name) / 3:.1e}"
                 )
             for optimizer in optimizers:
                 optimizer.step()
@@ -175,16 +177,13 @@ def _fraction(step: int, steps: int, seconds: float, max_seconds: float | None) 
 def _sample(
     model: nn.Module, sample: Callable[[nn.Module], Sample], path: Path, log: "MetricsLog", step: int, fraction: float
 ) -> None:
-    from PIL import Image
-
     model.eval()
     with torch.no_grad():
         metrics, picture = sample(model)
     model.train()
     log.add(step, fraction, None, metrics)
     if picture is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
+        save_picture(picture, path)
 
 
 class MetricsLog:

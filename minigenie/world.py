@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from minigenie.nn.patches import patch_grid, to_float, to_uint8
 from minigenie.nn.st_transformer import TimeCache
 from minigenie.runtime import pick_device
 from minigenie.tokenizer import TokenizerConfig, VideoTokenizer
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FORMAT, VERSION = "minigenie-world", 1
 MODELS = ("tokenizer", "lam", "dynamics")
@@ -213,6 +216,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a world's config; give a folder made by `minigenie train`")
     if values.get("version") != VERSION:
         raise ValueError(f"{path} has version {values.get('version')!r}, this MiniGenie reads {VERSION}; update one")
+    if not isinstance(values.get("fps"), int | float) or not isinstance(values.get("dataset"), dict):
+        raise ValueError(f"{path} is damaged (it lacks fps or dataset); copy the folder again")
     return values
 
 
@@ -227,10 +232,21 @@ def read_prompt(path: str | Path, frame_shape: tuple[int, int, int]) -> UInt8[Te
         raise FileNotFoundError(f"prompt {path} does not exist; give a picture (png, jpg, ...)")
     try:
         with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGBA")
+            picture = _eight_bit(ImageOps.exif_transpose(file)).convert("RGBA")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise ValueError(f"prompt {path} cannot be read as a picture; save it again as png or jpg") from None
     black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
     height, width, _ = frame_shape
     fitted = ImageOps.fit(Image.alpha_composite(black, picture).convert("RGB"), (width, height), Image.Resampling.BOX)
     return torch.from_numpy(np.array(fitted))[None, None]
+
+
+def _eight_bit(picture: "Image.Image") -> "Image.Image":
+    """Modes of 16 and 32 bits in 0..255, which Pillow would clip instead."""
+    from PIL import Image
+
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    values = np.asarray(picture, dtype=np.float64)
+    white = 65535 if values.max() > 255 else 255 if values.max() > 1 or picture.mode != "F" else 1
+    return Image.fromarray((values / white * 255).clip(0, 255).astype(np.uint8))

@@ -5,7 +5,7 @@ from conftest import small_recipe
 from torch.testing import assert_close
 
 from minigenie.eval.controllability import bootstrap, entropy, mutual_information, usage
-from minigenie.eval.fidelity import pooled_psnr, psnr, ssim
+from minigenie.eval.fidelity import decibels, mse, psnr, ssim
 from minigenie.eval.report import evaluate, summary
 from minigenie.world import World
 
@@ -20,7 +20,9 @@ def test_the_pooled_psnr_is_that_of_the_mean_error():
     frames = torch.zeros(2, 8, 8, 3)
     noisy = frames.clone()
     noisy[0] += 0.2
-    assert pooled_psnr(noisy, frames) == pytest.approx(-10 * np.log10(0.04 / 2), abs=1e-3)
+    assert decibels(mse(noisy, frames).mean(0, keepdim=True).numpy())[0] == pytest.approx(
+        -10 * np.log10(0.04 / 2), abs=1e-3
+    )
 
 
 def test_ssim_is_one_for_the_same_and_less_for_noise():
@@ -82,5 +84,5 @@ def test_repeating_the_last_frame_is_measured_as_what_it_is(trained, toy):
     starts = np.sort(np.random.default_rng(1).choice(toy.windows(8), 8, replace=False))
     clips = torch.from_numpy(toy.clips(starts, 8)).float() / 255
     assert report["rollout"]["repeat_last_pooled_psnr"]["2"] == pytest.approx(
-        pooled_psnr(clips[:, 3], clips[:, 5]), abs=1e-3
+        decibels(mse(clips[:, 3], clips[:, 5]).mean(0, keepdim=True).numpy())[0], abs=1e-3
     )

@@ -18,7 +18,7 @@ LAYERS = [
     ["world", "encode"],
     ["train"],
     ["pipeline"],
-    ["eval"],
+    ["eval", "env"],
     ["recipes", "console"],
     ["demo"],
     ["__main__"],

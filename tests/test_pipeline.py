@@ -83,7 +83,7 @@ def test_a_folder_of_videos_becomes_a_world(toy, tmp_path, capsys):
     main(["info", str(tmp_path / "world")])
     assert "a world" in capsys.readouterr().out
     main(["info", str(tmp_path / "data")])
-    assert (tmp_path / "data-contact-sheet.png").exists()
+    assert (tmp_path / "data" / "contact-sheet.png").exists()
 
 
 def test_a_world_folder_has_what_a_player_needs(trained):

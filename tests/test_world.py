@@ -145,6 +145,15 @@ def test_a_prompt_of_any_size_and_mode(tmp_path, mode, size):
     assert prompt.dtype == torch.uint8
 
 
+@pytest.mark.parametrize(
+    ("mode", "grey"), [("L", 128), ("I;16", 32896), ("I", 32896), ("F", 128.0), ("RGB", (128,) * 3)]
+)
+def test_a_prompt_keeps_its_brightness(tmp_path, mode, grey):
+    path = tmp_path / ("prompt.tif" if mode == "F" else "prompt.png")
+    Image.new(mode, (80, 80), grey).save(path)
+    assert read_prompt(path, (64, 64, 3)).unique().tolist() == [128]
+
+
 def test_a_prompt_is_cropped_from_the_middle(tmp_path):
     picture = np.zeros((64, 192, 3), np.uint8)
     picture[:, 64:128] = (255, 100, 0)

@@ -121,6 +121,8 @@ def collect(
         todo = [k for k in range(len(sizes)) if k not in writer]
         total = sum(n * steps for n, steps in sizes)
         done = total - sum(sizes[k][0] * sizes[k][1] for k in todo)
+        if progress:
+            progress(done, total)
         # threads will do: the games, the checksum and the disk all run outside of Python's lock
         pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, MAX_WORKERS))
         try:

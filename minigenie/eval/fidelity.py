@@ -3,6 +3,7 @@
 Dimensions:  * any leading axes   h w c a frame
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -20,9 +21,9 @@ def psnr(frames: Float[Tensor, "*b h w c"], truth: Float[Tensor, "*b h w c"]) ->
     return -10 * mse(frames, truth).clamp(min=LEAST_ERROR).log10()
 
 
-def pooled_psnr(frames: Float[Tensor, "b h w c"], truth: Float[Tensor, "b h w c"]) -> float:
-    """PSNR of the mean squared error over all frames, in dB: large errors count as what they are."""
-    return float(-10 * mse(frames, truth).mean().clamp(min=LEAST_ERROR).log10())
+def decibels(error: np.ndarray) -> np.ndarray:
+    """PSNR of mean squared errors that were averaged first: large errors count as what they are."""
+    return -10 * np.log10(np.maximum(error, LEAST_ERROR))
 
 
 def ssim(frames: Float[Tensor, "*b h w c"], truth: Float[Tensor, "*b h w c"]) -> Float[Tensor, "*b"]:

@@ -3,6 +3,7 @@
 Dimensions:  b clips   t frames   h w c a frame
 """
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from minigenie.data.dataset import Dataset, write_atomic
 from minigenie.eval.controllability import bootstrap, entropy, mutual_information, usage
-from minigenie.eval.fidelity import psnr, ssim
+from minigenie.eval.fidelity import decibels, mse, psnr, ssim
 from minigenie.nn.patches import to_float, to_uint8
 from minigenie.pictures import grid, save_picture, save_video
 from minigenie.train import read_metrics
@@ -70,8 +71,8 @@ def evaluate(
             "sampling": vars(world.config.sampling),
             "psnr": _by_horizon(whole["psnr"].mean(0)),
             "ssim": _by_horizon(whole["ssim"].mean(0)),
-            "pooled_psnr": _by_horizon(-10 * np.log10(whole["mse"].mean(0))),
-            "repeat_last_pooled_psnr": _by_horizon(-10 * np.log10(whole["mse_repeat"].mean(0))),
+            "pooled_psnr": _by_horizon(decibels(whole["mse"].mean(0))),
+            "repeat_last_pooled_psnr": _by_horizon(decibels(whole["mse_repeat"].mean(0))),
             "delta_psnr": {str(t + 1): bootstrap(delta[:, t], seed) for t in range(horizon)},
         },
     }
@@ -122,8 +123,8 @@ def _measure(
         "psnr": psnr(imagined, future),
         "psnr_random": psnr(astray, future),
         "ssim": ssim(imagined, future),
-        "mse": (imagined - future).square().mean((2, 3, 4)),
-        "mse_repeat": (repeated - future).square().mean((2, 3, 4)),
+        "mse": mse(imagined, future),
+        "mse_repeat": mse(repeated, future),
     }
     arrays = {name: value.numpy() for name, value in numbers.items()}
     if (true_actions := dataset.clip_actions(starts, prompt_frames + horizon)) is not None:
@@ -163,7 +164,8 @@ def draw(world: World, dataset: Dataset, folder: Path, run: Path | None = None, 
     """reconstructions.png, rollouts.png, actions.png and .gif, and curves.png if `run` has metrics. Returns them."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    video = torch.from_numpy(dataset.clips(rng.choice(dataset.windows(12), 8), 12))
+    length = min(12, max(episode.length for episode in dataset.episodes))
+    video = torch.from_numpy(dataset.clips(rng.choice(dataset.windows(length), 8), length))
     tokens = world.tokenizer.encode(to_float(video[:, 3:5]).to(world.device))
     decoded = to_uint8(world.tokenizer.decode(tokens)).cpu()
     rows = [half.flatten(0, 1) for i in (0, 4) for half in (video[i : i + 4, 3:5], decoded[i : i + 4])]
@@ -214,10 +216,14 @@ def draw_curves(metrics: Path, path: Path) -> Path:
     figure = Figure(figsize=(11, 6), layout="constrained")
     for axes, (stage, name, title) in zip(figure.subplots(2, 3, squeeze=True).T.flat, panels, strict=True):
         points = [(line["step"], line[name]) for line in lines if line["stage"] == stage and name in line]
+        if not points:  # LAM and dynamics trained jointly
+            points = [(line["step"], line[f"{stage}_{name}"]) for line in lines if f"{stage}_{name}" in line]
         axes.plot(*zip(*points, strict=True)) if points else axes.set_axis_off()
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=90)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=90)
+    write_atomic(path, drawn.getvalue())
     return path
 
 

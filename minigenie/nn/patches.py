@@ -29,6 +29,8 @@ def to_uint8(frames: Float[Tensor, "*s"]) -> UInt8[Tensor, "*s"]:
 def patch_grid(patch: int, frame_size: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of a frame's patches. ValueError if they do not fill it."""
     height, width = frame_size
+    if height < 1 or width < 1:
+        raise ValueError(f"frame_size is {height}x{width}; give height and width in pixels")
     if patch < 1 or height % patch or width % patch:
         raise ValueError(f"patch {patch} does not divide the frame of {height}x{width}; choose a patch that does")
     return height // patch, width // patch

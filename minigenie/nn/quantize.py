@@ -36,8 +36,11 @@ class QuantizerConfig:
     def __post_init__(self) -> None:
         if self.num_codes < 2 or self.code_dim < 1:
             raise ValueError(f"a codebook of {self.num_codes} codes x {self.code_dim} is too small; use 2 x 1 or more")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is {self.warmup}; it is a fraction of training in [0, 1)")
+        for name in ("warmup", "decay", "revive_below"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"quantizer.{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        if not self.noise >= 0 or not self.commitment >= 0:
+            raise ValueError(f"noise {self.noise} and commitment {self.commitment} must be 0 or more")
 
 
 class Quantized(NamedTuple):
@@ -66,8 +69,7 @@ class VectorQuantizer(nn.Module):
 
     def nearest(self, vectors: Float[Tensor, "... c"]) -> Int[Tensor, "..."]:
         flat = vectors.reshape(-1, self.config.code_dim).float()
-        distance = self.codebook.square().sum(-1) - 2 * flat @ self.codebook.T
-        return distance.argmin(-1).view(vectors.shape[:-1])
+        return _nearest(flat, self.codebook).view(vectors.shape[:-1])
 
     def lookup(self, codes: Int[Tensor, "..."]) -> Float[Tensor, "... c"]:
         return F.embedding(codes, self.codebook)
@@ -101,14 +103,14 @@ class VectorQuantizer(nn.Module):
     def _place(self, flat: Float[Tensor, "m c"]) -> None:
         """k-means over the batch, from random members of it."""
         k = self.config.num_codes
-        flat = _gathered(flat)
         codebook = flat[torch.randint(len(flat), (k,), device=flat.device)]
         for _ in range(10):
-            nearest = (codebook.square().sum(-1) - 2 * flat @ codebook.T).argmin(-1)
+            nearest = _nearest(flat, codebook)
             count = torch.bincount(nearest, minlength=k)
             mean = torch.zeros_like(codebook).index_add_(0, nearest, flat) / count.clamp(min=1)[:, None]
             strays = flat[torch.randint(len(flat), (k,), device=flat.device)]
             codebook = torch.where(count[:, None] > 0, mean, strays)
+        codebook = _of_first_process(codebook)
         self.codebook.copy_(codebook)
         if self.config.codebook == "ema":
             self.total.copy_(codebook * self.share[:, None])
@@ -128,17 +130,22 @@ class VectorQuantizer(nn.Module):
             self.total.lerp_(total / size, 1 - decay)
             self.codebook.copy_(self.total / self.share.clamp(min=1e-8)[:, None])
         dead = self.share < self.config.revive_below / k
-        candidates = _gathered(flat)
-        fresh = candidates[torch.randint(len(candidates), (k,), device=flat.device)]
+        fresh = _of_first_process(flat[torch.randint(len(flat), (k,), device=flat.device)])
         self.codebook.copy_(torch.where(dead[:, None], fresh, self.codebook))
         self.share.copy_(torch.where(dead, 1 / k, self.share))
         if self.config.codebook == "ema":
             self.total.copy_(torch.where(dead[:, None], fresh / k, self.total))
 
 
-def _gathered(flat: Float[Tensor, "m c"]) -> Float[Tensor, "m c"]:
-    """The vectors of rank 0 on every rank, so that all ranks move codes alike."""
+def _nearest(flat: Float[Tensor, "m c"], codebook: Float[Tensor, "k c"]) -> Int[Tensor, " m"]:
+    """In float32 whatever the precision around: bf16 would choose other codes in training than in use."""
+    with torch.autocast(flat.device.type, enabled=False):
+        return (codebook.square().sum(-1) - 2 * flat @ codebook.T).argmin(-1)
+
+
+def _of_first_process(tensor: Tensor) -> Tensor:
+    """The same on every process, so that all move their codes alike."""
     if dist.is_initialized():
-        flat = flat.contiguous()
-        dist.broadcast(flat, src=0)
-    return flat
+        tensor = tensor.clone()
+        dist.broadcast(tensor, src=0)
+    return tensor

@@ -39,6 +39,8 @@ class STConfig:
         for name, least in (("num_blocks", 0), ("dim", 2), ("num_heads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if not 0 < self.mlp_ratio <= 64:
+            raise ValueError(f"mlp_ratio is {self.mlp_ratio}; it must be above 0, 4 is usual")
         if self.dim % (4 * self.num_heads):
             raise ValueError(
                 f"dim {self.dim} does not split into {self.num_heads} heads whose width is a multiple of 4; "

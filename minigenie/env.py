@@ -1,0 +1,238 @@
+"""A learned world as a Gymnasium environment: `minigenie/World-v0`, alone or as a batch in one forward.
+
+`import minigenie` registers it without importing this file.
+
+Dimensions:  b batch (worlds side by side)   t frames   h w c a frame
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from minigenie.world import World, read_prompt
+
+Reward = Callable[[np.ndarray, np.ndarray], float]  # a frame and the next one, uint8 [h w c]
+RENDER_MODES = (None, "rgb_array")
+
+
+def no_reward(frame: np.ndarray, next_frame: np.ndarray) -> float:
+    return 0.0
+
+
+class WorldEnv(gymnasium.Env[np.ndarray, np.int64]):
+    """
+    ## Description
+
+    A world learned from video without labels (Genie, arXiv:2402.15391). The agent is given a picture and every step
+    imagines the next one. Nothing here knows the game: what the world does is what its footage did, mistakes and all.
+
+    ## Action Space
+
+    `Discrete(num_actions)`: the latent actions that the world found by itself, `0` to `num_actions - 1`. What each of
+    them does differs from world to world; the world folder's `actions.json` names them.
+
+    ## Observation Space
+
+    `Box(0, 255, (h, w, 3), uint8)`: the newest frame, RGB. The first is the prompt itself, the others are imagined.
+
+    ## Rewards
+
+    A learned world has none of its own. `reward(frame, next_frame)` is called with the frames before and after each
+    step, both uint8 `[h w 3]`, and what it returns is the reward; without it the reward is `0.0`.
+
+    ## Starting State
+
+    One of the pictures in the world folder's `prompts/`, chosen by the seed; or
+    `reset(options={"prompt": prompt})`, where the prompt is a picture's path (cropped and scaled to fit), a frame
+    uint8 `[h w 3]`, or some true frames in a row, uint8 `[t h w 3]`, of which the last is observed. The same seed,
+    prompt and actions give the same frames, on the same machine.
+
+    ## Episode End
+
+    The episode never terminates. It is truncated after 500 steps, or `gymnasium.make(..., max_episode_steps=...)`.
+
+    ## Arguments
+
+    ```python
+    import gymnasium
+    import minigenie
+
+    env = gymnasium.make("minigenie/World-v0", world="worlds/toy", render_mode="rgb_array")
+    ```
+
+    | Parameter | Type | Default | Description |
+    |---|---|---|---|
+    | `world` | **str or Path** | | The world's folder, made by `minigenie train` |
+    | `reward` | **callable** | `0.0` always | `reward(frame, next_frame) -> float` |
+    | `render_mode` | **str** | `None` | `"rgb_array"`: `render()` returns a copy of the newest frame |
+    | `device` | **str** | `None` | Where the world runs; `None` takes CUDA, MPS or CPU, the first there is |
+
+    ## Vectorized environment
+
+    `gymnasium.make_vec("minigenie/World-v0", num_envs=16, world=...)`: `WorldVectorEnv`, one forward for all.
+
+    ## Version History
+
+    * v0: Initial version.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10.0}  # noqa: RUF012  # as Gymnasium has it
+
+    def __init__(
+        self,
+        world: str | Path,
+        reward: Reward = no_reward,
+        render_mode: str | None = None,
+        device: str | None = None,
+    ) -> None:
+        self._players = Players(1, world, reward, render_mode, device)
+        self.world = self._players.world
+        self.observation_space, self.action_space = spaces(self.world)
+        self.render_mode = render_mode
+        self.metadata = {**self.metadata, "render_fps": self.world.fps}
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._players.begin(self.np_random, options)[0], {}
+
+    def step(self, action: int | np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if not self.action_space.contains(action):
+            raise ValueError(f"action {action!r} is out of range; use an integer 0 to {self.world.num_actions - 1}")
+        frames, rewards = self._players.advance(np.array([action]))
+        return frames[0], float(rewards[0]), False, False, {}
+
+    def render(self) -> np.ndarray | None:
+        return self._players.frames[0].copy() if self.render_mode else None
+
+
+class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """A batch of `WorldEnv`, stepped in one forward.
+
+    ## Description, Action Space, Observation Space, Rewards, Arguments
+
+    `WorldEnv`'s, batched: frames uint8 `[b h w 3]`, actions int `[b]`; `reward` is called with one member's frames.
+
+    ## Starting State
+
+    Each member draws its own prompt. `reset(options={"prompt": ...})` takes what `WorldEnv` takes, for all members, or
+    uint8 `[b t h w 3]`, for each its own. One seed for the batch: a member is not the `WorldEnv` of that seed.
+
+    ## Episode End
+
+    No episode terminates and all are equally long, so all members are truncated together, after `max_episode_steps`
+    (`-1`: never). The step after that takes no notice of the actions: it begins all members anew with reward 0
+    (Gymnasium's `AutoresetMode.NEXT_STEP`), from the prompt of the last `reset` or, without one, newly drawn ones.
+    """
+
+    metadata = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": 10.0,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int,
+        world: str | Path,
+        reward: Reward = no_reward,
+        render_mode: str | None = None,
+        device: str | None = None,
+        max_episode_steps: int = 500,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs is {num_envs}; it must be at least 1")
+        if max_episode_steps < 1 and max_episode_steps != -1:
+            raise ValueError(f"max_episode_steps is {max_episode_steps}; give at least 1, or -1 for no limit")
+        self._players = Players(num_envs, world, reward, render_mode, device)
+        self.world = self._players.world
+        self.single_observation_space, self.single_action_space = spaces(self.world)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
+        self.render_mode = render_mode
+        self.metadata = {**self.metadata, "render_fps": self.world.fps}
+        self._steps = 0
+        self._options: dict[str, Any] | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._steps, self._options = 0, options
+        return self._players.begin(self.np_random, options), {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        if self._steps == self.max_episode_steps:
+            frames, _ = self.reset(options=self._options)
+            rewards = np.zeros(self.num_envs)
+        else:
+            frames, rewards = self._players.advance(actions)
+            self._steps += 1
+        never = np.zeros(self.num_envs, dtype=bool)
+        truncated = np.full(self.num_envs, self._steps == self.max_episode_steps)
+        return frames, rewards, never, truncated, {}
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        return tuple(self._players.frames.copy()) if self.render_mode else None
+
+
+class Players:
+    """b agents in one world, which both environments wrap. `frames`: what they see, uint8 [b h w c]."""
+
+    def __init__(self, b: int, folder: str | Path, reward: Reward, render_mode: str | None, device: str | None) -> None:
+        if render_mode not in RENDER_MODES:
+            raise ValueError(f"render_mode is {render_mode!r}; use 'rgb_array' or None")
+        self.folder, self.reward = Path(folder), reward
+        self.world = World.load(folder, device)
+        shape = self.world.frame_shape
+        self.prompts = [read_prompt(path, shape)[0].numpy() for path in sorted((self.folder / "prompts").glob("*.png"))]
+        self.frames = np.zeros((b, *shape), dtype=np.uint8)
+
+    def begin(self, rng: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
+        """Everyone anew, from options["prompt"] or prompts of the world's own. Frames are the caller's to keep."""
+        options = options or {}
+        if unknown := options.keys() - {"prompt"}:
+            raise ValueError(f"unknown reset options {sorted(map(str, unknown))}; the only one is 'prompt'")
+        prompt = options.get("prompt")
+        videos = self._draw(rng) if prompt is None else self._given(prompt)
+        self.world.reset(videos, seed=int(rng.integers(2**31)))
+        self.frames = videos[:, -1]
+        return self.frames.copy()
+
+    def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The next frames, and the rewards of going there: actions int [b] -> uint8 [b h w c], float [b]."""
+        before, self.frames = self.frames, self.world.step(actions).numpy()
+        rewards = np.array([self.reward(*pair) for pair in zip(before, self.frames, strict=True)], dtype=float)
+        return self.frames.copy(), rewards
+
+    def _draw(self, rng: np.random.Generator) -> np.ndarray:
+        if not self.prompts:
+            raise ValueError(f'{self.folder} has no pictures in prompts/; give one: reset(options={{"prompt": ...}})')
+        return np.stack([self.prompts[i] for i in rng.integers(len(self.prompts), size=len(self.frames))])
+
+    def _given(self, prompt: Any) -> np.ndarray:
+        """A path, [h w c], [t h w c] or, for each its own, [b t h w c] -> uint8 [b t h w c]."""
+        b, shape = len(self.frames), self.world.frame_shape
+        given = read_prompt(prompt, shape)[0].numpy() if isinstance(prompt, str | Path) else np.array(prompt)
+        video = given[None] if given.ndim == 3 else given
+        videos = np.repeat(video[None], b, axis=0) if video.ndim == 4 else video
+        if videos.dtype != np.uint8 or videos.shape[2:] != shape or len(videos) != b or not videos.shape[1]:
+            size = " ".join(map(str, shape))
+            raise ValueError(
+                f"the prompt is {given.dtype} {list(given.shape)}; give a picture's path or frames, "
+                f"uint8 [{size}] or [t {size}]" + (f" or [{b} t {size}]" if b > 1 else "")
+            )
+        return videos
+
+
+def spaces(world: World) -> tuple[Box, Discrete]:
+    """What one agent sees, and what it can do."""
+    return Box(0, 255, world.frame_shape, np.uint8), Discrete(world.num_actions)

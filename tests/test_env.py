@@ -1,0 +1,211 @@
+"""The world behind Gymnasium's interface, alone and as a batch."""
+
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from PIL import Image
+
+import minigenie  # noqa: F401  # registers minigenie/World-v0
+
+ROOT = Path(__file__).parent.parent
+ID = "minigenie/World-v0"
+
+
+@pytest.fixture(scope="module")
+def env(trained):
+    return gymnasium.make(ID, world=trained, device="cpu", render_mode="rgb_array", max_episode_steps=3)
+
+
+@pytest.fixture(scope="module")
+def envs(trained):
+    return gymnasium.make_vec(ID, 3, world=trained, device="cpu", reward=brightness, max_episode_steps=2)
+
+
+def brightness(frame, next_frame):
+    return next_frame.mean() - frame.mean()
+
+
+def play(env, actions, **reset):
+    """The first frame and every one after it, and the rewards."""
+    first, _ = env.reset(**reset)
+    steps = [env.step(action) for action in actions]
+    return np.stack([first, *(step[0] for step in steps)]), np.array([step[1] for step in steps])
+
+
+def test_gymnasium_finds_nothing_to_complain_about(trained):
+    check_env(gymnasium.make(ID, world=trained, device="cpu").unwrapped)
+
+
+@pytest.mark.parametrize(
+    "imports", ["import gymnasium, minigenie", "import minigenie, gymnasium", "import gymnasium, minigenie.env"]
+)
+def test_it_is_registered_in_either_order(imports):
+    code = f"{imports}; assert gymnasium.spec({ID!r}).max_episode_steps == 500"
+    assert subprocess.run([sys.executable, "-W", "error", "-c", code]).returncode == 0
+
+
+def test_minigenie_does_not_import_gymnasium():
+    code = "import sys, minigenie; sys.exit('gymnasium' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_same_seed_and_actions_give_the_same_frames(env):
+    one, again, other = (play(env, [1, 5, 2], seed=seed)[0] for seed in (7, 7, 8))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any()
+
+
+def test_the_seed_chooses_among_the_worlds_own_prompts(env, trained):
+    prompts = [np.array(Image.open(path)) for path in sorted((trained / "prompts").glob("*.png"))]
+    seen = [env.reset(seed=seed)[0] for seed in range(12)]
+    assert all(any((frame == prompt).all() for prompt in prompts) for frame in seen)
+    assert len({frame.tobytes() for frame in seen}) > 1
+
+
+def test_a_prompt_is_what_the_agent_first_sees(env, toy, tmp_path):
+    video = np.array(toy.episode_frames(0)[:4])
+    Image.fromarray(video[0]).save(tmp_path / "start.png")
+    for prompt, frame in ((tmp_path / "start.png", 0), (str(tmp_path / "start.png"), 0), (video[2], 2), (video, 3)):
+        np.testing.assert_array_equal(env.reset(options={"prompt": prompt})[0], video[frame])
+
+
+def test_it_ends_by_truncation_alone(env):
+    env.reset(seed=0)
+    ends = [env.step(0)[2:4] for _ in range(3)]
+    assert ends == [(False, False), (False, False), (False, True)]
+
+
+def test_what_it_renders_is_what_the_agent_sees(env):
+    frame, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(env.render(), frame)
+    frame = env.step(3)[0]
+    np.testing.assert_array_equal(env.render(), frame)
+    frame[:] = 0  # the agent's own copy
+    assert env.render().any()
+
+
+def test_the_reward_is_of_the_frames_before_and_after(trained):
+    env = gymnasium.make(ID, world=trained, device="cpu", reward=brightness)
+    frames, rewards = play(env, [0, 3, 3], seed=1)
+    np.testing.assert_allclose(rewards, np.diff(frames.mean(axis=(1, 2, 3))))
+    assert play(gymnasium.make(ID, world=trained, device="cpu"), [0], seed=1)[1] == 0.0
+
+
+def test_a_batch_is_seeded_and_rewarded_alike(envs):
+    frames, rewards = play(envs, [[0, 1, 2], [7, 0, 7]], seed=4)
+    assert frames.shape == (3, 3, 64, 64, 3)
+    assert frames.dtype == np.uint8
+    np.testing.assert_allclose(rewards, np.diff(frames.mean(axis=(2, 3, 4)), axis=0))
+    np.testing.assert_array_equal(frames, play(envs, [[0, 1, 2], [7, 0, 7]], seed=4)[0])
+
+
+def test_members_begin_where_they_are_told(envs, toy):
+    video = np.array(toy.episode_frames(0)[:6])
+    np.testing.assert_array_equal(envs.reset(options={"prompt": video[1]})[0], video[[1, 1, 1]])
+    np.testing.assert_array_equal(envs.reset(options={"prompt": video.reshape(3, 2, 64, 64, 3)})[0], video[1::2])
+
+
+def test_members_end_together_and_begin_anew(envs, toy):
+    prompt = np.array(toy.episode_frames(0)[5])
+    envs.reset(seed=0, options={"prompt": prompt})
+    ended = [envs.step([0, 1, 2])[3].tolist() for _ in range(2)]
+    assert ended == [[False] * 3, [True] * 3]
+    frames, rewards, terminated, truncated, _ = envs.step([0, 1, 2])
+    np.testing.assert_array_equal(frames, np.stack([prompt] * 3))
+    assert not rewards.any() and not terminated.any() and not truncated.any()  # noqa: PT018
+    assert [envs.step([0, 1, 2])[3].all() for _ in range(2)] == [False, True]
+
+
+def test_a_batch_of_environments_made_one_by_one(trained):
+    envs = gymnasium.make_vec(ID, 2, vectorization_mode="sync", world=trained, device="cpu")
+    assert envs.reset(seed=0)[0].shape == (2, 64, 64, 3)
+    assert envs.step(np.array([0, 7]))[0].shape == (2, 64, 64, 3)
+
+
+@pytest.mark.parametrize("action", [8, -1, 0.5, "left", None, [1]])
+def test_an_action_that_there_is_not(env, action):
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"is out of range; use an integer 0 to 7"):
+        env.step(action)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (np.zeros((64, 64, 3)), r"the prompt is float64 \[64, 64, 3\]; give .* uint8 \[64 64 3\] or \[t 64 64 3\]$"),
+        (np.zeros((32, 64, 3), np.uint8), r"the prompt is uint8 \[32, 64, 3\]"),
+        (np.zeros((0, 64, 64, 3), np.uint8), r"the prompt is uint8 \[0, 64, 64, 3\]"),
+        (np.zeros((2, 1, 64, 64, 3), np.uint8), r"the prompt is uint8 \[2, 1, 64, 64, 3\]"),
+        (7, r"the prompt is int64 \[\]"),
+        ("nowhere.png", "prompt nowhere.png does not exist"),
+        (__file__, "cannot be read as a picture"),
+    ],
+)
+def test_a_prompt_of_the_wrong_kind(env, prompt, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        env.reset(options={"prompt": prompt})
+    assert "\n" not in str(caught.value)
+
+
+def test_other_refusals(trained, envs, tmp_path):
+    for arguments, message in (
+        ({"world": tmp_path / "none"}, "is not a world, it has no config.json"),
+        ({"world": trained, "num_envs": 0}, "num_envs is 0"),
+        ({"world": trained, "max_episode_steps": 0}, "max_episode_steps is 0"),
+        ({"world": trained, "render_mode": "ascii"}, "render_mode is 'ascii'; use 'rgb_array' or None"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            gymnasium.make_vec(ID, **arguments)
+    envs.reset()
+    with pytest.raises(ValueError, match="out of range; use 0 to 7"):
+        envs.step(np.array([0, 8, 0]))
+    with pytest.raises(ValueError, match="3 integers, one per world"):
+        envs.step(np.array([0]))
+    with pytest.raises(ValueError, match="unknown reset options .'promt'.; the only one is 'prompt'"):
+        envs.reset(options={"promt": "start.png"})
+
+
+def test_a_world_without_prompts_still_plays_from_a_given_one(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "world", ignore=shutil.ignore_patterns("prompts"))
+    env = gymnasium.make(ID, world=folder, device="cpu").unwrapped
+    with pytest.raises(ValueError, match=r"has no pictures in prompts/; give one: reset\(options="):
+        env.reset()
+    env.reset(options={"prompt": np.zeros((64, 64, 3), np.uint8)})
+    assert env.observation_space.contains(env.step(0)[0])
+
+
+def test_the_page_runs(trained, tmp_path, monkeypatch):
+    """Every python block of docs/env.md, one after the other."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, "worlds/toy")
+    Image.new("RGB", (100, 80)).save("start.png")
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "env.md").read_text(), re.DOTALL | re.MULTILINE)
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 4
+    assert names["frames"].shape == (16, 64, 64, 3)
+
+
+def test_the_example_plans(trained, tmp_path):
+    out = tmp_path / "best.gif"
+    command = [sys.executable, ROOT / "examples" / "plan.py", trained, trained / "prompts" / "00.png", "--out", out]
+    sizes = ["--horizon", "2", "--plans", "4", "--rounds", "2"]
+    ended = subprocess.run([*command, *sizes], capture_output=True, text=True)
+    assert re.search(r"round 1: mean -?\d\.\d\d px, best", ended.stdout), ended.stderr
+    assert out.stat().st_size
+
+
+@pytest.mark.parametrize("pixels", [-4, -1, 0, 3])
+def test_the_examples_reward_sees_the_view_move(pixels):
+    moved_right = runpy.run_path(str(ROOT / "examples" / "plan.py"))["moved_right"]
+    wide = np.random.default_rng(0).integers(0, 256, (64, 72, 3), np.uint8)
+    assert moved_right(wide[:, 4:68], wide[:, 4 + pixels : 68 + pixels]) == pixels
