@@ -19,7 +19,7 @@ LAYERS = [
     ["train"],
     ["pipeline"],
     ["eval", "env"],
-    ["recipes", "console"],
+    ["recipes", "console", "play"],
     ["demo"],
     ["__main__"],
 ]

@@ -149,7 +149,7 @@ def test_a_prompt_of_any_size_and_mode(tmp_path, mode, size):
     ("mode", "grey"), [("L", 128), ("I;16", 32896), ("I", 32896), ("F", 128.0), ("RGB", (128,) * 3)]
 )
 def test_a_prompt_keeps_its_brightness(tmp_path, mode, grey):
-    path = tmp_path / ("prompt.tif" if mode == "F" else "prompt.png")
+    path = tmp_path / ("prompt.tif" if mode in ("I", "F") else "prompt.png")
     Image.new(mode, (80, 80), grey).save(path)
     assert read_prompt(path, (64, 64, 3)).unique().tolist() == [128]
 
