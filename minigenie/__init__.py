@@ -1,5 +1,6 @@
 """MiniGenie: turn unlabelled video into a world you can play (Genie, arXiv:2402.15391)."""
 
+import os
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -7,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minigenie.world import World
+
+# Threads that wait for each other should sleep, not spin: beside another busy program spinning ones make a training step
+# tens of times slower, and sleeping costs a third where the machine is idle. OMP_WAIT_POLICY=ACTIVE has it otherwise.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = ["World"]
 __version__ = "0.1.0"
