@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minigenie.world import World
 
-# Threads that wait for each other should sleep, not spin: beside another busy program spinning ones make a training step
-# tens of times slower, and sleeping costs a third where the machine is idle. OMP_WAIT_POLICY=ACTIVE has it otherwise.
+# Threads that wait for each other should sleep, not spin. Beside another busy program spinning ones make a step of
+# training many times slower; sleeping costs a third where the machine is idle. OMP_WAIT_POLICY=ACTIVE has it otherwise.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = ["World"]

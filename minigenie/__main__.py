@@ -25,15 +25,17 @@ def demo(
     Args:
         out: Folder for the data, the world, report.json and the pictures. An interrupted demo goes on from there.
         minutes: About how long it takes; four fifths of it train.
-        play: Open the world in the browser at the end (not there yet: --no-play is all there is).
+        play: Open the world in the browser at the end.
         game: The toy world needs no extra package.
         seed: Of all that is random.
     """
     from minigenie.demo import run_demo
 
-    if play:
-        raise ValueError("live play is not there yet; use --no-play, and minigenie rollout on the demo's world")
     run_demo(out, minutes, game, seed)
+    if play:
+        from minigenie.play.server import serve
+
+        serve(out / "world", footage=out / "test")
 
 
 def collect(
@@ -185,6 +187,38 @@ def _train(folder: Path, out: Path, recipe: "Recipe", max_minutes: float | None,
         train_world(dataset, recipe, out, device=device, max_seconds=max_seconds, watcher=seen_by)
     if rank == 0:
         print(f"{out} is a world: minigenie rollout {out} --actions 0,0,1,1 --out clip.gif, or minigenie info {out}")
+
+
+def play(
+    world: Positional[Path],
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    open: bool = True,
+    max_players: int = 4,
+    fps: float | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    footage: Path | None = None,
+) -> None:
+    """Play a world in the browser.
+
+    Args:
+        world: Folder made by train.
+        port: Where to listen; 0 takes any free one.
+        host: 127.0.0.1 is this machine only; 0.0.0.0 lets the network in.
+        open: Open the browser.
+        max_players: How many at once, each in a world of their own.
+        fps: Target rate; the world's own by default.
+        device: cuda, mps or cpu; the best there is by default.
+        seed: Of the sampling.
+        footage: Held-out dataset for the split view.
+    """
+    from minigenie.play.server import serve
+
+    serve(
+        world, host=host, port=port, open_browser=open, max_players=max_players, fps=fps, device=device, seed=seed,
+        footage=footage,
+    )  # fmt: skip
 
 
 def rollout(
@@ -343,6 +377,7 @@ COMMANDS: dict[str, Any] = {
     "collect": collect,
     "ingest": ingest,
     "train": train,
+    "play": play,
     "rollout": rollout,
     "eval": evaluate,
     "info": info,

@@ -18,8 +18,8 @@ LAYERS = [
     ["world", "encode"],
     ["train"],
     ["pipeline"],
-    ["eval", "env"],
-    ["recipes", "console", "play"],
+    ["eval", "env", "play"],
+    ["recipes", "console"],
     ["demo"],
     ["__main__"],
 ]

@@ -1,0 +1,1 @@
+"""Live play: a learned world in the browser, at the keyboard."""

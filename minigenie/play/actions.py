@@ -1,0 +1,143 @@
+"""What the actions do: measured as the motion of the picture, named after it, put on keys, kept in `actions.json`.
+
+    [{"name": "right", "key": "ArrowRight", "motion": [0.1, -1.8], "noop": false}, ...]    an entry per action
+
+motion: [dy, dx], pixels a frame by which the picture shifts. A camera follows its player, so that a picture which moves
+left is a player who goes right. noop: the one action that is taken when nothing is pressed.
+
+Dimensions:  t frames   h w c a frame
+"""
+
+import json
+import math
+from itertools import count, pairwise, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from minigenie.data.dataset import write_atomic
+
+DIRECTIONS = {  # where the player goes: the picture goes the other way
+    "right": ((0, -1), "ArrowRight"),
+    "left": ((0, 1), "ArrowLeft"),
+    "up": ((1, 0), "ArrowUp"),
+    "down": ((-1, 0), "ArrowDown"),
+    "up right": ((1, -1), "ArrowUp+ArrowRight"),
+    "up left": ((1, 1), "ArrowUp+ArrowLeft"),
+    "down right": ((-1, -1), "ArrowDown+ArrowRight"),
+    "down left": ((-1, 1), "ArrowDown+ArrowLeft"),
+}
+STILL = 0.25  # pixels a frame at 64 pixels: less is no direction
+LONGEST = 40
+
+
+def motion(frames: UInt8[np.ndarray, "t h w c"]) -> Float[np.ndarray, "2"]:
+    """The mean shift [dy, dx] between consecutive frames, in pixels, by matching them at every small shift."""
+    grey = frames.mean(-1)
+    scale = max(1, round(min(grey.shape[1:]) / 64))
+    rows, columns = (side // scale for side in grey.shape[1:])
+    grey = grey[:, : rows * scale, : columns * scale].reshape(-1, rows, scale, columns, scale).mean((2, 4))
+    return np.mean([_shift(a, b) for a, b in pairwise(grey)], axis=0) * scale
+
+
+def _shift(a: np.ndarray, b: np.ndarray, reach: int = 5) -> tuple[float, float]:
+    """Where `a` went in `b`: the shift with the least mean difference; none, if that is hardly better than none."""
+    reach = min(reach, min(a.shape) // 4)
+    inner = a[reach : a.shape[0] - reach, reach : a.shape[1] - reach]
+
+    def difference(dy: int, dx: int) -> float:
+        top, left = reach + dy, reach + dx
+        return float(np.abs(b[top : top + inner.shape[0], left : left + inner.shape[1]] - inner).mean())
+
+    shifts = product(range(-reach, reach + 1), range(-reach, reach + 1))
+    best = min(shifts, key=lambda shift: (difference(*shift), math.hypot(*shift)))
+    return best if difference(*best) < 0.9 * difference(0, 0) else (0, 0)
+
+
+def describe(
+    actions: list[dict[str, Any]], motions: Float[np.ndarray, "a 2"], changes: Float[np.ndarray, " a"], side: int
+) -> list[dict[str, Any]]:
+    """`actions` with their motions; those which nobody has named or put on a key yet, named and put on keys.
+
+    changes: how much the picture changes at all under each action: of two that do not move it, the no-op changes less.
+    side: of a frame, in pixels."""
+    still = STILL * side / 64
+    lengths = np.hypot(*motions.T)
+    noop = min(range(len(actions)), key=lambda a: (max(lengths[a], still), changes[a]))
+    if any(entry.get("noop") for entry in actions):
+        noop = next(a for a, entry in enumerate(actions) if entry.get("noop"))
+    described = [
+        {**entry, "motion": [round(float(value), 3) for value in motions[a]], "noop": a == noop}
+        for a, entry in enumerate(actions)
+    ]
+    relative = motions - motions[noop]
+    taken = {entry["key"] for entry in actions}
+    for a in sorted(range(len(actions)), key=lambda a: -np.hypot(*relative[a])):
+        entry, name = described[a], _direction(relative[a], still)
+        if entry["key"] == str(a + 1) and a != noop and name and DIRECTIONS[name][1] not in taken:
+            entry["key"] = DIRECTIONS[name][1]
+            taken.add(entry["key"])
+        if entry["name"] == f"action {a}":
+            entry["name"] = "stay" if a == noop else _unused(name or "stay", described)
+    return described
+
+
+def _direction(shift: Float[np.ndarray, "2"], still: float) -> str | None:
+    if np.hypot(*shift) < still:
+        return None
+    return max(DIRECTIONS, key=lambda name: float(shift @ DIRECTIONS[name][0]) / math.hypot(*DIRECTIONS[name][0]))
+
+
+def _unused(name: str, actions: list[dict[str, Any]]) -> str:
+    names = {"stay", *(entry["name"] for entry in actions)}
+    numbered = (name if number == 1 else f"{name} {number}" for number in count(1))
+    return next(each for each in numbered if each not in names)
+
+
+def load_actions(folder: Path, num_actions: int) -> list[dict[str, Any]]:
+    """The world's actions.json, or plain numbers where it has none. ValueError, one line, if it is damaged."""
+    path = folder / "actions.json"
+    if not path.exists():
+        return [{"name": f"action {a}", "key": str(a + 1)} for a in range(num_actions)]
+    try:
+        actions = json.loads(path.read_bytes())
+        check_actions(actions, num_actions)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); mend it, or delete it to have the actions measured") from None
+    return actions
+
+
+def check_actions(actions: Any, num_actions: int) -> None:
+    """ValueError that says what is wrong, if this is not an entry per action."""
+    if not isinstance(actions, list) or len(actions) != num_actions:
+        raise ValueError(f"there must be a list of {num_actions} actions")
+    for a, entry in enumerate(actions):
+        if not isinstance(entry, dict):
+            raise ValueError(f"action {a} is no object with a name and a key")
+        for field in ("name", "key"):
+            if not isinstance(entry.get(field), str) or not 0 <= len(entry[field]) <= LONGEST:
+                raise ValueError(f"action {a} needs a {field}, a text of at most {LONGEST} characters")
+        if not isinstance(entry.get("noop", False), bool):
+            raise ValueError(f"noop of action {a} is neither true nor false")
+        if "motion" in entry and not _is_motion(entry["motion"]):
+            raise ValueError(f"motion of action {a} is not two numbers")
+
+
+def _is_motion(value: Any) -> bool:
+    numbers = isinstance(value, list) and len(value) == 2 and all(type(each) in (int, float) for each in value)
+    return numbers and all(map(math.isfinite, value))
+
+
+def merge_actions(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a person may change, changed; all else that is there, kept."""
+    editable = ("name", "key", "noop")
+    return [
+        {**before, **{field: after[field] for field in editable if field in after}}
+        for before, after in zip(old, new, strict=True)
+    ]
+
+
+def save_actions(folder: Path, actions: list[dict[str, Any]]) -> None:
+    write_atomic(folder / "actions.json", json.dumps(actions, indent=1).encode())

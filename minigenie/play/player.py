@@ -1,0 +1,195 @@
+"""One player's world: weights shared with the other players, and a past, a recording and a clip of its own.
+
+Everything here blocks; the server calls it from its one worker thread.
+
+Dimensions:  t frames   h w c a frame
+"""
+
+import io
+from collections import deque
+from copy import copy
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from minigenie.data.dataset import Dataset
+from minigenie.nn.st_transformer import TimeCache
+from minigenie.world import World
+
+PAST_BYTES, PAST_MOMENTS = 64 << 20, 200  # what undo can go back to
+RECORD_BYTES, RECORD_FRAMES = 64 << 20, 1_800  # 2 minutes at 15 frames/s
+MOST_STEPS, MOST_TEMPERATURE = 64, 2.0
+CLIP_FRAMES = 33  # of the split view
+UPLOAD_BYTES, UPLOAD_PIXELS = 10 << 20, 32_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+
+class View(NamedTuple):
+    """What a player sees: the frame, its number, what led to it; `truth` in the split view: what it should be."""
+
+    frame: np.ndarray
+    action: int | None
+    number: int
+    truth: np.ndarray | None = None
+
+
+class Moment(NamedTuple):
+    """All that the next frame depends on. The world replaces its tensors and never writes into them, so that keeping
+    one is keeping references."""
+
+    view: View
+    tokens: Tensor
+    leading_in: Tensor
+    pairs: list[tuple[Tensor, Tensor] | None]
+    position: int
+    generator: Tensor
+
+    @property
+    def size(self) -> int:
+        cached = (each for pair in self.pairs if pair for each in pair)
+        return self.view.frame.nbytes + sum(each.nbytes for each in (self.tokens, self.generator, *cached))
+
+
+class Clip(NamedTuple):
+    """Held-out footage and the actions that lead through it."""
+
+    frames: np.ndarray
+    actions: list[int]
+
+
+class Player:
+    """`reset`, then `step` and `undo`; `view` is what is seen now, replaced as a whole."""
+
+    def __init__(self, base: World) -> None:
+        self.world = World(base.config, base.tokenizer, base.lam, base.dynamics, base.device, base.fps)
+        self.view: View | None = None
+        self.past: deque[Moment] = deque(maxlen=PAST_MOMENTS)
+        self.recorded: list[np.ndarray] = []
+        self.recording = False
+        self.clip: Clip | None = None
+        self.seed = 0
+
+    @property
+    def most_steps(self) -> int:
+        """MaskGIT fills in one token a step at least."""
+        rows, columns = self.world.config.tokenizer.grid
+        return min(rows * columns, MOST_STEPS)
+
+    def reset(self, start: np.ndarray, seed: int, clip: Clip | None = None) -> None:
+        """Begin anew from one frame, uint8 [h w c]; with a clip: its first, to be followed by its own actions."""
+        self.world.reset(start[None, None], seed)
+        self.seed, self.clip = seed, clip
+        self.past.clear()
+        self._see(start, None, 0)
+
+    def step(self, action: int) -> None:
+        """One frame on. In the split view the clip says which action, and begins again at its end."""
+        assert self.view is not None
+        if self.clip is not None and self.view.number == len(self.clip.actions):
+            return self.reset(self.clip.frames[0], self.seed, self.clip)
+        if self.clip is not None:
+            action = self.clip.actions[self.view.number]
+        before = self._moment(self.view)
+        frame = self.world.step([action])[0].numpy()
+        self.past.append(before)
+        while len(self.past) * before.size > PAST_BYTES and len(self.past) > 1:
+            self.past.popleft()
+        self._see(frame, action, before.view.number + 1)
+
+    def undo(self) -> bool:
+        """Back by one frame, to the very state it was in. False at the beginning of what is kept."""
+        if not self.past:
+            return False
+        moment, world = self.past.pop(), self.world
+        cache = TimeCache(len(moment.pairs))
+        cache.pairs = moment.pairs
+        world._tokens, world._leading_in = moment.tokens, moment.leading_in
+        world._index, world._cache = moment.position, cache
+        world._generator.set_state(moment.generator)
+        self.view = moment.view
+        return True
+
+    def sample(self, steps: int, temperature: float) -> None:
+        """How the frames from now on are sampled. ValueError if it cannot be."""
+        if not 1 <= steps <= self.most_steps:
+            raise ValueError(f"steps is {steps}; a frame takes 1 to {self.most_steps}")
+        if not 0 <= temperature <= MOST_TEMPERATURE:
+            raise ValueError(f"temperature is {temperature}; use 0 to {MOST_TEMPERATURE}")
+        sampling = replace(self.world.config.sampling, steps=steps, temperature=temperature)
+        self.world.config = replace(self.world.config, sampling=sampling)
+
+    def record(self, on: bool) -> None:
+        """Begin a new recording, or end it; its frames stay until the next one begins."""
+        if on and not self.recording:
+            self.recorded = [self.view.frame] if self.view else []
+        self.recording = on
+
+    def _see(self, frame: np.ndarray, action: int | None, number: int) -> None:
+        self.view = View(frame, action, number, self.clip.frames[number] if self.clip else None)
+        if self.recording:
+            self.recorded.append(frame)
+            full = len(self.recorded) * frame.nbytes >= RECORD_BYTES or len(self.recorded) >= RECORD_FRAMES
+            self.recording = not full
+
+    def _moment(self, view: View) -> Moment:
+        world = self.world
+        assert world._cache is not None
+        state = world._generator.get_state()
+        return Moment(view, world._tokens, world._leading_in, copy(world._cache.pairs), world._index, state)
+
+
+def footage_clip(world: World, footage: Dataset, number: int) -> Clip:
+    """Clip `number` of held-out footage: from the first third of an episode on."""
+    long = [i for i, episode in enumerate(footage.episodes) if episode.length >= min(CLIP_FRAMES, longest(footage))]
+    frames = footage.episode_frames(long[number % len(long)])
+    begin = max(0, (len(frames) - CLIP_FRAMES) // 3)
+    window = np.array(frames[begin : begin + CLIP_FRAMES])
+    return Clip(window, world.infer_actions(window[None])[0].tolist())
+
+
+def longest(footage: Dataset) -> int:
+    return max((episode.length for episode in footage.episodes), default=0)
+
+
+def read_picture(data: bytes, frame_shape: tuple[int, int, int]) -> np.ndarray:
+    """An uploaded picture as a first frame, uint8 [h w c]: cropped to its shape, scaled, transparency on black.
+
+    Its size is looked up before anything is decoded: a small file can unpack to a huge picture. ValueError, one line.
+    """
+    if len(data) > UPLOAD_BYTES:
+        raise ValueError(f"the picture has {len(data) / 1e6:.0f} MB; at most {UPLOAD_BYTES / 1e6:.0f} MB are taken")
+    height, width, _ = frame_shape
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+            if file.width * file.height > UPLOAD_PIXELS:
+                raise TooLarge(f"the picture has {file.width}x{file.height} pixels; scale it down and try again")
+            file.draft("RGB", (4 * width, 4 * height))  # a JPEG is decoded at a fraction of its size
+            picture = ImageOps.exif_transpose(file).convert("RGBA")
+    except TooLarge:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise TooLarge("the picture has too many pixels; scale it down and try again") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError):
+        raise ValueError("this cannot be read as a picture; save it as png or jpg and try again") from None
+    black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
+    opaque = Image.alpha_composite(black, picture).convert("RGB")
+    return np.array(ImageOps.fit(opaque, (width, height), Image.Resampling.BOX))
+
+
+class TooLarge(ValueError):
+    """A picture that is not even decoded."""
+
+
+def encode(picture: UInt8[np.ndarray, "h w c"], kind: str, **options: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, kind, **options)
+    return out.getvalue()
+
+
+def to_video(frames: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(frames))

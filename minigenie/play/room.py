@@ -1,0 +1,232 @@
+"""What all players share: the world's weights, the one thread that runs them, start pictures, actions and previews."""
+
+import asyncio
+import hashlib
+import itertools
+import queue
+import secrets
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from minigenie.data.dataset import Dataset
+from minigenie.play.actions import check_actions, describe, load_actions, merge_actions, motion, save_actions
+from minigenie.play.player import Clip, View, encode, footage_clip, longest
+from minigenie.world import World, read_prompt
+
+Result = TypeVar("Result")
+
+# kind, format, action, serial, number, ms, width, height, parts: all that a picture on the wire says of itself
+HEADER = struct.Struct("<BBHIIfHHH2x")
+FRAME, PREVIEW = 0, 1
+RGBA, JPEG = 0, 1
+NO_ACTION = 0xFFFF
+RAW_SIDE = 64  # pixels: frames up to here travel raw, larger ones as JPEG
+
+PREVIEW_FRAMES, PREVIEW_STEPS, PREVIEW_SIDE = 6, 4, 96
+PREVIEWS_KEPT = 512
+MEASURED_STARTS = 4
+MAX_STARTS = 48
+BACKGROUND_SHARE = 0.25  # of the worker's time, while somebody plays
+
+
+class Worker:
+    """The one thread in which the models load and run: urgent jobs first, then in the order they came.
+
+    Load too: where a second thread has ever run the models, torch has two pools of threads that fight over the cores
+    (measured on 2 of them: 288 ms a frame instead of 117)."""
+
+    def __init__(self) -> None:
+        self.jobs: queue.PriorityQueue[tuple[int, int, Any]] = queue.PriorityQueue()
+        self.order = itertools.count()
+        self.thread = threading.Thread(target=self._work, name="minigenie-worlds", daemon=True)
+        self.thread.start()
+
+    def ask(self, call: Callable[[], Result], urgent: bool = True) -> "Future[Result]":
+        future: Future[Result] = Future()
+        self.jobs.put((0 if urgent else 1, next(self.order), (future, call)))
+        return future
+
+    async def run(self, call: Callable[[], Result], urgent: bool = True) -> Result:
+        return await asyncio.wrap_future(self.ask(call, urgent))
+
+    def close(self) -> None:
+        self.jobs.put((-1, 0, None))
+        self.thread.join(timeout=10)
+
+    def _work(self) -> None:
+        while (job := self.jobs.get()[2]) is not None:
+            future, call = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except Exception as error:
+                    future.set_exception(error)
+
+
+class Room:
+    """A world folder that is being played."""
+
+    def __init__(
+        self, folder: Path, *, device: str | None, fps: float | None, max_players: int, seed: int, footage: Path | None
+    ) -> None:
+        if max_players < 1:
+            raise ValueError(f"max_players is {max_players}; let at least 1 play")
+        self.folder, self.max_players, self.seed, self.worker = folder, max_players, seed, Worker()
+        self.world = self.worker.ask(partial(World.load, folder, device)).result()
+        self.fps = float(fps or self.world.fps)
+        if not 0 < self.fps <= 240:
+            raise ValueError(f"fps is {self.fps:g}; choose a rate between 0 and 240 frames a second")
+        self.actions = load_actions(folder, self.world.num_actions)
+        paths = sorted((folder / "prompts").glob("*.png"))[:MAX_STARTS]
+        self.starts = [read_prompt(path, self.world.frame_shape)[0, 0].numpy() for path in paths]
+        self.start_pngs = [encode(start, "PNG") for start in self.starts]
+        self.footage = self._open_footage(footage) if footage else None
+        self.seats: dict[str, Any] = {}
+        self.previews: OrderedDict[tuple[bytes, int], asyncio.Task[bytes]] = OrderedDict()
+        self.shifts: dict[bytes, dict[int, tuple[np.ndarray, float]]] = {}
+        self.saving = asyncio.Lock()
+
+    def _open_footage(self, folder: Path) -> Dataset:
+        footage, shape = Dataset.open(folder), self.world.frame_shape
+        if footage.frame_size != shape[:2]:
+            sizes = f"{footage.frame_size[0]}x{footage.frame_size[1]}, this world imagines {shape[0]}x{shape[1]}"
+            raise ValueError(f"{folder} has frames of {sizes}; ingest with --size {shape[0]}")
+        if longest(footage) < 2:
+            raise ValueError(f"{folder} has no episode of 2 frames or more; give other held-out footage")
+        return footage
+
+    @property
+    def noop(self) -> int:
+        return next((a for a, entry in enumerate(self.actions) if entry.get("noop")), 0)
+
+    @property
+    def measured(self) -> bool:
+        return all("motion" in entry for entry in self.actions)
+
+    def open(self) -> None:
+        """Begin to work; in a running event loop."""
+        self.background = asyncio.create_task(self._measure())
+
+    def close(self) -> None:
+        self.background.cancel()
+        for task in self.previews.values():
+            task.cancel()
+        self.worker.close()
+
+    def describe(self) -> dict[str, Any]:
+        """What a player is told at the door."""
+        height, width, _ = self.world.frame_shape
+        return {
+            "world": self.folder.resolve().name,
+            "width": width,
+            "height": height,
+            "fps": self.fps,
+            "starts": len(self.starts),
+            "clips": len(self.footage.episodes) if self.footage else 0,
+            "preview_frames": PREVIEW_FRAMES + 1,
+        }
+
+    def describe_actions(self) -> dict[str, Any]:
+        return {"type": "actions", "actions": self.actions, "noop": self.noop, "measured": self.measured}
+
+    async def clip(self, number: int) -> Clip:
+        assert self.footage is not None
+        return await self.worker.run(partial(footage_clip, self.world, self.footage, number))
+
+    async def edit_actions(self, entries: Any) -> None:
+        """Names, keys and the no-op from a person, kept in the folder. ValueError or OSError, one line."""
+        check_actions(entries, self.world.num_actions)
+        if sum(entry.get("noop", False) for entry in entries) > 1:
+            raise ValueError("only one action can be the one that is taken when nothing is pressed")
+        await self._keep(merge_actions(self.actions, entries))
+
+    async def _keep(self, actions: list[dict[str, Any]]) -> None:
+        async with self.saving:
+            self.actions = actions
+            for seat in list(self.seats.values()):
+                seat.tell(self.describe_actions())
+            await asyncio.to_thread(save_actions, self.folder, actions)
+
+    async def preview(self, start: np.ndarray, action: int) -> bytes:
+        """What an action does from `start`, held for a few frames: one picture of them in a row, ready to be sent.
+        Imagined when first asked for, while the players leave the worker time, then remembered."""
+        key = (hashlib.sha256(start.tobytes()).digest(), action)
+        if key not in self.previews:
+            self.previews[key] = asyncio.create_task(self._imagine(start, *key))
+            while len(self.previews) > PREVIEWS_KEPT:
+                self.previews.popitem(last=False)[1].cancel()
+        self.previews.move_to_end(key)
+        return await asyncio.shield(self.previews[key])
+
+    async def _imagine(self, start: np.ndarray, digest: bytes, action: int) -> bytes:
+        base = self.world
+        sampling = replace(base.config.sampling, steps=min(PREVIEW_STEPS, base.config.sampling.steps))
+        config = replace(base.config, sampling=sampling)
+        world = World(config, base.tokenizer, base.lam, base.dynamics, base.device, base.fps)
+        await self._in_background(partial(world.reset, start[None, None], self.seed))
+        frames = [start]
+        for _ in range(PREVIEW_FRAMES):
+            frames.append((await self._in_background(partial(world.step, [action])))[0].numpy())
+        if not self.measured:
+            await self._note_shift(np.stack(frames), digest, action)
+        size = [min(side, PREVIEW_SIDE) for side in (start.shape[1], start.shape[0])]
+        strip = np.hstack([np.array(Image.fromarray(frame).resize(size)) for frame in frames])
+        header = HEADER.pack(PREVIEW, JPEG, action, 0, 0, 0, strip.shape[1], strip.shape[0], len(frames))
+        return header + encode(strip, "JPEG", quality=85)
+
+    async def _in_background(self, call: Callable[[], Result]) -> Result:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        result = await self.worker.run(call, urgent=False)
+        if self.seats:
+            await asyncio.sleep((loop.time() - began) * (1 / BACKGROUND_SHARE - 1))
+        return result
+
+    async def _measure(self) -> None:
+        for start in self.starts[:MEASURED_STARTS]:
+            for action in range(self.world.num_actions):
+                if not self.measured:
+                    await self.preview(start, action)
+
+    async def _note_shift(self, frames: np.ndarray, digest: bytes, action: int) -> None:
+        """Once the actions have been seen from a few starts, it is known what they do."""
+        shift = await self._in_background(partial(motion, frames))
+        change = float(np.abs(np.diff(frames.astype(np.int16), axis=0)).mean())
+        self.shifts.setdefault(digest, {})[action] = (shift, change)
+        seen = [by_action for by_action in self.shifts.values() if len(by_action) == self.world.num_actions]
+        if len(seen) < max(1, min(MEASURED_STARTS, len(self.starts))) or self.measured:
+            return
+        order = range(self.world.num_actions)
+        motions = np.array([np.mean([by_action[a][0] for by_action in seen], axis=0) for a in order])
+        changes = np.array([np.mean([by_action[a][1] for by_action in seen]) for a in order])
+        try:
+            await self._keep(describe(self.actions, motions, changes, min(self.world.frame_shape[:2])))
+        except OSError as error:
+            print(f"the measured actions are known until the server stops: {error}")
+
+
+def pack_frame(view: View, serial: int, ms: float) -> bytes:
+    """A frame for the wire; in the split view with the truth below it."""
+    pictures = [view.frame] if view.truth is None else [view.frame, view.truth]
+    picture, action = np.vstack(pictures), NO_ACTION if view.action is None else view.action
+    height, width, _ = picture.shape
+    raw = max(view.frame.shape[:2]) <= RAW_SIDE
+    form = RGBA if raw else JPEG
+    header = HEADER.pack(FRAME, form, action, serial, view.number, ms, width, height, len(pictures))
+    if raw:
+        return header + np.dstack((picture, np.full((height, width, 1), 255, np.uint8))).tobytes()
+    return header + encode(picture, "JPEG", quality=90)
+
+
+def new_token() -> str:
+    return secrets.token_urlsafe(16)

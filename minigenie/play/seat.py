@@ -1,0 +1,277 @@
+"""One player's connection: what the browser says, and the loop that steps the player's world.
+
+To the server, as JSON: held, step, ack, reset, pause, undo, sampling, record, watch (`Seat.on_...`).
+To the browser, as JSON: hello, actions, state, error. Binary: frames and previews (`room.HEADER`, then pixels).
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any
+
+import numpy as np
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from minigenie.play.player import Clip, Player, read_picture
+from minigenie.play.room import Room, new_token, pack_frame
+
+STALL_SECONDS = 10.0  # a browser that acknowledges nothing for so long is dropped
+log = logging.getLogger("uvicorn.error")
+
+
+class Gone(Exception):
+    """The browser has left, or does not read."""
+
+
+class Seat:
+    """One player's connection. Every method named `on_...` answers the message of that type."""
+
+    def __init__(self, room: Room, socket: WebSocket) -> None:
+        self.room, self.socket, self.token = room, socket, new_token()
+        self.player, self.seed = Player(room.world), room.seed
+        self.start_index = 0 if room.starts else None  # None: the player's own picture
+        self.start: np.ndarray | None = room.starts[0] if room.starts else None
+        self.clip_index: int | None = None  # None: playing, no split view
+        self.clip: Clip | None = None
+        self.held: int | None = None  # the newest input; None is nothing pressed
+        self.single: int | None = None  # a step asked for, paused or not
+        self.paused, self.show = False, False
+        self.sent, self.acknowledged = 0, 0
+        self.news = asyncio.Event()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.previewing: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Play until one side leaves."""
+        hello = {"type": "hello", "player": self.token, "most_steps": self.player.most_steps}
+        await self._say({**hello, **self.room.describe()})
+        await self._say(self.room.describe_actions())
+        both = {self._spawn(self._read()), self._spawn(self._play())}
+        try:
+            await self._begin()
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in self.tasks:
+                task.cancel()
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Say it when there is time."""
+        self._spawn(self._say(message))
+
+    async def upload(self, data: bytes) -> None:
+        """Begin anew from a picture. ValueError if it is none."""
+        self.start = await asyncio.to_thread(read_picture, data, self.room.world.frame_shape)
+        self.start_index = self.clip_index = self.clip = None
+        await self._begin()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, Gone):
+            log.error("a player's task failed", exc_info=error)
+
+    async def _begin(self) -> None:
+        if self.start is not None:
+            await self.room.worker.run(partial(self.player.reset, self.start, self.seed, self.clip))
+            self._show()
+            if self.previewing:
+                self.previewing.cancel()
+            self.previewing = self._spawn(self._preview(self.start))
+        await self._state()
+
+    def _show(self) -> None:
+        self.show, self.single = True, None
+        self.news.set()
+
+    async def _preview(self, start: np.ndarray) -> None:
+        for action in range(self.room.world.num_actions):
+            await self._send(self.socket.send_bytes, await self.room.preview(start, action))
+
+    async def _state(self) -> None:
+        player, sampling = self.player, self.player.world.config.sampling
+        await self._say(
+            {
+                "type": "state",
+                "playing": player.view is not None,
+                "paused": self.paused,
+                "recording": player.recording,
+                "recorded": len(player.recorded),
+                "start": self.start_index,
+                "clip": self.clip_index,
+                "seed": self.seed,
+                "steps": sampling.steps,
+                "temperature": sampling.temperature,
+            }
+        )
+
+    async def _play(self) -> None:
+        """The loop: wait until a frame is due, make it with the newest input, send it, wait until it has arrived."""
+        due, interval, now = 0.0, 1 / self.room.fps, asyncio.get_running_loop().time
+        while True:
+            began, running = now(), self.player.view is not None and not self.paused
+            if self.show:
+                self.show = False
+            elif self.single is not None:
+                action, self.single = self.single, None
+                await self._step(action)
+            elif running and began >= due:
+                await self._step(self.room.noop if self.held is None else self.held)
+                due = max(due, began - interval / 2) + interval
+            else:
+                await self._wait(due - began if running else None)
+                continue
+            await self._frame(1000 * (now() - began))
+
+    async def _step(self, action: int) -> None:
+        was_recording = self.player.recording
+        await self.room.worker.run(partial(self.player.step, action))
+        if was_recording and not self.player.recording:
+            await self._say({"type": "error", "text": "the recording is full; download it, or record anew"})
+            await self._state()
+
+    async def _wait(self, seconds: float | None) -> None:
+        self.news.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.news.wait()
+
+    async def _frame(self, ms: float) -> None:
+        view = self.player.view
+        assert view is not None
+        self.sent += 1
+        await self._send(self.socket.send_bytes, pack_frame(view, self.sent, ms))
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                while self.acknowledged < self.sent:
+                    await self._wait(None)
+        except TimeoutError:
+            raise Gone(f"no frame was acknowledged for {STALL_SECONDS:g} s") from None
+
+    async def _say(self, message: dict[str, Any]) -> None:
+        await self._send(self.socket.send_json, message)
+
+    async def _send(self, send: Callable[[Any], Awaitable[None]], message: Any) -> None:
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                await send(message)
+        except (WebSocketDisconnect, RuntimeError, TimeoutError):  # starlette's RuntimeError: already closed
+            raise Gone("the browser does not read") from None
+
+    async def _read(self) -> None:
+        while True:
+            message = await self.socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            try:
+                await self._answer(message.get("text"))
+            except ValueError as error:
+                await self._say({"type": "error", "text": str(error)})
+
+    async def _answer(self, text: str | None) -> None:
+        try:
+            message = json.loads(text or "")
+        except (ValueError, RecursionError):
+            raise ValueError("a message must be JSON") from None
+        kind = message.get("type") if isinstance(message, dict) else None
+        answer = getattr(self, f"on_{kind}", None) if kind in MESSAGES else None
+        if answer is None:
+            raise ValueError(f"a message needs a type, one of {', '.join(MESSAGES)}")
+        await answer(message)
+
+    async def on_held(self, message: dict[str, Any]) -> None:
+        """action: what is pressed now, or null."""
+        self.held = _integer_or_none(message, "action", self.room.world.num_actions - 1)
+
+    async def on_step(self, message: dict[str, Any]) -> None:
+        """One frame on, with `action` or the no-op, though it be paused."""
+        action = _integer_or_none(message, "action", self.room.world.num_actions - 1)
+        self._needs_start()
+        self.single = self.room.noop if action is None else action
+        self.news.set()
+
+    async def on_ack(self, message: dict[str, Any]) -> None:
+        """serial: of the frame that has arrived."""
+        self.acknowledged = max(self.acknowledged, _integer(message, "serial", self.sent))
+        self.news.set()
+
+    async def on_reset(self, message: dict[str, Any]) -> None:
+        """Begin anew; start: number of a start picture, or null for the last one; seed: or null for the last one."""
+        seed = _integer_or_none(message, "seed", 2**32 - 1)
+        index = _integer_or_none(message, "start", len(self.room.starts) - 1)
+        if index is None:
+            self._needs_start()
+        else:
+            self.start, self.start_index = self.room.starts[index], index
+            self.clip_index = self.clip = None
+        self.seed = self.seed if seed is None else seed
+        await self._begin()
+
+    async def on_pause(self, message: dict[str, Any]) -> None:
+        self.paused = _flag(message)
+        self.news.set()
+        await self._state()
+
+    async def on_undo(self, message: dict[str, Any]) -> None:
+        """One frame back, and pause there."""
+        self._needs_start()
+        self.paused = True
+        if await self.room.worker.run(self.player.undo):
+            self._show()
+        await self._state()
+
+    async def on_sampling(self, message: dict[str, Any]) -> None:
+        """steps: of MaskGIT, per frame; temperature."""
+        temperature = message.get("temperature")
+        if not isinstance(temperature, int | float):
+            raise ValueError("temperature must be a number")
+        steps = _integer(message, "steps", self.player.most_steps)
+        await self.room.worker.run(partial(self.player.sample, steps, float(temperature)))
+        await self._state()
+
+    async def on_record(self, message: dict[str, Any]) -> None:
+        self._needs_start()
+        await self.room.worker.run(partial(self.player.record, _flag(message)))
+        await self._state()
+
+    async def on_watch(self, message: dict[str, Any]) -> None:
+        """The split view; clip: number of a held-out clip, or null to play again."""
+        footage = self.room.footage
+        if footage is None:
+            raise ValueError("there is no held-out footage; start minigenie play with --footage FOLDER")
+        index = _integer_or_none(message, "clip", len(footage.episodes) - 1)
+        self.clip_index, self.clip = index, None if index is None else await self.room.clip(index)
+        if self.clip is not None:
+            self.start, self.start_index, self.paused = self.clip.frames[0], None, False
+        await self._begin()
+
+    def _needs_start(self) -> None:
+        if self.start is None:
+            raise ValueError("there is no picture to begin with yet; choose or upload one")
+
+
+MESSAGES = [name.removeprefix("on_") for name in vars(Seat) if name.startswith("on_")]
+
+
+def _integer(message: dict[str, Any], field: str, most: int) -> int:
+    value = message.get(field)
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{field} must be an integer from 0 to {most}")
+    return value
+
+
+def _integer_or_none(message: dict[str, Any], field: str, most: int) -> int | None:
+    return None if message.get(field) is None else _integer(message, field, most)
+
+
+def _flag(message: dict[str, Any]) -> bool:
+    if not isinstance(message.get("on"), bool):
+        raise ValueError("on must be true or false")
+    return message["on"]
