@@ -98,18 +98,19 @@ class Dynamics(nn.Module):
         return self.head(self._leave(self.transformer(self._enter(tokens, leading_in)))).float()
 
     def step(
-        self,
-        tokens: Int[Tensor, "b n"],
-        leading_in: Int[Tensor, " b"],
-        index: int,
-        cache: TimeCache,
-        commit: bool = False,
+        self, tokens: Int[Tensor, "b n"], leading_in: Int[Tensor, " b"], past: TimeCache
     ) -> Float[Tensor, "b n k"]:
-        """One frame, number `index` along time, after those in the cache. With `commit` it joins them."""
-        entered = self._enter(tokens[:, None], leading_in[:, None])
-        positions = torch.full((1,), index, device=tokens.device)
-        hidden = self.transformer(entered, positions, cache=cache, commit=commit)
-        return self.head(self._leave(hidden)[:, 0]).float()
+        """Logits of one frame, of which `tokens` are filled in so far, after those in the past."""
+        return self.head(self._step(tokens, leading_in, past)).float()
+
+    def commit(self, tokens: Int[Tensor, "b n"], leading_in: Int[Tensor, " b"], past: TimeCache) -> None:
+        """The frame joins the past."""
+        self._step(tokens, leading_in, past)
+        past.commit()
+
+    def _step(self, tokens: Tensor, leading_in: Tensor, past: TimeCache) -> Float[Tensor, "b n e"]:
+        entered = self._enter(tokens[:, None], leading_in[:, None])[:, 0]
+        return self._leave(self.transformer.step(entered, past)[:, None])[:, 0]
 
     def forward(self, batch: dict[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """batch: "tokens" int [b t n], "actions" int [b t-1] -> loss (cross-entropy of masked tokens), metrics."""

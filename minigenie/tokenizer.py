@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from minigenie.nn.patches import patch_grid, patchify, to_float, unpatchify
 from minigenie.nn.quantize import QuantizerConfig, VectorQuantizer
-from minigenie.nn.st_transformer import STConfig, STTransformer
+from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +57,20 @@ class VideoTokenizer(nn.Module):
         nn.init.constant_(self.to_pixels.bias, 0.5)
 
     def _vectors(self, frames: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b t n code"]:
-        patches = patchify(frames, self.config.patch)
-        vectors = self.to_code(self.encoder(self.embed(patches - 0.5) + self.encoder_place))
+        return self._code(self.encoder(self._embed(frames)))
+
+    def _embed(self, frames: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b t n d"]:
+        return self.embed(patchify(frames, self.config.patch) - 0.5) + self.encoder_place
+
+    def _code(self, hidden: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b n code"]:
+        vectors = self.to_code(hidden)
         return F.layer_norm(vectors, vectors.shape[-1:])  # unit variance, the scale that the quantizer expects
 
     def _pixels(self, vectors: Float[Tensor, "b t n code"]) -> Float[Tensor, "b t h w c"]:
-        patches = self.to_pixels(self.decoder(self.from_code(vectors) + self.decoder_place))
-        return unpatchify(patches, self.config.patch, self.config.frame_size[0])
+        return self._paint(self.decoder(self.from_code(vectors) + self.decoder_place))
+
+    def _paint(self, hidden: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t h w c"]:
+        return unpatchify(self.to_pixels(hidden), self.config.patch, self.config.frame_size[0])
 
     def encode(self, frames: Float[Tensor, "b t h w c"]) -> Int[Tensor, "b t n"]:
         """frames [b t h w c], float in [0, 1] -> tokens [b t n], 0..num_codes-1. Causal in time."""
@@ -72,6 +79,18 @@ class VideoTokenizer(nn.Module):
     def decode(self, tokens: Int[Tensor, "b t n"]) -> Float[Tensor, "b t h w c"]:
         """tokens [b t n] -> frames [b t h w c], float, [0, 1] up to overshoot. Causal in time."""
         return self._pixels(self.quantizer.lookup(tokens)).float()
+
+    def encode_next(self, frames: Float[Tensor, "b h w c"], past: TimeCache) -> Int[Tensor, "b n"]:
+        """`encode` of the frame that comes after the past, which it joins."""
+        hidden = self.encoder.step(self._embed(frames[:, None])[:, 0], past)
+        past.commit()
+        return self.quantizer.nearest(self._code(hidden))
+
+    def decode_next(self, tokens: Int[Tensor, "b n"], past: TimeCache) -> Float[Tensor, "b h w c"]:
+        """`decode` of the frame that comes after the past, which it joins."""
+        hidden = self.decoder.step(self.from_code(self.quantizer.lookup(tokens)) + self.decoder_place, past)
+        past.commit()
+        return self._paint(hidden[:, None])[:, 0].float()
 
     def forward(self, batch: dict[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """batch["frames"]: uint8 [b t h w c] -> loss (reconstruction + codebook + commitment), metrics."""

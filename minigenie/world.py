@@ -1,16 +1,18 @@
 """The three models joined into a world: give it some frames, then step it with latent actions.
 
-Every committed frame is computed once: dynamics keeps its keys and values (`cached=True`). The naive way, which runs
-the whole clip again for every pass, stays beside it as the reference. The world remembers `context_frames` frames.
+Every frame is computed once: tokenizer and dynamics keep its keys and values as long as the world remembers it, for
+`context_frames` frames. The naive way, which runs all of them again for every pass, stays beside it as the reference
+(`rollout(cached=False)`).
 
 Dimensions:  b batch (worlds side by side)   t frames   n patches per frame   h w c a frame
 """
 
 import json
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,8 +82,7 @@ class World:
         self.tokenizer = tokenizer.to(self.device).eval()
         self.lam = lam.to(self.device).eval()
         self.dynamics = dynamics.to(self.device).eval()
-        self._tokens = self._leading_in = torch.empty(0)  # the context, once there is one
-        self._cache: TimeCache | None = None
+        self._past: Past | None = None
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> "World":
@@ -108,36 +109,30 @@ class World:
         return (*self.config.tokenizer.frame_size, 3)
 
     @torch.no_grad()
-    def reset(self, frames: UInt8[Tensor, "b t h w c"] | np.ndarray, seed: int = 0, cached: bool = True) -> None:
+    def reset(self, frames: UInt8[Tensor, "b t h w c"] | np.ndarray, seed: int = 0) -> None:
         """Begin anew from true frames, uint8 [b t h w c] with t >= 1. seed: of all the sampling that follows."""
-        video = self._check_frames(frames)[:, -self.config.context_frames :]
-        tokens = self._encode(video)
-        no_action = torch.full((len(tokens), 1), self.dynamics.no_action, device=self.device)
-        leading_in = no_action
-        if video.shape[1] > 1:
-            leading_in = torch.cat((no_action, self._infer(video, tokens)), dim=1)
+        self._past = self._remember(self._check_frames(frames))
         self._generator = torch.Generator(self.device).manual_seed(seed)
-        self._cache = TimeCache(self.config.dynamics.transformer.num_blocks) if cached else None
-        self._tokens, self._leading_in, self._index = tokens[:, :0], leading_in[:, :0], 0
-        for i in range(tokens.shape[1]):
-            self._commit(tokens[:, i], leading_in[:, i])
+
+    @torch.no_grad()
+    def reset_some(self, worlds: list[int], frames: UInt8[Tensor, "k t h w c"] | np.ndarray) -> None:
+        """Begin some worlds of the batch anew, each from its own frames; the others go on undisturbed."""
+        past = self._begun()
+        video = self._check_frames(frames)
+        if len(set(worlds)) != len(video) or not all(0 <= world < past.b for world in worlds):
+            raise ValueError(f"worlds are {worlds}; give one of 0 to {past.b - 1} for each of {len(video)} clips")
+        past.put(torch.tensor(worlds, device=self.device), self._remember(video, int(past.dynamics.slot)))
 
     @torch.no_grad()
     def step(self, actions: Int[Tensor, " b"] | np.ndarray | list[int]) -> UInt8[Tensor, "b h w c"]:
         """Imagine the next frame of every world: actions int [b] in 0..num_actions-1 -> frames uint8 [b h w c]."""
-        if not len(self._tokens):
-            raise ValueError("the world has no frame to go on from; call reset(frames) first")
-        leading_in = torch.as_tensor(actions, device=self.device)
-        if leading_in.shape != (len(self._tokens),) or leading_in.is_floating_point():
-            raise ValueError(f"actions are {list(leading_in.shape)}; give {len(self._tokens)} integers, one per world")
-        if leading_in.min() < 0 or leading_in.max() >= self.num_actions:
-            raise ValueError(f"actions {leading_in.tolist()} are out of range; use 0 to {self.num_actions - 1}")
-        masked = torch.full_like(self._tokens[:, 0], self.dynamics.mask_id)
-        leading_in = leading_in.long()
-        tokens = sample_frame(partial(self._predict, leading_in), masked, self.config.sampling, self._generator)
-        self._commit(tokens, leading_in)
-        return to_uint8(self._decode_last()).cpu()
+        past = self._begun()
+        leading_in = self._check_actions(actions, past.b)
+        tokens = self._sample(lambda tokens: self.dynamics.step(tokens, leading_in, past.dynamics), past.b)
+        self.dynamics.commit(tokens, leading_in, past.dynamics)
+        return to_uint8(self.tokenizer.decode_next(tokens, past.decoder)).cpu()
 
+    @torch.no_grad()
     def rollout(
         self,
         frames: UInt8[Tensor, "b p h w c"] | np.ndarray,
@@ -145,14 +140,42 @@ class World:
         seed: int = 0,
         cached: bool = True,
     ) -> UInt8[Tensor, "b t h w c"]:
-        """Imagine a frame for every action after the true `frames`. cached=False: the naive reference."""
+        """Imagine a frame for every action after the true `frames`. cached=False: the naive reference, which computes
+        all that the world remembers anew for every pass. Up to there the two are equal."""
         actions = torch.as_tensor(actions)
         if actions.ndim != 2:
             raise ValueError(f"actions are {list(actions.shape)}; a rollout takes [worlds, steps]")
-        self.reset(frames, seed, cached)
         if not actions.shape[1]:
-            return torch.zeros(len(actions), 0, *self.frame_shape, dtype=torch.uint8)
+            return torch.zeros(len(self._check_frames(frames)), 0, *self.frame_shape, dtype=torch.uint8)
+        if not cached:
+            return self._naive_rollout(self._check_frames(frames), actions, seed)
+        self.reset(frames, seed)
         return torch.stack([self.step(column) for column in actions.unbind(1)], dim=1)
+
+    def _naive_rollout(self, video: Tensor, actions: Tensor, seed: int) -> Tensor:
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+        keep, imagined = self.config.context_frames, []
+        tokens = self.tokenizer.encode(to_float(video[:, -keep:]))
+        leading_in = self._leading_in(video[:, -keep:], tokens)
+        for column in actions.unbind(1):
+            chosen = self._check_actions(column, len(video))[:, None]
+            leading_in = torch.cat((leading_in[:, -keep:], chosen), dim=1)
+
+            def predict(present: Tensor, past: Tensor = tokens[:, -keep:], leading_in: Tensor = leading_in) -> Tensor:
+                return self.dynamics.logits(torch.cat((past, present[:, None]), dim=1), leading_in)[:, -1]
+
+            tokens = torch.cat((tokens, self._sample(predict, len(video))[:, None]), dim=1)
+            imagined.append(to_uint8(self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]).cpu())
+        return torch.stack(imagined, dim=1)
+
+    def snapshot(self) -> "Snapshot":
+        """All that the next frames depend on, to come back to: for undo, or to plan."""
+        return Snapshot(deepcopy(self._begun()), self._generator.get_state())
+
+    def restore(self, snapshot: "Snapshot") -> None:
+        """Go on from a snapshot, as often as you like."""
+        self._past = deepcopy(snapshot.past)
+        self._generator.set_state(snapshot.generator)
 
     @torch.no_grad()
     def infer_actions(self, frames: UInt8[Tensor, "b t h w c"] | np.ndarray) -> Int[Tensor, "b steps"]:
@@ -160,7 +183,7 @@ class World:
         video = self._check_frames(frames)
         if video.shape[1] < 2:
             raise ValueError("actions lie between frames; give at least 2 of them")
-        return self._infer(video, self._encode(video)).cpu()
+        return self._infer(video, self.tokenizer.encode(to_float(video))).cpu()
 
     def _check_frames(self, frames: Tensor | np.ndarray) -> Tensor:
         video = torch.as_tensor(frames)
@@ -171,33 +194,72 @@ class World:
             raise ValueError(f"frames are {list(video.shape)}; a world begins with at least one frame")
         return video.to(self.device)
 
-    def _encode(self, video: Tensor) -> Int[Tensor, "b t n"]:
-        return self.tokenizer.encode(to_float(video))
+    def _check_actions(self, actions: Tensor | np.ndarray | list[int], b: int) -> Int[Tensor, " b"]:
+        leading_in = torch.as_tensor(actions, device=self.device)
+        if leading_in.shape != (b,) or leading_in.is_floating_point():
+            raise ValueError(f"actions are {list(leading_in.shape)}; give {b} integers, one per world")
+        if leading_in.min() < 0 or leading_in.max() >= self.num_actions:
+            raise ValueError(f"actions {leading_in.tolist()} are out of range; use 0 to {self.num_actions - 1}")
+        return leading_in.long()
+
+    def _begun(self) -> "Past":
+        if self._past is None:
+            raise ValueError("the world has no frame to go on from; call reset(frames) first")
+        return self._past
+
+    def _remember(self, video: UInt8[Tensor, "b t h w c"], slot: int = 0) -> "Past":
+        """The past that true frames make. slot: where the next frame is to be written."""
+        video = video[:, -self.config.context_frames :]
+        b, t = video.shape[:2]
+        encoder, dynamics, decoder = (
+            TimeCache(stack, b, self.config.context_frames, slot - t)
+            for stack in (self.tokenizer.encoder, self.dynamics.transformer, self.tokenizer.decoder)
+        )
+        tokens = torch.stack([self.tokenizer.encode_next(frame, encoder) for frame in to_float(video).unbind(1)], 1)
+        leading_in = self._leading_in(video, tokens)
+        for i in range(t):
+            self.dynamics.commit(tokens[:, i], leading_in[:, i], dynamics)
+            self.tokenizer.decode_next(tokens[:, i], decoder)
+        return Past(dynamics, decoder)
+
+    def _leading_in(self, video: Tensor, tokens: Tensor) -> Int[Tensor, "b t"]:
+        """The action that leads into each frame: none into the first, inferred ones into the others."""
+        none = torch.full((len(tokens), 1), self.dynamics.no_action, device=self.device)
+        return none if tokens.shape[1] == 1 else torch.cat((none, self._infer(video, tokens)), dim=1)
 
     def _infer(self, video: Tensor, tokens: Tensor) -> Int[Tensor, "b steps"]:
         return self.lam.infer(to_float(video) if self.config.lam.input == "pixels" else tokens)
 
-    def _predict(self, leading_in: Int[Tensor, " b"], tokens: Int[Tensor, "b n"]) -> Tensor:
-        """Logits of the next frame, of which `tokens` are filled in so far."""
-        if self._cache is not None:
-            return self.dynamics.step(tokens, leading_in, self._index, self._cache)
-        clip = torch.cat((self._tokens, tokens[:, None]), dim=1)
-        return self.dynamics.logits(clip, torch.cat((self._leading_in, leading_in[:, None]), dim=1))[:, -1]
+    def _sample(self, predict: Callable[[Tensor], Tensor], b: int) -> Int[Tensor, "b n"]:
+        masked = torch.full((b, self.config.tokenizer.num_patches), self.dynamics.mask_id, device=self.device)
+        return sample_frame(predict, masked, self.config.sampling, self._generator)
 
-    def _commit(self, tokens: Int[Tensor, "b n"], leading_in: Int[Tensor, " b"]) -> None:
-        """The frame is now the past."""
-        keep = self.config.context_frames
-        if self._cache is not None:
-            self.dynamics.step(tokens, leading_in, self._index, self._cache, commit=True)
-            self._cache.keep_last(keep)
-        self._tokens = torch.cat((self._tokens, tokens[:, None]), dim=1)[:, -keep:]
-        self._leading_in = torch.cat((self._leading_in, leading_in[:, None]), dim=1)[:, -keep:]
-        self._index += 1
 
-    def _decode_last(self) -> Tensor:
-        """The newest frame, in the company that the decoder was trained in."""
-        tokens = self._tokens if self.config.tokenizer.decoder.attend_time else self._tokens[:, -1:]
-        return self.tokenizer.decode(tokens)[:, -1]
+class Past(NamedTuple):
+    """What b worlds remember."""
+
+    dynamics: TimeCache
+    decoder: TimeCache
+
+    @property
+    def b(self) -> int:
+        return len(self.dynamics.seen)
+
+    def put(self, worlds: Int[Tensor, " k"], other: "Past") -> None:
+        self.dynamics.put(worlds, other.dynamics)
+        self.decoder.put(worlds, other.decoder)
+
+
+class Snapshot(NamedTuple):
+    """See World.snapshot."""
+
+    past: Past
+    generator: Tensor
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.generator.nbytes + sum(cache.nbytes for cache in self.past)
 
 
 CONFIG_KEYS = ("tokenizer", "lam", "dynamics", "sampling", "context_frames")

@@ -29,13 +29,11 @@ def test_the_cache_answers_as_the_naive_reference(clip, group):
     leading_in = model._leading_in(actions)
     masked = tokens.clone()
     masked[:, -1] = model.mask_id
-    cache = TimeCache(1)
+    past = TimeCache(model.transformer, 2, 4)
     for i in range(4):
-        model.step(tokens[:, i], leading_in[:, i], i, cache, commit=True)
-    assert_close(
-        model.step(masked[:, -1], leading_in[:, -1], 4, cache), model.logits(masked, leading_in)[:, -1],
-        rtol=1e-4, atol=1e-5,
-    )  # fmt: skip
+        model.commit(tokens[:, i], leading_in[:, i], past)
+    at_last = model.step(masked[:, -1], leading_in[:, -1], past)
+    assert_close(at_last, model.logits(masked, leading_in)[:, -1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("group", [1, 2])

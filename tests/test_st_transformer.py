@@ -1,8 +1,11 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache, rope_angles, rotate
+from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache, rope, rotate
 
 
 def awake(model):
@@ -46,19 +49,80 @@ def test_blocks_start_as_the_identity():
     assert_close(model(x), model.norm(x))
 
 
+def through(transformer, x, cache):
+    """Frames [b t n d], one after the other."""
+    hidden = []
+    for frame in x.unbind(1):
+        hidden.append(transformer.step(frame, cache))
+        cache.commit()
+    return torch.stack(hidden, 1)
+
+
 def test_frame_by_frame_through_the_cache_is_the_clip_at_once(transformer):
-    x = torch.randn(2, 5, 5, 32)
-    cache = TimeCache(2)
-    steps = [transformer(x[:, i : i + 1], torch.tensor([i]), cache=cache, commit=True) for i in range(5)]
-    assert_close(torch.cat(steps, 1), transformer(x), rtol=1e-5, atol=1e-5)
+    x = torch.randn(2, 6, 5, 32)
+    assert_close(through(transformer, x, TimeCache(transformer, 2, 5)), transformer(x), rtol=1e-5, atol=1e-5)
 
 
 def test_looking_does_not_commit(transformer):
-    x = torch.randn(1, 2, 5, 32)
-    cache = TimeCache(2)
-    transformer(x[:, :1], torch.tensor([0]), cache=cache, commit=True)
-    looks = [transformer(x[:, 1:], torch.tensor([1]), cache=cache) for _ in range(2)]
-    assert_close(looks[0], looks[1])
+    x, y = torch.randn(2, 1, 5, 32), torch.randn(1, 3, 5, 32)
+    cache = TimeCache(transformer, 1, 4)
+    through(transformer, y, cache)
+    before, aside, after = (transformer.step(frame, cache) for frame in (x[0], x[1], x[0]))
+    assert_close(before, after)
+    assert (before - aside).abs().max() > 0.01
+
+
+def test_one_block_remembers_as_many_frames_as_it_should():
+    """With one block nothing of older frames lives on in the keys of newer ones: the cache is a sliding window."""
+    model = awake(STTransformer(STConfig(num_blocks=1, dim=32, num_heads=4), (1, 5)))
+    x = torch.randn(1, 12, 5, 32)
+    at_last = through(model, x, TimeCache(model, 1, 3))[:, -1]
+    assert_close(at_last, model(x[:, -4:])[:, -1], rtol=1e-5, atol=1e-5)
+
+
+def test_worlds_side_by_side_begin_anew_on_their_own(transformer):
+    x, y = torch.randn(3, 4, 5, 32), torch.randn(1, 2, 5, 32)
+    cache, other = TimeCache(transformer, 3, 4), TimeCache(transformer, 1, 4, slot=2)
+    through(transformer, x[:, :3], cache)
+    through(transformer, y[:, :1], other)
+    cache.put(torch.tensor([1]), other)
+    after = transformer.step(torch.cat((x[:1, 3], y[:, 1], x[2:, 3])), cache)
+    assert_close(after[[0, 2]], transformer(x)[[0, 2], 3], rtol=1e-5, atol=1e-5)
+    assert_close(after[1], transformer(y)[0, 1], rtol=1e-5, atol=1e-5)
+
+
+ONE_GRAPH = """
+import torch
+from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache
+
+graphs = []
+def count(graph, inputs):
+    graphs.append(graph)
+    return graph.forward
+
+def step(frame):
+    hidden = transformer.step(frame, cache)
+    cache.commit()
+    return hidden
+
+def addresses():
+    return [value.data_ptr() for value in vars(cache).values() if torch.is_tensor(value)]
+
+transformer = STTransformer(STConfig(num_blocks=2, dim=32, num_heads=4), (1, 5))
+cache = TimeCache(transformer, 2, 3)
+before = addresses()
+with torch.no_grad():
+    compiled = torch.compile(step, backend=count, fullgraph=True)
+    [compiled(frame) for frame in torch.randn(9, 2, 5, 32)]
+assert len(graphs) == 1, len(graphs)
+assert addresses() == before
+"""
+
+
+def test_a_step_is_one_graph_over_tensors_that_stay_in_place():
+    """So that it can be compiled, or captured in a CUDA graph, once for all frames. In a process of its own: the type
+    checks of these tests are no code to compile."""
+    subprocess.run([sys.executable, "-c", ONE_GRAPH], check=True)
 
 
 def test_only_distance_in_time_matters(transformer):
@@ -69,10 +133,10 @@ def test_only_distance_in_time_matters(transformer):
 
 def test_rotation_keeps_length_and_depends_on_difference():
     q, k = torch.randn(2, 1, 8)
-    angles = rope_angles(torch.tensor([[3], [7], [13], [17]]), 8, 100.0)
-    dots = [rotate(q, angles[i : i + 1]) @ rotate(k, angles[i + 1 : i + 2]).T for i in (0, 2)]
+    turn = rope(torch.tensor([[3], [7], [13], [17]]), 8, 100.0)
+    dots = [rotate(q, turn[:, i : i + 1]) @ rotate(k, turn[:, i + 1 : i + 2]).T for i in (0, 2)]
     assert_close(dots[0], dots[1])
-    assert_close(rotate(q, angles[:1]).norm(), q.norm())
+    assert_close(rotate(q, turn[:, :1]).norm(), q.norm())
 
 
 @pytest.mark.parametrize("sizes", [{"dim": 30, "num_heads": 4}, {"dim": 32, "num_heads": 0}, {"num_blocks": -1}])

@@ -10,13 +10,21 @@ from PIL import Image
 from torch.testing import assert_close
 
 from minigenie import World
+from minigenie.maskgit import SamplingConfig
+from minigenie.nn.patches import to_float
+from minigenie.nn.st_transformer import TimeCache
 from minigenie.world import read_prompt
+
+ACTIONS = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])
 
 
 @pytest.fixture(scope="module")
 def world():
-    """Untrained, but with opinions."""
-    config = small_recipe()
+    return opinionated(small_recipe())
+
+
+def opinionated(config):
+    """A world, untrained."""
     torch.manual_seed(1)
     made = World(config, config.make_tokenizer(), config.make_lam(), config.make_dynamics(), "cpu")
     for module in (made.tokenizer, made.lam, made.dynamics):
@@ -50,10 +58,52 @@ def test_actions_change_the_frame(world, video):
     assert (one != other).any()
 
 
+def test_all_three_caches_are_exact(video):
+    """With attention along time in every stack: tokens the same, pixels to 1e-5, true frames or imagined."""
+    recipe = small_recipe()
+    awake = replace(recipe.dynamics.transformer, num_blocks=2, attend_time=True)
+    tokenizer = replace(recipe.tokenizer, encoder=awake, decoder=awake)
+    config = replace(recipe, tokenizer=tokenizer, dynamics=replace(recipe.dynamics, transformer=awake))
+    made = opinionated(config)
+    assert (made.rollout(video, ACTIONS, seed=2) == made.rollout(video, ACTIONS, seed=2, cached=False)).all()
+    tokens = made.tokenizer.encode(to_float(video))
+    past = TimeCache(made.tokenizer.encoder, 2, 3), TimeCache(made.tokenizer.decoder, 2, 3)
+    with torch.no_grad():
+        again = torch.stack([made.tokenizer.encode_next(frame, past[0]) for frame in to_float(video).unbind(1)], 1)
+        frames = torch.stack([made.tokenizer.decode_next(each, past[1]) for each in tokens.unbind(1)], 1)
+    assert (tokens == again).all()
+    assert_close(frames, made.tokenizer.decode(tokens), atol=1e-5, rtol=0)
+
+
 def test_it_steps_on_past_its_memory(world, video):
-    frames = world.rollout(video[:, :1], torch.zeros(2, 12, dtype=torch.long))
-    assert frames.shape[1] == 12
-    assert world._tokens.shape[1] == world.config.context_frames
+    actions = torch.zeros(2, 12, dtype=torch.long)
+    assert world.rollout(video[:, :1], actions).shape[1] == 12
+    assert world._past.dynamics.seen.all()
+
+
+def test_worlds_begin_anew_on_their_own(world, video):
+    """Sampled greedily, a world of a batch does what it would do alone, whoever begins anew beside it."""
+    greedy = replace(world.config, sampling=SamplingConfig(steps=3, temperature=0.0, choice_noise=0.0))
+    made = World(greedy, world.tokenizer, world.lam, world.dynamics, "cpu")
+    first, second = made.rollout(video[:1, :1], ACTIONS[:1]), made.rollout(video[1:, :3], ACTIONS[1:, 2:])
+    made.reset(torch.cat((video[:1, :1], video[:1, 2:3])))
+    frames = [made.step(ACTIONS[:, i]) for i in range(2)]
+    made.reset_some([1], video[1:, :3])
+    frames += [made.step(ACTIONS[:, i]) for i in (2, 3)]
+    assert_close(torch.stack(frames, 1)[:1], first, atol=1, rtol=0)
+    assert_close(torch.stack(frames[2:], 1)[1:], second, atol=1, rtol=0)
+
+
+def test_a_snapshot_is_a_moment_to_come_back_to(world, video):
+    world.reset(video)
+    world.step([0, 1])
+    moment = world.snapshot()
+    futures = []
+    for _ in range(2):
+        world.restore(moment)
+        futures.append(torch.stack([world.step([2, 3]), world.step([4, 5])]))
+    assert_close(*futures)
+    assert moment.size > 0
 
 
 def test_actions_are_inferred_between_frames(world, video):
@@ -71,6 +121,8 @@ def test_actions_are_inferred_between_frames(world, video):
         (lambda w, v: w.reset(v[:, :0]), "at least one frame"),
         (lambda w, v: (w.reset(v), w.step([0])), "2 integers, one per world"),
         (lambda w, v: (w.reset(v), w.step([0, 8])), "out of range; use 0 to 7"),
+        (lambda w, v: (w.reset(v), w.reset_some([0, 0], v)), "give one of 0 to 1"),
+        (lambda w, v: (w.reset(v), w.reset_some([2], v[:1])), "give one of 0 to 1"),
         (lambda w, v: w.infer_actions(v[:, :1]), "at least 2"),
         (lambda w, v: w.rollout(v, np.zeros(2, int)), "a rollout takes"),
     ],

@@ -7,7 +7,6 @@ Dimensions:  t frames   h w c a frame
 
 import io
 from collections import deque
-from copy import copy
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,8 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from minigenie.data.dataset import Dataset
-from minigenie.nn.st_transformer import TimeCache
-from minigenie.world import World
+from minigenie.world import Snapshot, World
 
 PAST_BYTES, PAST_MOMENTS = 64 << 20, 200  # what undo can go back to
 RECORD_BYTES, RECORD_FRAMES = 64 << 20, 1_800  # 2 minutes at 15 frames/s
@@ -39,20 +37,10 @@ class View(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """All that the next frame depends on. The world replaces its tensors and never writes into them, so that keeping
-    one is keeping references."""
+    """What undo goes back to."""
 
     view: View
-    tokens: Tensor
-    leading_in: Tensor
-    pairs: list[tuple[Tensor, Tensor] | None]
-    position: int
-    generator: Tensor
-
-    @property
-    def size(self) -> int:
-        cached = (each for pair in self.pairs if pair for each in pair)
-        return self.view.frame.nbytes + sum(each.nbytes for each in (self.tokens, self.generator, *cached))
+    world: Snapshot
 
 
 class Clip(NamedTuple):
@@ -94,10 +82,10 @@ class Player:
             return self.reset(self.clip.frames[0], self.seed, self.clip)
         if self.clip is not None:
             action = self.clip.actions[self.view.number]
-        before = self._moment(self.view)
+        before = Moment(self.view, self.world.snapshot())
         frame = self.world.step([action])[0].numpy()
         self.past.append(before)
-        while len(self.past) * before.size > PAST_BYTES and len(self.past) > 1:
+        while len(self.past) * before.world.size > PAST_BYTES and len(self.past) > 1:
             self.past.popleft()
         self._see(frame, action, before.view.number + 1)
 
@@ -105,12 +93,8 @@ class Player:
         """Back by one frame, to the very state it was in. False at the beginning of what is kept."""
         if not self.past:
             return False
-        moment, world = self.past.pop(), self.world
-        cache = TimeCache(len(moment.pairs))
-        cache.pairs = moment.pairs
-        world._tokens, world._leading_in = moment.tokens, moment.leading_in
-        world._index, world._cache = moment.position, cache
-        world._generator.set_state(moment.generator)
+        moment = self.past.pop()
+        self.world.restore(moment.world)
         self.view = moment.view
         return True
 
@@ -135,12 +119,6 @@ class Player:
             self.recorded.append(frame)
             full = len(self.recorded) * frame.nbytes >= RECORD_BYTES or len(self.recorded) >= RECORD_FRAMES
             self.recording = not full
-
-    def _moment(self, view: View) -> Moment:
-        world = self.world
-        assert world._cache is not None
-        state = world._generator.get_state()
-        return Moment(view, world._tokens, world._leading_in, copy(world._cache.pairs), world._index, state)
 
 
 def footage_clip(world: World, footage: Dataset, number: int) -> Clip:
