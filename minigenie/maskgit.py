@@ -50,11 +50,19 @@ def sample_frame(
     return tokens
 
 
-def _choose(logits: Float[Tensor, "b n k"], temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _choose(
+    logits: Float[Tensor, "b n k"], temperature: float, generator: torch.Generator
+) -> tuple[Int[Tensor, "b n"], Float[Tensor, "b n"]]:
     """A token for every patch, and its log-probability."""
-    noisy = logits + temperature * _gumbel(logits, generator) if temperature else logits
-    choice = noisy.argmax(dim=-1)
-    return choice, logits.log_softmax(-1).gather(-1, choice[..., None])[..., 0]
+    log_prob = logits.log_softmax(-1)
+    if temperature:  # one random number a patch, against its cumulated probabilities: Gumbel noise took four times that
+        cumulated = (log_prob / temperature).softmax(-1).cumsum(-1)
+        uniform = torch.rand(logits.shape[:-1], generator=generator, device=logits.device)[..., None]
+        choice = torch.searchsorted(cumulated, uniform * cumulated[..., -1:], right=True)
+        choice = choice.clamp(max=logits.shape[-1] - 1)
+    else:
+        choice = logits.argmax(dim=-1, keepdim=True)
+    return choice[..., 0], log_prob.gather(-1, choice)[..., 0]
 
 
 def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:

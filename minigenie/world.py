@@ -8,6 +8,8 @@ Dimensions:  b batch (worlds side by side)   t frames   n patches per frame   h 
 """
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -99,6 +101,20 @@ class World:
             load_model(folder / "dynamics.safetensors", config.make_dynamics()),
         )
         return cls(config, *models, device=device, fps=float(values.get("fps", 10.0)))
+
+    def compile(self) -> "World":
+        """Have the passes of `step` compiled by their first calls, which then take up to a minute; for long sessions.
+
+        Raises ValueError on a CPU without a C++ compiler.
+        """
+        options: dict[str, Any] = {}
+        if self.device.type == "cpu":
+            if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+                raise ValueError("there is no C++ compiler to compile the world with; install g++, or do without")
+            options = {"freezing": True, "max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP,ATEN"}
+        for stack in (self.dynamics.transformer, self.tokenizer.decoder):
+            stack.step = torch.compile(stack.step, fullgraph=True, dynamic=False, options=options)
+        return self
 
     @property
     def num_actions(self) -> int:
@@ -243,7 +259,7 @@ class Past(NamedTuple):
 
     @property
     def b(self) -> int:
-        return len(self.dynamics.seen)
+        return self.dynamics.unseen.shape[1]
 
     def put(self, worlds: Int[Tensor, " k"], other: "Past") -> None:
         self.dynamics.put(worlds, other.dynamics)

@@ -106,7 +106,7 @@ def step(frame):
     return hidden
 
 def addresses():
-    return [value.data_ptr() for value in vars(cache).values() if torch.is_tensor(value)]
+    return [tensor.data_ptr() for tensor in (*cache.keys, *cache.values, cache.unseen, cache.slot)]
 
 transformer = STTransformer(STConfig(num_blocks=2, dim=32, num_heads=4), (1, 5))
 cache = TimeCache(transformer, 2, 3)
