@@ -309,6 +309,46 @@ def evaluate(
     print(f"pictures      {', '.join(map(str, pictures))}")
 
 
+def bench(
+    what: Positional[Literal["play"]],
+    world: Positional[Path | None] = None,
+    rounds: int = 15,
+    compiled: bool = False,
+    browser: bool = False,
+    device: str | None = None,
+    json: Path | None = None,
+) -> None:
+    """Measure how fast this machine is, and how far from its limit.
+
+    Args:
+        what: play: the seconds that a frame takes.
+        world: A world folder to measure too.
+        rounds: How often each item is timed; the items take turns.
+        compiled: Measure a compiled world too; takes a C++ compiler and a minute.
+        browser: Measure the world in a real browser too: frames a second, key press to picture, memory.
+        device: cuda, mps or cpu; the best there is by default.
+        json: File for the measurements.
+    """
+    from json import dumps
+
+    from minigenie.bench.machine import HEADINGS, describe_machine, rows
+    from minigenie.bench.play import bench_play
+    from minigenie.console import table, working
+    from minigenie.data.dataset import write_atomic
+    from minigenie.runtime import pick_device
+
+    if rounds < 3:
+        raise ValueError(f"rounds is {rounds}; a median takes at least 3")
+    if browser and world is None:
+        raise ValueError("there is no world to play in a browser; give a folder: minigenie bench play WORLD --browser")
+    with working(f"bench {what}", "rounds") as progress:
+        measured = bench_play(world, rounds=rounds, compiled=compiled, device=device, watch=progress)
+    print(describe_machine(pick_device(device)))
+    table(HEADINGS, rows(measured))
+    if json is not None:
+        write_atomic(json, dumps([each.to_json() for each in measured], indent=1).encode())
+
+
 def info(path: Positional[Path] = Path()) -> None:
     """Say what a folder is: a dataset (with a contact sheet), a run, or a world.
 
@@ -380,6 +420,7 @@ COMMANDS: dict[str, Any] = {
     "play": play,
     "rollout": rollout,
     "eval": evaluate,
+    "bench": bench,
     "info": info,
 }
 

@@ -127,9 +127,10 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     ## Episode End
 
-    No episode terminates and all are equally long, so all members are truncated together, after `max_episode_steps`
-    (`-1`: never). The step after that takes no notice of the actions: it begins all members anew with reward 0
-    (Gymnasium's `AutoresetMode.NEXT_STEP`), from the prompt of the last `reset` or, without one, newly drawn ones.
+    No episode terminates; a member is truncated after `max_episode_steps` (`-1`: never). The step after that takes no
+    notice of its action: it begins anew with reward 0 (Gymnasium's `AutoresetMode.NEXT_STEP`), from the prompt of the
+    last `reset` or, without one, a newly drawn one. `reset(options={"reset_mask": ...})`, booleans `[b]`, begins some
+    members anew while the others go on.
     """
 
     metadata = {  # noqa: RUF012
@@ -159,26 +160,27 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "render_fps": self.world.fps}
-        self._steps = 0
-        self._options: dict[str, Any] | None = None
+        self._steps = np.zeros(num_envs, dtype=int)
+        self._prompt: Any = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        self._steps, self._options = 0, options
-        return self._players.begin(self.np_random, options), {}
+        frames = self._players.begin(self.np_random, options)
+        self._prompt = (options or {}).get("prompt")
+        self._steps[(options or {}).get("reset_mask", slice(None))] = 0
+        return frames, {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        if self._steps == self.max_episode_steps:
-            frames, _ = self.reset(options=self._options)
-            rewards = np.zeros(self.num_envs)
-        else:
-            frames, rewards = self._players.advance(actions)
-            self._steps += 1
+        over = self._steps == self.max_episode_steps
+        frames, rewards = self._players.advance(actions)
+        self._steps += 1
+        if over.any():
+            frames, _ = self.reset(options={"prompt": self._prompt, "reset_mask": over})
+            rewards[over] = 0
         never = np.zeros(self.num_envs, dtype=bool)
-        truncated = np.full(self.num_envs, self._steps == self.max_episode_steps)
-        return frames, rewards, never, truncated, {}
+        return frames, rewards, never, self._steps == self.max_episode_steps, {}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         return tuple(self._players.frames.copy()) if self.render_mode else None
@@ -197,14 +199,23 @@ class Players:
         self.frames = np.zeros((b, *shape), dtype=np.uint8)
 
     def begin(self, rng: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
-        """Everyone anew, from options["prompt"] or prompts of the world's own. Frames are the caller's to keep."""
+        """Everyone anew, from options["prompt"] or prompts of the world's own; or only those in options["reset_mask"].
+        Frames are the caller's to keep."""
         options = options or {}
-        if unknown := options.keys() - {"prompt"}:
-            raise ValueError(f"unknown reset options {sorted(map(str, unknown))}; the only one is 'prompt'")
-        prompt = options.get("prompt")
+        if unknown := options.keys() - {"prompt", "reset_mask"}:
+            raise ValueError(
+                f"unknown reset options {sorted(map(str, unknown))}; there are 'prompt' and, for a batch, 'reset_mask'"
+            )
+        prompt, b = options.get("prompt"), len(self.frames)
+        some = np.asarray(options.get("reset_mask", np.ones(b, dtype=bool)))
+        if some.shape != (b,) or some.dtype != bool:
+            raise ValueError(f"the reset_mask is {some!r}; give {b} booleans, one for each member")
         videos = self._draw(rng) if prompt is None else self._given(prompt)
-        self.world.reset(videos, seed=int(rng.integers(2**31)))
-        self.frames = videos[:, -1]
+        if some.all():
+            self.world.reset(videos, seed=int(rng.integers(2**31)))
+        elif some.any():
+            self.world.reset_some(np.flatnonzero(some).tolist(), videos[some])
+        self.frames = np.where(some[:, None, None, None], videos[:, -1], self.frames)
         return self.frames.copy()
 
     def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

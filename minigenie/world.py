@@ -113,7 +113,8 @@ class World:
                 raise ValueError("there is no C++ compiler to compile the world with; install g++, or do without")
             options = {"freezing": True, "max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP,ATEN"}
         for stack in (self.dynamics.transformer, self.tokenizer.decoder):
-            stack.step = torch.compile(stack.step, fullgraph=True, dynamic=False, options=options)
+            compiled = torch.compile(stack.step, fullgraph=True, dynamic=False, options=options)
+            stack.step = compiled  # type: ignore[method-assign]
         return self
 
     @property

@@ -124,6 +124,21 @@ def test_members_end_together_and_begin_anew(envs, toy):
     assert [envs.step([0, 1, 2])[3].all() for _ in range(2)] == [False, True]
 
 
+def test_a_member_begins_anew_while_the_others_go_on(envs, toy):
+    prompt, again = (np.array(toy.episode_frames(0)[i]) for i in (5, 20))
+    envs.reset(seed=0, options={"prompt": prompt})
+    before = envs.step([0, 1, 2])[0]
+    frames, _ = envs.reset(options={"prompt": again, "reset_mask": np.array([False, True, False])})
+    np.testing.assert_array_equal(frames, np.stack([before[0], again, before[2]]))
+    assert envs.step([0, 1, 2])[3].tolist() == [True, False, True]
+    frames, rewards, _, truncated, _ = envs.step([0, 1, 2])
+    np.testing.assert_array_equal(frames[[0, 2]], np.stack([again, again]))
+    assert truncated.tolist() == [False, True, False]
+    assert rewards[[0, 2]].tolist() == [0, 0]
+    with pytest.raises(ValueError, match="give 3 booleans"):
+        envs.reset(options={"reset_mask": np.array([True])})
+
+
 def test_a_batch_of_environments_made_one_by_one(trained):
     envs = gymnasium.make_vec(ID, 2, vectorization_mode="sync", world=trained, device="cpu")
     assert envs.reset(seed=0)[0].shape == (2, 64, 64, 3)
@@ -169,7 +184,7 @@ def test_other_refusals(trained, envs, tmp_path):
         envs.step(np.array([0, 8, 0]))
     with pytest.raises(ValueError, match="3 integers, one per world"):
         envs.step(np.array([0]))
-    with pytest.raises(ValueError, match="unknown reset options .'promt'.; the only one is 'prompt'"):
+    with pytest.raises(ValueError, match="unknown reset options .'promt'.; there are 'prompt'"):
         envs.reset(options={"promt": "start.png"})
 
 

@@ -19,7 +19,7 @@ LAYERS = [
     ["train"],
     ["pipeline"],
     ["eval", "env", "play"],
-    ["recipes", "console"],
+    ["recipes", "console", "bench"],
     ["demo"],
     ["__main__"],
 ]

@@ -228,7 +228,7 @@ def test_the_past_and_the_recording_are_bounded(folder, monkeypatch):
     for _ in range(12):
         player.step(0)
     assert 1 <= len(player.past) < 12
-    assert sum(moment.size for moment in player.past) <= 200_000
+    assert sum(moment.world.size for moment in player.past) <= 200_000
     assert len(player.recorded) == 5
     assert not player.recording
     while player.undo():

@@ -9,11 +9,10 @@ Dimensions:  b batch   t frames   n patches per frame   d model width   s sequen
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -170,6 +169,9 @@ class STBlock(nn.Module):
             if name.endswith(("out.weight", "mlp.2.weight")):
                 nn.init.zeros_(weight)  # a block starts as the identity, so deep stacks bear high learning rates
 
+    def turns(self, places: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        return self.space.turn(places), self.time.turn(times) if self.attend_time else times
+
     def forward(
         self, x: Float[Tensor, "b t n d"], turns: tuple[Tensor, Tensor], **time: Any
     ) -> Float[Tensor, "b t n d"]:
@@ -216,7 +218,7 @@ class STTransformer(nn.Module):
     def turns(self, positions: Int[Tensor, " t"]) -> list[tuple[Tensor, Tensor]]:
         """Rotations in space and in time, of every block; positions: [t], frame numbers."""
         times = rope(positions[:, None], self.head_dim, TIME_BASE)
-        return [(block.space.turn(self.places), block.time.turn(times) if self.config.attend_time else times) for block in self.blocks]
+        return [block.turns(self.places, times) for block in cast("list[STBlock]", self.blocks)]
 
     def step(self, x: Float[Tensor, "b n d"], cache: TimeCache) -> Float[Tensor, "b n d"]:
         """One frame after those in the cache: the last frame of `forward` over all of them."""

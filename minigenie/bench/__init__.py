@@ -1,0 +1,1 @@
+"""How fast this machine is, and how far from its limit."""
