@@ -7,7 +7,8 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-SHAPED = ("nn", "tokenizer", "lam", "dynamics", "maskgit", "world", "eval.fidelity", "pictures")
+SHAPED = ("nn", "tokenizer", "lam", "dynamics", "maskgit", "world", "pictures")
+SHAPED += ("eval.fidelity", "eval.networks", "eval.perceptual")
 install_import_hook([f"minigenie.{name}" for name in SHAPED], "beartype.beartype")
 
 from minigenie.data.collect import collect  # noqa: E402
