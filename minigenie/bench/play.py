@@ -16,6 +16,7 @@ from minigenie.tokenizer import TokenizerConfig
 from minigenie.world import World, WorldConfig
 
 CONTEXTS, BATCH = (1, 8, 15), 16
+SMALL = STConfig(num_blocks=4, dim=128, num_heads=4)
 
 
 def bench_play(
@@ -29,25 +30,23 @@ def bench_play(
     """One frame at the small size at which other implementations were measured, at several contexts and batches, and
     as the naive reference computes it; then one frame of the world in `folder`, if there is one."""
     where, most = pick_device(device), torch.get_num_threads()
+    threads_and_batches = ((1, 1), (most, 1), (1, BATCH), (most, BATCH)) if folder else ()
+    own = [_frame(f"{folder.name}, batch {b}", World.load(folder, device), b, t) for t, b in threads_and_batches]
     items = [_frame(f"small, context {c}", common_size(c, where)) for c in CONTEXTS]
     if compiled:
         items.append(_frame("small, context 8, compiled", common_size(8, where), compiled=True))
     naive = partial(_naive, common_size(8, where))
     items.append(Item(name="small, context 8, naive", call=naive, frames=1, flops=count_flops(naive)))
     items += [_frame(f"small, context 8, batch {b}", common_size(8, where), b, most) for b in (1, BATCH)]
-    if folder is not None:
-        for threads, b in ((1, 1), (most, 1), (1, BATCH), (most, BATCH)):
-            items.append(_frame(f"{folder.name}, batch {b}", World.load(folder, device), b, threads))
-    return measure(items, where, rounds, watch)
+    return measure(items + own, where, rounds, watch)
 
 
 def common_size(context_frames: int, device: torch.device) -> World:
     """Patch 8, width 128, 4 blocks, 4 heads, 64 tokens a frame, 25 MaskGIT steps, random weights."""
-    stack = STConfig(num_blocks=4, dim=128, num_heads=4)
     config = WorldConfig(
-        tokenizer=TokenizerConfig(patch=8, encoder=stack, decoder=stack),
-        lam=LAMConfig(patch=16, encoder=stack, decoder=stack),
-        dynamics=DynamicsConfig(transformer=stack),
+        tokenizer=TokenizerConfig(patch=8, encoder=SMALL, decoder=SMALL),
+        lam=LAMConfig(patch=16, encoder=SMALL, decoder=SMALL),
+        dynamics=DynamicsConfig(transformer=SMALL),
         sampling=SamplingConfig(steps=25),
         context_frames=context_frames,
     )
