@@ -23,7 +23,7 @@ def test_a_product_of_large_matrices_is_at_the_ceiling():
 
 
 def test_a_cached_frame_takes_the_arithmetic_of_one_frame():
-    """26 passes over 64 tokens and one to decode, whatever the context; recomputed naively it grows with the context."""
+    """26 passes over 64 tokens and one to decode, whatever the context; the naive way grows with the context."""
     worlds = {context: play.common_size(context, CPU) for context in (1, 8)}
     one, eight = (play._frame("", world).flops for world in worlds.values())
     assert one == eight
