@@ -1,0 +1,373 @@
+"""The real page in a real browser, against a real server."""
+
+import asyncio
+import contextlib
+import io
+import os
+import re
+import shutil
+import threading
+import time
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+from minigenie.bench.browser import chromium
+from minigenie.play.player import footage_clip
+from minigenie.play.room import Room
+from minigenie.play.server import listen, make_app, make_server
+from minigenie.world import World
+
+expect.set_options(timeout=30_000)
+LIT, ON = re.compile(r"\blit\b"), re.compile(r"\bon\b")
+
+
+@contextlib.contextmanager
+def serving(folder, **options):
+    options = {"device": "cpu", "fps": 20, "max_players": 2, "seed": 0, "footage": None, **options}
+    with listen("127.0.0.1", 0) as listening:
+        server = make_server(make_app(Room(folder, **options)))
+        thread = threading.Thread(target=asyncio.run, args=(server.serve([listening]),))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def folder(trained, tmp_path_factory):
+    ignored = shutil.ignore_patterns("checkpoints", "encoded", "samples")
+    return shutil.copytree(trained, tmp_path_factory.mktemp("played") / "world", ignore=ignored)
+
+
+@pytest.fixture(scope="module")
+def url(folder, toy):
+    with serving(folder, footage=toy.folder) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with contextlib.ExitStack() as stack:
+        try:
+            browser = stack.enter_context(chromium())
+        except ValueError as missing:
+            if "CI" in os.environ:
+                raise
+            pytest.skip(str(missing))
+        yield browser
+
+
+@pytest.fixture
+def visit(browser):
+    """Open the page as somebody else each time. No error may reach the browser's console, but that the server refused
+    something."""
+    contexts, complaints = [], []
+
+    def note(text):
+        if "status of 400" not in text:
+            complaints.append(text)
+
+    def visit(url, width=1280, height=800, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: note(str(error)))
+        page.on("console", lambda message: note(message.text) if message.type == "error" else None)
+        page.goto(url)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+@pytest.fixture
+def page(visit, url):
+    """Somebody who plays."""
+    page = visit(url)
+    arrived(page)
+    return page
+
+
+@pytest.fixture
+def still(page):
+    """Somebody who has paused at the start."""
+    return pause(page)
+
+
+def arrived(page):
+    expect(page.locator("#notice")).to_be_hidden()
+    expect(page.locator("#screen")).to_have_attribute("data-number", re.compile("."))
+
+
+def pause(page):
+    page.click("#pause")
+    expect(page.locator("#pause")).to_contain_text("Play")
+    return restart(page)
+
+
+def restart(page):
+    """At the start again, every frame that was under way before having arrived."""
+    page.evaluate("window.before = state")
+    page.click("#reset")
+    until(page, "state !== before && $('screen').dataset.number === '0'")
+    return page
+
+
+def pixels(page, canvas="screen") -> np.ndarray:
+    """What a canvas shows, pixel for pixel."""
+    data = page.evaluate(f"[...$('{canvas}').getContext('2d').getImageData(0, 0, 64, 64).data]")
+    return np.array(data, np.uint8).reshape(64, 64, 4)[..., :3]
+
+
+def number(page) -> int:
+    return int(page.locator("#screen").get_attribute("data-number"))
+
+
+def play(page, keys: str) -> list[np.ndarray]:
+    """While paused, a key is one frame: the pictures that they lead to."""
+    seen = []
+    for key in keys:
+        after = number(page) + 1
+        page.keyboard.press(key)
+        expect(page.locator("#screen")).to_have_attribute("data-number", str(after))
+        seen.append(pixels(page))
+    return seen
+
+
+def frames_on(page, count=2):
+    until(page, f"+$('screen').dataset.number >= {number(page) + count}")
+
+
+def until(page, true, seconds=30.0):
+    """Wait for an expression of the page. (Playwright's own way wants eval, which the page forbids.)"""
+    end = time.monotonic() + seconds
+    while not page.evaluate(true):
+        assert time.monotonic() < end, f"never came true: {true}"
+        page.wait_for_timeout(20)
+
+
+def until_it_shows(page, color):
+    shown = "$('screen').getContext('2d').getImageData(0, 0, 64, 64).data"
+    until(page, f"{shown}.every((value, i) => value === {[*color, 255]}[i % 4])")
+
+
+def png(color, size=(300, 200)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, color).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_a_held_key_plays_its_action_and_lights_its_tile(page):
+    tile = page.locator(".tile").nth(4)
+    page.keyboard.down("5")
+    expect(tile).to_have_class(LIT)
+    until(page, "shownAction === 4")
+    page.keyboard.up("5")
+    expect(tile).not_to_have_class(LIT)
+    until(page, "shownAction === noop")
+
+
+def test_keys_lead_to_different_pictures(still):
+    start = pixels(still)
+    one = play(still, "222")
+    other = play(restart(still), "555")
+    assert (start != one[0]).any()
+    assert (one[-1] != other[-1]).any()
+
+
+def test_tiles_are_buttons_with_previews(page):
+    expect(page.locator(".tile[data-preview=ready]")).to_have_count(8)
+    tile = page.locator(".tile").nth(6)
+    tile.hover()
+    page.mouse.down()
+    expect(tile).to_have_class(LIT)
+    until(page, "shownAction === 6")
+    page.mouse.up()
+    expect(tile).not_to_have_class(LIT)
+
+
+def test_pause_step_undo_and_reset(page):
+    frames_on(page, 3)
+    start = pixels(pause(page))
+    page.click("#step")
+    expect(page.locator("#screen")).to_have_attribute("data-number", "1")
+    page.keyboard.press(".")
+    expect(page.locator("#screen")).to_have_attribute("data-number", "2")
+    page.wait_for_timeout(200)  # four frames, if it were not paused
+    assert number(page) == 2
+    page.click("#undo")
+    expect(page.locator("#screen")).to_have_attribute("data-number", "1")
+    page.keyboard.press("Backspace")
+    expect(page.locator("#screen")).to_have_attribute("data-number", "0")
+    np.testing.assert_array_equal(pixels(page), start)
+    page.click("#pause")
+    frames_on(page)
+
+
+def test_start_pictures_are_chosen_and_uploaded_and_dropped_and_pasted(still):
+    chosen = still.locator("#starts button")
+    chosen.nth(2).click()
+    expect(chosen.nth(2)).to_have_class(ON)
+    give = """([bytes, kind, target]) => {
+        const all = new DataTransfer();
+        all.items.add(new File([new Uint8Array(bytes)], "it.png", { type: "image/png" }));
+        const what = kind === "drop" ? new DragEvent(kind, { dataTransfer: all, bubbles: true, cancelable: true })
+          : new ClipboardEvent(kind, { clipboardData: all, bubbles: true });
+        document.body.dispatchEvent(what);
+    }"""
+    still.set_input_files("#file", {"name": "it.png", "mimeType": "image/png", "buffer": png((250, 10, 20))})
+    until_it_shows(still, (250, 10, 20))
+    expect(still.locator("#toast")).to_have_text("Playing from your picture.")
+    expect(still.locator("#starts button.on")).to_have_count(0)
+    for kind, color in (("drop", (10, 220, 30)), ("paste", (0, 30, 240))):
+        still.evaluate(give, [list(png(color)), kind])
+        until_it_shows(still, color)
+
+
+def test_a_file_that_is_no_picture_is_refused(page):
+    page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"})
+    expect(page.locator("#toast")).to_contain_text("no picture")
+    page.set_input_files("#file", {"name": "notes.png", "mimeType": "image/png", "buffer": b"hello"})
+    expect(page.locator("#toast")).to_contain_text("cannot be read as a picture")
+    frames_on(page)
+
+
+def test_a_recording_is_what_was_seen(still):
+    still.click("#record")
+    expect(still.locator("#record")).to_have_text("Stop recording")
+    seen = [pixels(still), *play(still, "25716")]
+    still.click("#record")
+    for kind in ("mp4", "gif"):
+        with still.expect_download() as download:
+            still.click(f"#{kind}")
+        assert download.value.suggested_filename == f"minigenie.{kind}"
+        with av.open(str(download.value.path())) as file:
+            frames = [frame.to_ndarray(format="rgb24")[::2, ::2] for frame in file.decode(video=0)]
+        assert len(frames) == len(seen)
+        for i, frame in enumerate(frames):
+            assert np.argmin([np.abs(frame.astype(float) - each).mean() for each in seen]) == i
+
+
+def test_the_sliders_say_how_frames_are_sampled(still):
+    """One careful pass takes the likeliest token of each patch, whatever the seed; a daring one does not."""
+    still.locator("#steps").fill("1")
+    dreams = {}
+    for temperature in ("0", "2"):
+        still.locator("#temperature").fill(temperature)
+        expect(still.locator("#temperature + output")).to_have_text(temperature)
+        for seed in ("1", "2"):
+            still.locator("#seed").fill(seed)
+            dreams[temperature, seed] = play(restart(still), "33")[-1]
+    assert (dreams["0", "1"] == dreams["0", "2"]).all()
+    assert (dreams["2", "1"] != dreams["2", "2"]).any()
+
+
+def test_a_seed_dreams_the_same_again(still):
+    def dream(seed):
+        still.locator("#seed").fill(seed)
+        return play(restart(still), "271")
+
+    one, other, again = dream("7"), dream("8"), dream("7")
+    np.testing.assert_array_equal(one, again)
+    assert (one[-1] != other[-1]).any()
+
+
+def test_two_players_have_a_world_each_and_a_third_is_told_it_is_full(visit, url):
+    one, two = visit(url), visit(url)
+    for each in (one, two):
+        arrived(each)
+    pause(one)
+    frames_on(two, 3)
+    assert number(one) == 0
+    three = visit(url)
+    expect(three.locator("#notice")).to_contain_text("This world is full")
+    assert (pixels(three) == 0).all()
+
+
+def test_names_and_keys_are_edited_on_the_page(page, visit, url, folder):
+    page.click("#keys summary")
+    page.locator("[data-name='1']").fill("leap")
+    page.locator("[data-key-of='1']").press("j")
+    page.click("#save")
+    expect(page.locator("#toast")).to_have_text("Saved.")
+    assert '"leap"' in (folder / "actions.json").read_text()
+    for each in (page, visit(url)):
+        tile = each.locator(".tile").nth(1)
+        expect(tile).to_contain_text("leap")
+        each.locator("h1").click()
+        each.keyboard.down("j")
+        expect(tile).to_have_class(LIT)
+
+
+def test_footage_beside_what_is_imagined(page, folder, toy):
+    expect(page.locator("#truth-figure")).to_be_hidden()
+    page.click("#watch")
+    expect(page.locator("#truth-figure")).to_be_visible()
+    until(page, "state.clip === 0 && +$('screen').dataset.number > 3")
+    clip = footage_clip(World.load(folder, "cpu"), toy, 0)
+    page.click("#pause")
+    until(page, "state.paused")
+    page.wait_for_timeout(300)
+    np.testing.assert_array_equal(pixels(page, "truth"), clip.frames[number(page)])
+    expect(page.locator(".tile").nth(clip.actions[number(page) - 1])).to_have_class(LIT)
+    page.click("#next")
+    until(page, "state.clip === 1")
+    page.click("#watch")
+    expect(page.locator("#truth-figure")).to_be_hidden()
+
+
+def test_a_phone_shows_it_all_without_scrolling_sideways(visit, url):
+    page = visit(url, width=390, height=844, has_touch=True, is_mobile=True)
+    expect(page.locator(".tile")).to_have_count(8)
+    arrived(page)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    screen, tiles = (page.locator(f"#{name}").bounding_box() for name in ("screen", "tiles"))
+    assert screen["width"] > 340
+    assert tiles["y"] + tiles["height"] < 844, "the tiles are below the fold"
+
+
+def test_a_tile_is_held_with_a_finger(visit, url):
+    page = visit(url, width=390, height=844, has_touch=True, is_mobile=True)
+    arrived(page)
+    tile, finger = page.locator(".tile").nth(2), page.context.new_cdp_session(page)
+    box = tile.bounding_box()
+    at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    finger.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [at]})
+    expect(tile).to_have_class(LIT)
+    until(page, "shownAction === 2")
+    finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    expect(tile).not_to_have_class(LIT)
+
+
+def test_a_gamepad_plays(page):
+    page.evaluate("""
+        window.pad = { axes: [0, 0], buttons: [...Array(16)].map(() => ({ pressed: false })) };
+        navigator.getGamepads = () => [null, pad];
+    """)
+    tile = page.locator(".tile").nth(3)
+    page.evaluate("pad.buttons[3].pressed = true")
+    expect(tile).to_have_class(LIT)
+    until(page, "shownAction === 3")
+    page.evaluate("pad.buttons[3].pressed = false")
+    expect(tile).not_to_have_class(LIT)
+    page.evaluate("actions[5].key = 'ArrowLeft'; pad.axes[0] = -1")
+    expect(page.locator(".tile").nth(5)).to_have_class(LIT)
+
+
+def test_a_world_without_prompts_asks_for_a_picture(visit, folder, tmp_path):
+    bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("prompts"))
+    with serving(bare) as url:
+        page = visit(url)
+        expect(page.locator("#notice")).to_contain_text("Give this world a picture")
+        page.set_input_files("#file", {"name": "it.png", "mimeType": "image/png", "buffer": png((9, 99, 200))})
+        arrived(page)
+        frames_on(page)
+        page.close()
