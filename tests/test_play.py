@@ -6,13 +6,16 @@ import shutil
 import struct
 import time
 import zlib
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from minigenie.play import room as room_module
 from minigenie.play import seat as seat_module
 from minigenie.play.actions import describe, load_actions, motion, save_actions
 from minigenie.play.player import UPLOAD_BYTES, Clip, Player, View, footage_clip, read_picture
@@ -39,7 +42,10 @@ def client(folder):
 
 def started(folder, **options):
     options = {"device": "cpu", "fps": 60, "max_players": 2, "seed": 0, "footage": None, **options}
-    with TestClient(make_app(Room(folder, **options)), base_url=HOST, headers=OWN) as client:
+    with (
+        TestClient(make_app(Room(folder, **options)), base_url=HOST, headers=OWN) as client,
+        ExitStack() as client.left,
+    ):
         yield client
 
 
@@ -47,8 +53,8 @@ class Browser:
     """What page.html does, without showing it."""
 
     def __init__(self, client):
-        self.socket = client.websocket_connect(SOCKET, headers=OWN)
-        self.socket.__enter__()
+        opened = client.left.enter_context(ExitStack())  # a test that fails leaves too
+        self.socket, self.leave = opened.enter_context(client.websocket_connect(SOCKET, headers=OWN)), opened.close
         self.hello, self.said, self.frames = self.socket.receive_json(), [], []
 
     def say(self, kind, **fields):
@@ -86,15 +92,10 @@ class Browser:
             if number in (None, frame["number"]) and action in (None, frame["action"]):
                 return frame
 
-    def leave(self):
-        self.socket.__exit__(None, None, None)
-
 
 @pytest.fixture
 def browser(client):
-    browser = Browser(client)
-    yield browser
-    browser.leave()
+    return Browser(client)
 
 
 def test_the_held_action_is_played_and_the_noop_when_nothing_is(browser):
@@ -103,6 +104,43 @@ def test_the_held_action_is_played_and_the_noop_when_nothing_is(browser):
     assert browser.frame(action=3)["pixels"].shape == (64, 64, 3)
     browser.say("held", action=None)
     assert browser.frame(number=browser.frame()["number"] + 5)["action"] == 0
+
+
+def known(folder):
+    """Its actions as if measured, the no-op being 1."""
+    plain = ({"name": f"go {a}", "key": str(a + 1), "motion": [0, 0], "noop": a == 1} for a in range(8))
+    save_actions(folder, list(plain))
+    return folder
+
+
+def test_a_key_tapped_between_two_frames_is_played_for_one(folder):
+    for client in started(known(folder), fps=4):
+        browser = Browser(client)
+        assert browser.frame(number=1)["action"] == 1
+        browser.say("held", action=3)
+        browser.say("held", action=None)
+        assert [browser.frame()["action"] for _ in range(2)] == [3, 1]
+
+
+def test_mashing_keys_runs_the_world_at_twice_its_rate_at_most(folder):
+    for client in started(known(folder), fps=6):
+        browser = Browser(client)
+        browser.frame(number=1)
+        began = time.monotonic()
+        for i in range(16):
+            browser.say("held", action=i % 8)
+            browser.frame()
+        assert time.monotonic() - began > 14 / (2 * 6)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [({1: 3, 8: 1}, 8), ({1: 1.1, 8: 1}, 1), ({1: 1, 8: 3}, 1)])
+def test_torch_gets_all_threads_where_they_help(folder, monkeypatch, seconds, expected):
+    threads = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(room_module, "timed", lambda call: (call(), seconds[threads[-1]]))
+    room_module.pick_threads(World.load(folder, "cpu"))
+    assert threads[-1] == expected
 
 
 def test_one_frame_is_in_flight(client):
@@ -114,7 +152,6 @@ def test_one_frame_is_in_flight(client):
     browser.say("sampling", steps=1, temperature=0.0)  # an answer to this must come before any other frame
     while not (message := browser.socket.receive()).get("text") or json.loads(message["text"])["type"] != "state":
         assert message.get("text") or message["bytes"][0] == 1, "a frame was sent before the last was acknowledged"
-    browser.leave()
 
 
 def test_a_browser_that_acknowledges_nothing_is_dropped(client, monkeypatch):
@@ -122,7 +159,6 @@ def test_a_browser_that_acknowledges_nothing_is_dropped(client, monkeypatch):
     browser = Browser(client)
     while browser.socket.receive()["type"] != "websocket.close":
         pass
-    browser.leave()
 
 
 @pytest.mark.parametrize(
@@ -147,8 +183,7 @@ def test_binary_messages_are_refused(browser):
 
 
 def test_a_full_world_says_so_and_a_left_place_is_free_again(client):
-    one, two = Browser(client), Browser(client)
-    three = Browser(client)
+    one, _, three = (Browser(client) for _ in range(3))
     assert three.hello["type"] == "full"
     assert "all 2 places are taken" in three.hello["text"]
     three.leave()
@@ -159,8 +194,6 @@ def test_a_full_world_says_so_and_a_left_place_is_free_again(client):
             break
         again.leave()
     assert again.hello["type"] == "hello"
-    again.leave()
-    two.leave()
 
 
 def test_two_players_have_a_world_each(client):
@@ -179,8 +212,6 @@ def test_two_players_have_a_world_each(client):
     two.pause()
     two.say("pause", on=False)
     assert two.hear("state")["steps"] == 3
-    one.leave()
-    two.leave()
 
 
 def read(client, number):
@@ -401,7 +432,6 @@ def test_footage_is_imagined_again_beside_the_truth(folder, toy):
         browser.say("watch", clip=None)
         while browser.frame()["parts"] == 2:
             pass
-        browser.leave()
 
 
 def test_a_clip_begins_again_at_its_end(folder):
@@ -426,7 +456,6 @@ def test_a_world_without_prompts_plays_from_an_upload(folder):
             assert "no picture" in browser.hear("error")["text"]
         assert client.post("/start", params={"player": browser.hello["player"]}, content=picture()).status_code == 200
         assert browser.frame(number=2)
-        browser.leave()
 
 
 def test_large_frames_travel_as_jpeg():

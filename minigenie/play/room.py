@@ -7,6 +7,7 @@ import queue
 import secrets
 import struct
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 
 from minigenie.data.dataset import Dataset
@@ -83,6 +85,7 @@ class Room:
             raise ValueError(f"max_players is {max_players}; let at least 1 play")
         self.folder, self.max_players, self.seed, self.worker = folder, max_players, seed, Worker()
         self.world = self.worker.ask(partial(World.load, folder, device)).result()
+        self.worker.ask(partial(pick_threads, self.world)).result()
         self.fps = float(fps or self.world.fps)
         if not 0 < self.fps <= 240:
             raise ValueError(f"fps is {self.fps:g}; choose a rate between 0 and 240 frames a second")
@@ -169,10 +172,7 @@ class Room:
         return await asyncio.shield(self.previews[key])
 
     async def _imagine(self, start: np.ndarray, digest: bytes, action: int) -> bytes:
-        base = self.world
-        sampling = replace(base.config.sampling, steps=min(PREVIEW_STEPS, base.config.sampling.steps))
-        config = replace(base.config, sampling=sampling)
-        world = World(config, base.tokenizer, base.lam, base.dynamics, base.device, base.fps)
+        world = hastier(self.world, PREVIEW_STEPS)
         await self._in_background(partial(world.reset, start[None, None], self.seed))
         frames = [start]
         for _ in range(PREVIEW_FRAMES):
@@ -185,11 +185,9 @@ class Room:
         return header + encode(strip, "JPEG", quality=85)
 
     async def _in_background(self, call: Callable[[], Result]) -> Result:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        result = await self.worker.run(call, urgent=False)
-        if self.seats:
-            await asyncio.sleep((loop.time() - began) * (1 / BACKGROUND_SHARE - 1))
+        result, seconds = await self.worker.run(partial(timed, call), urgent=False)
+        if any(seat.plays for seat in self.seats.values()):
+            await asyncio.sleep(seconds * (1 / BACKGROUND_SHARE - 1))
         return result
 
     async def _measure(self) -> None:
@@ -213,6 +211,36 @@ class Room:
             await self._keep(describe(self.actions, motions, changes, min(self.world.frame_shape[:2])))
         except OSError as error:
             print(f"the measured actions are known until the server stops: {error}")
+
+
+def hastier(world: World, steps: int) -> World:
+    """The same world, at no frame yet, with no more than `steps` MaskGIT steps a frame."""
+    sampling = replace(world.config.sampling, steps=min(steps, world.config.sampling.steps))
+    config = replace(world.config, sampling=sampling)
+    return World(config, world.tokenizer, world.lam, world.dynamics, world.device, world.fps)
+
+
+def timed(call: Callable[[], Result]) -> tuple[Result, float]:
+    """What it returns, and the seconds it took."""
+    began = time.perf_counter()
+    return call(), time.perf_counter() - began
+
+
+def pick_threads(world: World) -> None:
+    """On CPU, have torch use one thread or all, whichever is faster: small layers only lose by being split. One also
+    if it is almost as fast: the browser wants a core too."""
+    most = torch.get_num_threads()
+    if world.device.type != "cpu" or most == 1:
+        return
+    trial = hastier(world, 1)
+    trial.reset(np.zeros((1, 1, *world.frame_shape), np.uint8))
+
+    def seconds(threads: int) -> float:
+        torch.set_num_threads(threads)
+        trial.step([0])
+        return min(timed(partial(trial.step, [0]))[1] for _ in range(3))
+
+    torch.set_num_threads(most if seconds(most) < 0.8 * seconds(1) else 1)
 
 
 def pack_frame(view: View, serial: int, ms: float) -> bytes:

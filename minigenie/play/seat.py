@@ -37,6 +37,7 @@ class Seat:
         self.clip_index: int | None = None  # None: playing, no split view
         self.clip: Clip | None = None
         self.held: int | None = None  # the newest input; None is nothing pressed
+        self.tapped: int | None = None  # pressed since the last frame, and perhaps released again
         self.single: int | None = None  # a step asked for, paused or not
         self.paused, self.show = False, False
         self.sent, self.acknowledged = 0, 0
@@ -56,6 +57,11 @@ class Seat:
         finally:
             for task in self.tasks:
                 task.cancel()
+
+    @property
+    def plays(self) -> bool:
+        """Frames of its own follow each other."""
+        return self.player.view is not None and not self.paused
 
     def tell(self, message: dict[str, Any]) -> None:
         """Say it when there is time."""
@@ -88,7 +94,7 @@ class Seat:
         await self._state()
 
     def _show(self) -> None:
-        self.show, self.single = True, None
+        self.show, self.single, self.tapped = True, None, None
         self.news.set()
 
     async def _preview(self, start: np.ndarray) -> None:
@@ -113,22 +119,34 @@ class Seat:
         )
 
     async def _play(self) -> None:
-        """The loop: wait until a frame is due, make it with the newest input, send it, wait until it has arrived."""
+        """The loop: wait until a frame is due, make it with the newest input, send it, wait until it has arrived.
+
+        One whose input is new is due at once, half an interval after the last at the soonest."""
         due, interval, now = 0.0, 1 / self.room.fps, asyncio.get_running_loop().time
         while True:
-            began, running = now(), self.player.view is not None and not self.paused
+            began, running = now(), self.plays
+            soonest = due - interval / 2 if self._is_new() else due
             if self.show:
                 self.show = False
             elif self.single is not None:
                 action, self.single = self.single, None
                 await self._step(action)
-            elif running and began >= due:
-                await self._step(self.room.noop if self.held is None else self.held)
-                due = max(due, began - interval / 2) + interval
+            elif running and began >= soonest:
+                action, self.tapped = self._wanted(), None
+                await self._step(action)
+                due = min(began, max(due, began - interval / 2)) + interval
             else:
-                await self._wait(due - began if running else None)
+                await self._wait(soonest - began if running else None)
                 continue
             await self._frame(1000 * (now() - began))
+
+    def _wanted(self) -> int:
+        """The action of the next frame: a key tapped between two frames is played for one."""
+        return next((a for a in (self.held, self.tapped) if a is not None), self.room.noop)
+
+    def _is_new(self) -> bool:
+        view = self.player.view
+        return view is not None and self.clip is None and view.action != self._wanted()
 
     async def _step(self, action: int) -> None:
         was_recording = self.player.recording
@@ -189,6 +207,9 @@ class Seat:
     async def on_held(self, message: dict[str, Any]) -> None:
         """action: what is pressed now, or null."""
         self.held = _integer_or_none(message, "action", self.room.world.num_actions - 1)
+        if self.held is not None:
+            self.tapped = self.held
+        self.news.set()
 
     async def on_step(self, message: dict[str, Any]) -> None:
         """One frame on, with `action` or the no-op, though it be paused."""
@@ -215,7 +236,7 @@ class Seat:
         await self._begin()
 
     async def on_pause(self, message: dict[str, Any]) -> None:
-        self.paused = _flag(message)
+        self.paused, self.tapped = _flag(message), None
         self.news.set()
         await self._state()
 
