@@ -1,4 +1,4 @@
-"""Frames as files to look at: PNG grids, GIF and MP4.
+"""Frames as files to look at, PNG grids, GIF and MP4; and pictures of all kinds as frames.
 
 Dimensions:  t frames   h w c a frame   H W a whole picture
 """
@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from minigenie.data.dataset import write_atomic
 
 ZOOM = 2  # small frames are hard to see
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+MOST_PIXELS = 32_000_000
 
 
 def grid(rows: list[UInt8[Tensor, "t h w c"]]) -> np.ndarray:
@@ -51,6 +53,42 @@ def save_video(video: UInt8[Tensor, "t h w c"], path: Path, fps: float) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def fit_picture(
+    source: str | Path | bytes, frame_shape: tuple[int, int, int], name: str = "this"
+) -> UInt8[np.ndarray, "h w c"]:
+    """A picture of any size and mode as a frame: cropped to its shape, scaled, transparency on black.
+
+    source: a file, or what somebody uploaded, of which only the usual formats are read. Its size is looked up before
+    anything is decoded: a small file can unpack to a huge picture. ValueError, one line that calls it `name`, if it is
+    no picture or too large.
+    """
+    height, width, _ = frame_shape
+    file, formats = (io.BytesIO(source), FORMATS) if isinstance(source, bytes) else (source, None)
+    try:
+        with Image.open(file, formats=formats) as opened:
+            opened.draft("RGB", (4 * width, 4 * height))  # a JPEG is decoded at a fraction of its size
+            if opened.width * opened.height > MOST_PIXELS:
+                raise Image.DecompressionBombError
+            picture = _eight_bit(ImageOps.exif_transpose(opened)).convert("RGBA")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        most = f"{MOST_PIXELS / 1e6:.0f} million pixels"
+        raise ValueError(f"{name} has more than {most}; scale it down and try again") from None
+    except (OSError, ValueError, SyntaxError, EOFError, TypeError):  # Pillow's, of damaged files
+        raise ValueError(f"{name} cannot be read as a picture; save it as png or jpg and try again") from None
+    black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
+    opaque = Image.alpha_composite(black, picture).convert("RGB")
+    return np.array(ImageOps.fit(opaque, (width, height), Image.Resampling.BOX))
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """Modes of 16 and 32 bits in 0..255, which Pillow would clip instead."""
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    values = np.asarray(picture, dtype=np.float64)
+    white = 65535 if values.max() > 255 else 255 if values.max() > 1 or picture.mode != "F" else 1
+    return Image.fromarray((values / white * 255).clip(0, 255).astype(np.uint8))
 
 
 def _zoomed(picture: np.ndarray, zoom: int) -> Image.Image:

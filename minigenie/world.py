@@ -14,7 +14,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,9 +30,6 @@ from minigenie.nn.patches import patch_grid, to_float, to_uint8
 from minigenie.nn.st_transformer import TimeCache
 from minigenie.runtime import pick_device
 from minigenie.tokenizer import TokenizerConfig, VideoTokenizer
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 FORMAT, VERSION = "minigenie-world", 1
 MODELS = ("tokenizer", "lam", "dynamics")
@@ -305,27 +302,8 @@ def read_prompt(path: str | Path, frame_shape: tuple[int, int, int]) -> UInt8[Te
 
     Raises FileNotFoundError or ValueError, one line, if there is no such picture.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from minigenie.pictures import fit_picture
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"prompt {path} does not exist; give a picture (png, jpg, ...)")
-    try:
-        with Image.open(path) as file:
-            picture = _eight_bit(ImageOps.exif_transpose(file)).convert("RGBA")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise ValueError(f"prompt {path} cannot be read as a picture; save it again as png or jpg") from None
-    black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-    height, width, _ = frame_shape
-    fitted = ImageOps.fit(Image.alpha_composite(black, picture).convert("RGB"), (width, height), Image.Resampling.BOX)
-    return torch.from_numpy(np.array(fitted))[None, None]
-
-
-def _eight_bit(picture: "Image.Image") -> "Image.Image":
-    """Modes of 16 and 32 bits in 0..255, which Pillow would clip instead."""
-    from PIL import Image
-
-    if not picture.mode.startswith(("I", "F")):
-        return picture
-    values = np.asarray(picture, dtype=np.float64)
-    white = 65535 if values.max() > 255 else 255 if values.max() > 1 or picture.mode != "F" else 1
-    return Image.fromarray((values / white * 255).clip(0, 255).astype(np.uint8))
+    return torch.from_numpy(fit_picture(path, frame_shape, f"prompt {path}"))[None, None]

@@ -15,12 +15,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from minigenie.pictures import fit_picture
 from minigenie.play import room as room_module
 from minigenie.play import seat as seat_module
 from minigenie.play.actions import describe, load_actions, motion, save_actions
-from minigenie.play.player import UPLOAD_BYTES, Clip, Player, View, footage_clip, read_picture
+from minigenie.play.player import Clip, Player, View, footage_clip
 from minigenie.play.room import HEADER, NO_ACTION, Room, pack_frame
-from minigenie.play.server import listen, make_app
+from minigenie.play.server import UPLOAD_BYTES, listen, make_app
 from minigenie.world import World, read_prompt
 
 HOST = "http://127.0.0.1:8000"
@@ -316,7 +317,7 @@ def test_an_uploaded_picture_is_played_from(client, browser, kind, mode):
     data = picture(kind, mode=mode)
     answer = client.post("/start", params={"player": browser.hello["player"]}, content=data)
     assert answer.status_code == 200, answer.json()
-    expected = read_picture(data, (64, 64, 3))
+    expected = fit_picture(data, (64, 64, 3))
     while not (browser.frame()["pixels"] == expected).all():
         pass
 
@@ -459,7 +460,7 @@ def test_a_world_without_prompts_plays_from_an_upload(folder):
 
 
 def test_large_frames_travel_as_jpeg():
-    frame = read_picture(picture(size=(128, 128)), (128, 128, 3))
+    frame = fit_picture(picture(size=(128, 128)), (128, 128, 3))
     data = pack_frame(View(frame, 2, 7), 1, 2.5)
     assert HEADER.unpack(data[: HEADER.size])[:5] == (0, 1, 2, 1, 7)
     assert Image.open(io.BytesIO(data[HEADER.size :])).size == (128, 128)

@@ -221,6 +221,12 @@ def test_a_prompt_that_is_no_picture(tmp_path, content):
         read_prompt(tmp_path / "prompt.png", (64, 64, 3))
 
 
+def test_a_prompt_of_too_many_pixels_is_not_even_decoded(tmp_path):
+    Image.new("1", (8_000, 8_000)).save(tmp_path / "prompt.png")
+    with pytest.raises(ValueError, match="prompt.png has more than 32 million pixels; scale it down"):
+        read_prompt(tmp_path / "prompt.png", (64, 64, 3))
+
+
 def test_group_and_context_do_not_change_the_contract(video):
     recipe = small_recipe()
     config = replace(recipe, dynamics=replace(recipe.dynamics, group=1, context="masked"))

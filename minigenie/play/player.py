@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from minigenie.data.dataset import Dataset
@@ -23,8 +23,6 @@ PAST_BYTES, PAST_MOMENTS = 64 << 20, 200  # what undo can go back to
 RECORD_BYTES, RECORD_FRAMES = 64 << 20, 1_800  # 2 minutes at 15 frames/s
 MOST_STEPS, MOST_TEMPERATURE = 64, 2.0
 CLIP_FRAMES = 33  # of the split view
-UPLOAD_BYTES, UPLOAD_PIXELS = 10 << 20, 32_000_000
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
 class View(NamedTuple):
@@ -132,35 +130,6 @@ def footage_clip(world: World, footage: Dataset, number: int) -> Clip:
 
 def longest(footage: Dataset) -> int:
     return max((episode.length for episode in footage.episodes), default=0)
-
-
-def read_picture(data: bytes, frame_shape: tuple[int, int, int]) -> np.ndarray:
-    """An uploaded picture as a first frame, uint8 [h w c]: cropped to its shape, scaled, transparency on black.
-
-    Its size is looked up before anything is decoded: a small file can unpack to a huge picture. ValueError, one line.
-    """
-    if len(data) > UPLOAD_BYTES:
-        raise ValueError(f"the picture has {len(data) / 1e6:.0f} MB; at most {UPLOAD_BYTES / 1e6:.0f} MB are taken")
-    height, width, _ = frame_shape
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-            if file.width * file.height > UPLOAD_PIXELS:
-                raise TooLarge(f"the picture has {file.width}x{file.height} pixels; scale it down and try again")
-            file.draft("RGB", (4 * width, 4 * height))  # a JPEG is decoded at a fraction of its size
-            picture = ImageOps.exif_transpose(file).convert("RGBA")
-    except TooLarge:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise TooLarge("the picture has too many pixels; scale it down and try again") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError):
-        raise ValueError("this cannot be read as a picture; save it as png or jpg and try again") from None
-    black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-    opaque = Image.alpha_composite(black, picture).convert("RGB")
-    return np.array(ImageOps.fit(opaque, (width, height), Image.Resampling.BOX))
-
-
-class TooLarge(ValueError):
-    """A picture that is not even decoded."""
 
 
 def encode(picture: UInt8[np.ndarray, "h w c"], kind: str, **options: int) -> bytes:

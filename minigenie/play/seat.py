@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from minigenie.play.player import Clip, Player, read_picture
+from minigenie.pictures import fit_picture
+from minigenie.play.player import Clip, Player
 from minigenie.play.room import Room, new_token, pack_frame
 
 STALL_SECONDS = 10.0  # a browser that acknowledges nothing for so long is dropped
@@ -69,7 +70,7 @@ class Seat:
 
     async def upload(self, data: bytes) -> None:
         """Begin anew from a picture. ValueError if it is none."""
-        self.start = await asyncio.to_thread(read_picture, data, self.room.world.frame_shape)
+        self.start = await asyncio.to_thread(fit_picture, data, self.room.world.frame_shape)
         self.start_index = self.clip_index = self.clip = None
         await self._begin()
 

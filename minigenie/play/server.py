@@ -27,12 +27,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from minigenie.pictures import save_video
-from minigenie.play.player import UPLOAD_BYTES, to_video
+from minigenie.play.player import to_video
 from minigenie.play.room import Room
 from minigenie.play.seat import Gone, Seat
 
 PAGE = Path(__file__).with_name("page.html")
-MESSAGE_BYTES = 1 << 16
+MESSAGE_BYTES, UPLOAD_BYTES = 1 << 16, 10 << 20
 HEADERS = {  # the page loads nothing from elsewhere, nobody frames it
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src 'self' blob: data:; connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; "
