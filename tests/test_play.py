@@ -15,6 +15,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from minigenie.data.toy import ToyWorld
 from minigenie.pictures import fit_picture
 from minigenie.play import room as room_module
 from minigenie.play import seat as seat_module
@@ -417,6 +418,28 @@ def test_actions_are_named_and_keyed_after_their_motion():
     arrows = ["1", "ArrowRight", "ArrowLeft", "ArrowUp", "5", "ArrowUp+ArrowRight"]
     assert [entry["key"] for entry in got] == arrows
     assert [entry["noop"] for entry in got] == [True] + [False] * 5
+
+
+def test_the_toy_world_s_actions_are_named_and_keyed_as_what_they_are():
+    """As if a world had learned it perfectly: its six actions, each held for six frames from four starts."""
+    run, wait = np.random.default_rng(2).choice([0, 2, 2, 5, 3, 1], (40, 4)), np.zeros((12, 4), int)
+    motions, changes = [], []
+    for action in range(6):
+        games = ToyWorld(4, seed=2)
+        for before in (*run, *wait):
+            games.step(before)
+        seen = [games.frames()]
+        for _ in range(6):
+            games.step(np.full(4, action))
+            seen.append(games.frames())
+        held = np.stack(seen, axis=1)
+        motions.append(np.mean([motion(frames) for frames in held], axis=0))
+        changes.append(np.abs(np.diff(held.astype(int), axis=1)).mean())
+    plain = [{"name": f"action {a}", "key": str(a + 1)} for a in range(6)]
+    got = describe(plain, np.array(motions), np.array(changes), 64)
+    assert [entry["name"] for entry in got] == ["stay", "left", "right", "up", "up left", "up right"]
+    arrows = ["1", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowUp+ArrowLeft", "ArrowUp+ArrowRight"]
+    assert [entry["key"] for entry in got] == arrows
 
 
 def test_footage_is_imagined_again_beside_the_truth(folder, toy):

@@ -42,7 +42,7 @@ def motion(frames: UInt8[np.ndarray, "t h w c"]) -> Float[np.ndarray, "2"]:
     return np.mean([_shift(a, b) for a, b in pairwise(grey)], axis=0) * scale
 
 
-def _shift(a: np.ndarray, b: np.ndarray, reach: int = 5) -> tuple[float, float]:
+def _shift(a: np.ndarray, b: np.ndarray, reach: int = 8) -> tuple[float, float]:
     """Where `a` went in `b`: the shift with the least mean difference; none, if that is hardly better than none."""
     reach = min(reach, min(a.shape) // 4)
     inner = a[reach : a.shape[0] - reach, reach : a.shape[1] - reach]
@@ -62,7 +62,11 @@ def describe(
     """`actions` with their motions; those which nobody has named or put on a key yet, named and put on keys.
 
     changes: how much the picture changes at all under each action: of two that do not move it, the no-op changes less.
-    side: of a frame, in pixels."""
+    side: of a frame, in pixels.
+
+    A direction is what an action does beyond the no-op, each axis against the action that moves furthest along it: in a
+    platformer a jump is several times as fast as a run, and yet a jump to the right goes right. An axis along which no
+    action moves counts for nothing."""
     still = STILL * side / 64
     lengths = np.hypot(*motions.T)
     noop = min(range(len(actions)), key=lambda a: (max(lengths[a], still), changes[a]))
@@ -73,9 +77,11 @@ def describe(
         for a, entry in enumerate(actions)
     ]
     relative = motions - motions[noop]
+    furthest = np.abs(relative).max(axis=0)
+    directions = relative / np.where(furthest < still, np.inf, furthest)
     taken = {entry["key"] for entry in actions}
     for a in sorted(range(len(actions)), key=lambda a: -np.hypot(*relative[a])):
-        entry, name = described[a], _direction(relative[a], still)
+        entry, name = described[a], _direction(directions[a]) if np.hypot(*relative[a]) >= still else None
         if entry["key"] == str(a + 1) and a != noop and name and DIRECTIONS[name][1] not in taken:
             entry["key"] = DIRECTIONS[name][1]
             taken.add(entry["key"])
@@ -84,9 +90,7 @@ def describe(
     return described
 
 
-def _direction(shift: Float[np.ndarray, "2"], still: float) -> str | None:
-    if np.hypot(*shift) < still:
-        return None
+def _direction(shift: Float[np.ndarray, "2"]) -> str:
     return max(DIRECTIONS, key=lambda name: float(shift @ DIRECTIONS[name][0]) / math.hypot(*DIRECTIONS[name][0]))
 
 
