@@ -199,6 +199,7 @@ def play(
     device: str | None = None,
     seed: int = 0,
     footage: Path | None = None,
+    compiled: bool = False,
 ) -> None:
     """Play a world in the browser.
 
@@ -212,12 +213,13 @@ def play(
         device: cuda, mps or cpu; the best there is by default.
         seed: Of the sampling.
         footage: Held-out dataset for the split view.
+        compiled: Compile the world first: a minute's wait for faster frames. On CPU it takes a C++ compiler.
     """
     from minigenie.play.server import serve
 
     serve(
         world, host=host, port=port, open_browser=open, max_players=max_players, fps=fps, device=device, seed=seed,
-        footage=footage,
+        footage=footage, compiled=compiled,
     )  # fmt: skip
 
 

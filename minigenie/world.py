@@ -10,6 +10,7 @@ Dimensions:  b batch (worlds side by side)   t frames   n patches per frame   h 
 import json
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -102,12 +103,14 @@ class World:
     def compile(self) -> "World":
         """Have the passes of `step` compiled by their first calls, which then take up to a minute; for long sessions.
 
-        Raises ValueError on a CPU without a C++ compiler.
+        Raises ValueError on a CPU without a C++ compiler and Python's headers.
         """
         options: dict[str, Any] = {}
         if self.device.type == "cpu":
-            if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
-                raise ValueError("there is no C++ compiler to compile the world with; install g++, or do without")
+            if not can_compile():
+                raise ValueError(
+                    "there is nothing to compile the world with; install g++ and python3-dev, or do without"
+                )
             options = {"freezing": True, "max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP,ATEN"}
         for stack in (self.dynamics.transformer, self.tokenizer.decoder):
             compiled = torch.compile(stack.step, fullgraph=True, dynamic=False, options=options)
@@ -274,6 +277,12 @@ class Snapshot(NamedTuple):
     def size(self) -> int:
         """Bytes."""
         return self.generator.nbytes + sum(cache.nbytes for cache in self.past)
+
+
+def can_compile() -> bool:
+    """Are there a C++ compiler and Python's headers?"""
+    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    return any(map(shutil.which, compilers)) and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
 CONFIG_KEYS = ("tokenizer", "lam", "dynamics", "sampling", "context_frames")

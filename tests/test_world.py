@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +16,7 @@ from minigenie import World
 from minigenie.maskgit import SamplingConfig
 from minigenie.nn.patches import to_float
 from minigenie.nn.st_transformer import TimeCache
-from minigenie.world import read_prompt
+from minigenie.world import can_compile, read_prompt
 
 ACTIONS = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])
 
@@ -130,6 +133,35 @@ def test_actions_are_inferred_between_frames(world, video):
 def test_what_a_world_refuses(world, video, call, message):
     with pytest.raises(ValueError, match=message):
         call(world, video)
+
+
+COMPILED = """
+import sys
+import torch
+from minigenie import World
+
+world, naive = World.load(sys.argv[1], "cpu").compile(), World.load(sys.argv[1], "cpu")
+frames = torch.randint(256, (1, 2, 64, 64, 3), dtype=torch.uint8)
+actions = torch.arange(6)[None]
+for seed in (1, 2):
+    difference = (world.rollout(frames, actions, seed).int() - naive.rollout(frames, actions, seed).int()).abs()
+    assert (difference <= 1).float().mean() > 0.99, difference.float().mean()
+"""
+
+
+def test_a_compiled_world_imagines_the_same(trained, tmp_path):
+    """In a process of its own: the type checks of these tests are no code to compile."""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILED, str(trained)], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0 if can_compile() else "install g++" in run.stderr, run.stderr
+
+
+def test_without_a_compiler_a_world_says_so(world, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match="or do without"):
+        world.compile()
 
 
 def test_a_world_without_a_frame():

@@ -30,8 +30,10 @@ def bench_play(
     """One frame at the small size at which other implementations were measured, at several contexts and batches, and
     as the naive reference computes it; then one frame of the world in `folder`, if there is one."""
     where, most = pick_device(device), torch.get_num_threads()
-    threads_and_batches = ((1, 1), (most, 1), (1, BATCH), (most, BATCH)) if folder else ()
-    own = [_frame(f"{folder.name}, batch {b}", World.load(folder, device), b, t) for t, b in threads_and_batches]
+    own = []
+    if folder is not None:
+        for threads, b in ((1, 1), (most, 1), (1, BATCH), (most, BATCH)):
+            own.append(_frame(f"{folder.name}, batch {b}", World.load(folder, device), b, threads))
     items = [_frame(f"small, context {c}", common_size(c, where)) for c in CONTEXTS]
     if compiled:
         items.append(_frame("small, context 8, compiled", common_size(8, where), compiled=True))

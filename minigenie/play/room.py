@@ -79,12 +79,23 @@ class Room:
     """A world folder that is being played."""
 
     def __init__(
-        self, folder: Path, *, device: str | None, fps: float | None, max_players: int, seed: int, footage: Path | None
+        self,
+        folder: Path,
+        *,
+        device: str | None,
+        fps: float | None,
+        max_players: int,
+        seed: int,
+        footage: Path | None,
+        compiled: bool = False,
     ) -> None:
         if max_players < 1:
             raise ValueError(f"max_players is {max_players}; let at least 1 play")
         self.folder, self.max_players, self.seed, self.worker = folder, max_players, seed, Worker()
         self.world = self.worker.ask(partial(World.load, folder, device)).result()
+        if compiled:
+            print("compiling the world; this takes a minute", flush=True)
+            self.world.compile()
         self.worker.ask(partial(pick_threads, self.world)).result()
         self.fps = float(fps or self.world.fps)
         if not 0 < self.fps <= 240:

@@ -209,10 +209,13 @@ def serve(
     device: str | None = None,
     seed: int = 0,
     footage: Path | None = None,
+    compiled: bool = False,
 ) -> None:
     """Play the world in `folder` until Ctrl-C. ValueError or OSError, one line, if that cannot be."""
     with listen(host, port) as listening:
-        room = Room(folder, device=device, fps=fps, max_players=max_players, seed=seed, footage=footage)
+        room = Room(
+            folder, device=device, fps=fps, max_players=max_players, seed=seed, footage=footage, compiled=compiled
+        )
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listening.getsockname()[1]}/"
 
