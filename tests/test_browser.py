@@ -6,8 +6,10 @@ import io
 import os
 import re
 import shutil
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import av
 import numpy as np
@@ -15,7 +17,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from minigenie.bench.browser import chromium
+from minigenie.bench import browser as bench
+from minigenie.bench.browser import chromium, measure_browser
 from minigenie.play.player import footage_clip
 from minigenie.play.room import Room
 from minigenie.play.server import listen, make_app, make_server
@@ -371,3 +374,24 @@ def test_a_world_without_prompts_asks_for_a_picture(visit, folder, tmp_path):
         arrived(page)
         frames_on(page)
         page.close()
+
+
+def test_the_bench_plays_in_a_browser_of_its_own(browser, folder):
+    with ThreadPoolExecutor(1) as thread:  # Playwright has one session a thread
+        found = thread.submit(measure_browser, folder, seconds=0.5, presses=2, frames=8).result()
+    assert len(found.press_ms) == 2
+    assert found.frames_per_s > 0
+    assert found.most_frames_per_s * found.cpu_s < 1.5 * os.cpu_count()  # a second has no more CPU seconds than that
+    assert 50e6 < found.memory[0] < 5e9
+
+
+def test_what_the_bench_lacks_is_named(folder, tmp_path, monkeypatch):
+    bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("prompts"))
+    with pytest.raises(ValueError, match="has no pictures in prompts/"):
+        measure_browser(bare)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match="no Chromium is installed; apt-get install chromium"):
+        bench._find("/nowhere/chrome")
+    monkeypatch.setitem(sys.modules, "playwright.sync_api", None)
+    with pytest.raises(ValueError, match="pip install playwright"), chromium():
+        pass

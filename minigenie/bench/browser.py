@@ -1,15 +1,126 @@
-"""Live play, driven in a real browser."""
+"""Live play as a person has it: the real server in a process of its own, the real page in a real browser.
 
+Frames count as drawn when they are on the page's canvas; presses are timed inside the page, from the key going down to
+the first frame drawn that its action led to.
+"""
+
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+from minigenie.world import read_config
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+WARM = 1_000  # frames, after which memory should not grow any more: undo is full, allocators have settled
+
+SCRIPT = """
+const pause = ms => new Promise(resolve => setTimeout(resolve, ms));
+const key = (type, action) => dispatchEvent(new KeyboardEvent(type, { key: `${action + 1}`, code: `Bench${action}` }));
+const frame = () => new Promise((resolve, reject) => {
+  const late = setTimeout(() => reject(new Error("no frame came for 60 s")), 60_000);
+  new MutationObserver((_, watching) => { watching.disconnect(); clearTimeout(late); resolve(); })
+    .observe($("screen"), { attributes: true, attributeFilter: ["data-serial"] });
+});
+const others = () => actions.map((_, action) => action).filter(action => action !== noop && action < 9);
+window.bench = {
+  /** Drawn frames a second while one key is held. */
+  async rate(seconds) {
+    key("keydown", others()[0]);
+    await frame();
+    const began = performance.now();
+    let drawn = 0, now = began;
+    for (; now - began < 1000 * seconds; now = performance.now(), drawn++) await frame();
+    key("keyup", others()[0]);
+    return 1000 * drawn / (now - began);
+  },
+  /** Milliseconds from each press to the first frame drawn that it led to. */
+  async presses(count) {
+    const waits = [];
+    for (let i = 0; i < count; i++) {
+      const action = others()[i % others().length];
+      await pause(200 + 300 * Math.random());
+      const began = performance.now();
+      key("keydown", action);
+      do await frame(); while (shownAction !== action);
+      waits.push(performance.now() - began);
+      await pause(100 + 200 * Math.random());
+      key("keyup", action);
+      do await frame(); while (shownAction !== noop);
+    }
+    return waits;
+  },
+  /** Frames one after the other, as fast as they come: milliseconds for all of them. */
+  async run(frames) {
+    const began = performance.now();
+    for (let i = 0; i < frames; i++) {
+      const drawn = frame();
+      say("step", { action: i % actions.length });
+      await drawn;
+    }
+    return performance.now() - began;
+  },
+};
+"""
+
+
+class BrowserPlay(NamedTuple):
+    """frames_per_s: drawn at the world's own rate, which is `target`; most_frames_per_s: as fast as they come.
+    press_ms: from each key press to the first pixels that it changed; median_press_ms: of them.
+    memory: resident bytes of the server after `warm` frames and after `frames`. cpu_s: of the server, a frame."""
+
+    target: float
+    frames_per_s: float
+    most_frames_per_s: float
+    median_press_ms: float
+    press_ms: list[float]
+    warm: int
+    frames: int
+    memory: tuple[int, int]
+    cpu_s: float
+
+
+def measure_browser(folder: Path, seconds: float = 30.0, presses: int = 24, frames: int = 2 * WARM) -> BrowserPlay:
+    """Play the world in `folder`: `seconds` with a key held, some presses, then `frames` frames as fast as they come.
+
+    ValueError, one line, if there is no browser, the world has no start picture, or the machine has no /proc."""
+    target = float(read_config(folder)["fps"])
+    if not Path("/proc/self/statm").exists():
+        raise ValueError("memory and CPU time are read from /proc, which this system lacks; measure on Linux")
+    if not any((folder / "prompts").glob("*.png")):
+        raise ValueError(f"{folder} has no pictures in prompts/ to begin from; put one there")
+    with chromium() as browser, playing(folder) as (url, pid):
+        page = browser.new_page()
+        page.goto(url)
+        _settle(page)
+        page.evaluate(SCRIPT)
+        rate = page.evaluate("seconds => bench.rate(seconds)", seconds)
+        waits = page.evaluate("presses => bench.presses(presses)", presses)
+        page.click("#pause")
+        warm = min(WARM, frames // 2)
+        page.evaluate("frames => bench.run(frames)", warm)
+        memory, began = _use(pid)
+        ms = page.evaluate("frames => bench.run(frames)", frames - warm)
+        memory_end, ended = _use(pid)
+    most, cpu = 1000 * (frames - warm) / ms, (ended - began) / (frames - warm)
+    return BrowserPlay(target, rate, most, median(waits), waits, warm, frames, (memory, memory_end), cpu)
+
+
+def _settle(page: "Page") -> None:
+    """Once the first frame is there, have all done that goes on in the background: the films on the tiles."""
+    page.wait_for_selector("#screen[data-serial]", timeout=60_000)
+    page.click("#pause")
+    while not page.evaluate("previews.size === actions.length && actions.every(entry => entry.motion)"):
+        page.wait_for_timeout(100)
+    page.click("#pause")
 
 
 @contextmanager
@@ -22,12 +133,38 @@ def chromium() -> Iterator["Browser"]:
     except ModuleNotFoundError:
         raise ValueError("playwright is not installed; it drives the browser: pip install playwright") from None
     with sync_playwright() as playwright:
-        candidates = [playwright.chromium.executable_path, *map(shutil.which, NAMES)]
-        path = next((path for path in candidates if path and Path(path).exists()), None)
-        if path is None:
-            raise ValueError("no Chromium is installed; apt-get install chromium, or playwright install chromium")
+        path = _find(playwright.chromium.executable_path)
         browser = playwright.chromium.launch(executable_path=path, args=["--disable-gpu"])
         try:
             yield browser
         finally:
             browser.close()
+
+
+def _find(own: str) -> str:
+    path = next((path for path in (own, *map(shutil.which, NAMES)) if path and Path(path).exists()), None)
+    if path is None:
+        raise ValueError("no Chromium is installed; apt-get install chromium, or playwright install chromium")
+    return path
+
+
+@contextmanager
+def playing(folder: Path, *options: str) -> Iterator[tuple[str, int]]:
+    """`minigenie play FOLDER` in a process of its own: the address of the page, and the process's number."""
+    command = [sys.executable, "-m", "minigenie", "play", str(folder), "--no-open", "--port", "0", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            said = server.stdout.readline()
+            if " is at " not in said:
+                raise ValueError(f"minigenie play {folder} does not start; try it by itself")
+            yield said.rpartition(" is at ")[2].split()[0], server.pid
+        finally:
+            server.terminate()
+
+
+def _use(pid: int) -> tuple[int, float]:
+    """Resident bytes and CPU seconds of a process."""
+    resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return resident, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
