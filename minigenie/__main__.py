@@ -317,6 +317,7 @@ def bench(
     rounds: int = 15,
     compiled: bool = False,
     browser: bool = False,
+    frames: int = 2_000,
     device: str | None = None,
     json: Path | None = None,
 ) -> None:
@@ -328,6 +329,7 @@ def bench(
         rounds: How often each item is timed; the items take turns.
         compiled: Measure a compiled world too; takes a C++ compiler and a minute.
         browser: Measure the world in a real browser too: frames a second, key press to picture, memory.
+        frames: How many to play there; memory is compared from the 1,000th on.
         device: cuda, mps or cpu; the best there is by default.
         json: File for the measurements.
     """
@@ -341,14 +343,23 @@ def bench(
 
     if rounds < 3:
         raise ValueError(f"rounds is {rounds}; a median takes at least 3")
-    if browser and world is None:
-        raise ValueError("there is no world to play in a browser; give a folder: minigenie bench play WORLD --browser")
+    if browser and (world is None or frames < 2):
+        raise ValueError(
+            "to play in a browser takes a world and 2 frames or more: minigenie bench play WORLD --browser"
+        )
     with working(f"bench {what}", "rounds") as progress:
         measured = bench_play(world, rounds=rounds, compiled=compiled, device=device, watch=progress)
     print(describe_machine(pick_device(device)))
     table(HEADINGS, rows(measured))
+    found = [each.to_json() for each in measured]
+    if browser and world is not None:
+        from minigenie.bench.browser import measure_browser
+
+        played = measure_browser(world, frames=frames)
+        print("\n".join(played.lines()))
+        found.append({"item": f"{world.name}, in the browser", **played._asdict()})
     if json is not None:
-        write_atomic(json, dumps([each.to_json() for each in measured], indent=1).encode())
+        write_atomic(json, dumps(found, indent=1).encode())
 
 
 def info(path: Positional[Path] = Path()) -> None:

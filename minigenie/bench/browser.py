@@ -87,6 +87,16 @@ class BrowserPlay(NamedTuple):
     memory: tuple[int, int]
     cpu_s: float
 
+    def lines(self) -> list[str]:
+        presses, (warm, last) = sorted(self.press_ms), (size / 1e6 for size in self.memory)
+        return [
+            f"browser       {self.frames_per_s:.1f} frames/s sustained, of {self.target:g} asked for; "
+            f"{self.most_frames_per_s:.1f} as fast as they come",
+            f"key to pixel  {self.median_press_ms:.0f} ms median of {len(presses)} ({presses[0]:.0f} to {presses[-1]:.0f})",
+            f"memory        {warm:.0f} MB after {self.warm:,} frames, {last:.0f} MB after {self.frames:,}",
+            f"CPU           {self.cpu_s:.3f} s of the server's a frame",
+        ]
+
 
 def measure_browser(folder: Path, seconds: float = 30.0, presses: int = 24, frames: int = 2 * WARM) -> BrowserPlay:
     """Play the world in `folder`: `seconds` with a key held, some presses, then `frames` frames as fast as they come.
