@@ -50,7 +50,11 @@ def test_bench_play_prints_and_writes_what_it_measured(trained, tmp_path, monkey
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--rounds", "1"], "rounds is 1"), (["--browser"], "takes a world and 2 frames"), (["no/such/world"], "is not a world")],
+    [
+        (["--rounds", "1"], "rounds is 1"),
+        (["--browser"], "takes a world and 2 frames"),
+        (["no/such/world"], "is not a world"),
+    ],
 )
 def test_what_bench_refuses(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
