@@ -88,11 +88,12 @@ class BrowserPlay(NamedTuple):
     cpu_s: float
 
     def lines(self) -> list[str]:
-        presses, (warm, last) = sorted(self.press_ms), (size / 1e6 for size in self.memory)
+        presses, (warm, last) = self.press_ms, (size / 1e6 for size in self.memory)
         return [
             f"browser       {self.frames_per_s:.1f} frames/s sustained, of {self.target:g} asked for; "
             f"{self.most_frames_per_s:.1f} as fast as they come",
-            f"key to pixel  {self.median_press_ms:.0f} ms median of {len(presses)}, {presses[0]:.0f} to {presses[-1]:.0f}",
+            f"key to pixel  {self.median_press_ms:.0f} ms, median of {len(presses)} presses; "
+            f"{min(presses):.0f} to {max(presses):.0f}",
             f"memory        {warm:.0f} MB after {self.warm:,} frames, {last:.0f} MB after {self.frames:,}",
             f"CPU           {self.cpu_s:.3f} s of the server's a frame",
         ]
