@@ -1,0 +1,118 @@
+"""Does a world stay itself while it is played on and on?
+
+Nobody knows the true frame 200 frames after a player took over, but the frames of a sound world go on looking like real
+ones: as sharp, built from as many codes, and near them as a distribution. A world that drifts goes blurred, empty or noisy.
+
+Dimensions:  b clips   t frames   m frames measured of each clip   n patches per frame   h w c a frame   k codes
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from minigenie.eval.controllability import bootstrap, entropy
+from minigenie.nn.patches import to_float
+from minigenie.world import World
+
+ENDS = (10, 50, 100, 200, 500, 1000)  # of the stretches of horizon: 1-10, 11-50, ...
+MEASURED = 10  # frames of each clip and stretch: equal counts, as perplexity and Frechet distance grow and shrink with them
+HOLD = 8  # frames that an action is held on average, as a player holds a key
+
+Watch = Callable[[int, int], None]
+Features = Callable[[Tensor], Tensor]
+
+
+def drift(
+    world: World,
+    starts: UInt8[Tensor, "b h w c"],
+    horizon: int = 200,
+    seed: int = 0,
+    watch: Watch = lambda done, total: None,
+    *,
+    real: UInt8[Tensor, "b h w c"] | None = None,
+    features: Features | None = None,
+) -> dict[str, Any]:
+    """Roll out from each of `starts` for `horizon` frames under random held actions; measure stretch by stretch.
+
+    real: true frames to compare with, best as many as are measured in a stretch (10 per start); `starts` by default.
+    features: frames [b h w c] in [0, 1] -> [b d]; with them, the Frechet distance to the real frames.
+    -> {"clips", "horizon", "real": {...}, "stretches": {"1-10": {"frames", "sharpness": {"mean", "ci95", "clips"},
+    "perplexity", "perplexity_share", "frechet"}, ...}}: sharpness and perplexity_share are 1 where they are as in `real`.
+    """
+    stretches = {
+        f"{first + 1}-{last}": np.unique(np.linspace(first + 1, last, MEASURED).round().astype(int))
+        for first, last in pairwise((0, *(end for end in ENDS if end < horizon), horizon))
+    }
+    wanted = {int(t) for picks in stretches.values() for t in picks}
+    frames: dict[int, Tensor] = {}
+    world.reset(starts[:, None], seed)
+    for t, column in enumerate(held_actions(len(starts), horizon, world.num_actions, seed).unbind(1), 1):
+        frame = world.step(column)
+        if t in wanted:
+            frames[t] = frame
+        watch(t, horizon)
+    truth = starts if real is None else real
+    reference = _measure(world, truth[:, None], features)
+    report: dict[str, Any] = {
+        "clips": len(starts),
+        "horizon": horizon,
+        "real": {
+            "frames": len(truth),
+            "gradient": float(reference["gradient"].mean()),
+            "perplexity": reference["perplexity"],
+        },
+        "stretches": {},
+    }
+    for name, picks in stretches.items():
+        seen = _measure(world, torch.stack([frames[int(t)] for t in picks], dim=1), features)
+        report["stretches"][name] = {
+            "frames": len(starts) * len(picks),
+            "sharpness": bootstrap(seen["gradient"] / reference["gradient"].mean(), seed),
+            "perplexity": seen["perplexity"],
+            "perplexity_share": seen["perplexity"] / reference["perplexity"],
+        }
+        if features is not None:
+            from minigenie.eval.perceptual import frechet
+
+            report["stretches"][name]["frechet"] = float(frechet(seen["features"], reference["features"]))
+    return report
+
+
+def held_actions(clips: int, horizon: int, num_actions: int, seed: int) -> Int[Tensor, "b t"]:
+    """Random actions, each held for a random time of `HOLD` frames on average."""
+    generator = torch.Generator().manual_seed(seed)
+    fresh = torch.randint(num_actions, (clips, horizon), generator=generator)
+    change = torch.rand(clips, horizon, generator=generator) < 1 / HOLD
+    change[:, 0] = True
+    since = torch.where(change, torch.arange(horizon), 0).cummax(dim=1).values
+    return fresh.gather(1, since)
+
+
+def gradient_energy(frames: Float[Tensor, "*b h w c"]) -> Float[Tensor, "*b"]:
+    """Mean squared difference between neighbouring pixels: what blur takes away and noise adds."""
+    down, right = frames.diff(dim=-3).square(), frames.diff(dim=-2).square()
+    return down.mean(dim=(-3, -2, -1)) + right.mean(dim=(-3, -2, -1))
+
+
+def perplexity(tokens: Tensor | np.ndarray, num_codes: int) -> float:
+    """exp(entropy) of how often each code occurs: as many codes as if they were used evenly."""
+    counts = np.bincount(np.asarray(tokens).ravel(), minlength=num_codes)
+    return float(np.exp(entropy(counts / counts.sum())))
+
+
+@torch.no_grad()
+def _measure(world: World, video: UInt8[Tensor, "b m h w c"], features: Features | None) -> dict[str, Any]:
+    """Gradient energy of each clip [b], perplexity of all tokens, features [b*m d]. Frames are encoded one at a time:
+    those between them are not there."""
+    flat = to_float(video.flatten(0, 1))
+    tokens = torch.cat([world.tokenizer.encode(part[:, None].to(world.device)).cpu() for part in flat.split(64)])
+    return {
+        "gradient": gradient_energy(to_float(video)).mean(dim=1).numpy(),
+        "perplexity": perplexity(tokens, world.config.tokenizer.quantizer.num_codes),
+        "features": torch.cat([features(part) for part in flat.split(64)]) if features else None,
+    }
