@@ -1,8 +1,17 @@
-"""Do the latent actions control the world, and what do they mean?"""
+"""Do the latent actions control the world, and what do they mean?
 
+Dimensions:  b clips   t transitions   a latent actions   u true actions   m start frames
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
+
+from minigenie.eval.statistics import bootstrap, entropy
+
+STILL = 0.05  # pixels a frame: a picture that moves less has no direction
 
 
 def usage(actions: np.ndarray, num_actions: int) -> np.ndarray:
@@ -10,23 +19,100 @@ def usage(actions: np.ndarray, num_actions: int) -> np.ndarray:
     return np.bincount(actions.ravel(), minlength=num_actions) / actions.size
 
 
-def entropy(share: np.ndarray) -> float:
-    """Entropy of a distribution, in nats."""
-    return float(-(share * np.log(share, where=share > 0, out=np.zeros_like(share))).sum())
+# What they mean, where the true actions are known.
+
+
+def confusion(actions: np.ndarray, truth: np.ndarray, num_actions: int, num_true: int) -> Int[np.ndarray, "a u"]:
+    """How often each latent action stands for each true one."""
+    counts = np.zeros((num_actions, num_true), np.int64)
+    np.add.at(counts, (actions.ravel(), truth.ravel()), 1)
+    return counts
 
 
 def mutual_information(actions: np.ndarray, truth: np.ndarray) -> float:
     """Normalised mutual information of two labellings, over the geometric mean of their entropies: 0 unrelated, 1 the
     same up to names."""
-    joint = np.zeros((actions.max() + 1, truth.max() + 1))
-    np.add.at(joint, (actions.ravel(), truth.ravel()), 1 / actions.size)
+    joint = confusion(actions, truth, int(actions.max()) + 1, int(truth.max()) + 1) / actions.size
     rows, columns = entropy(joint.sum(1)), entropy(joint.sum(0))
     shared = rows + columns - entropy(joint.ravel())
     return float(shared / np.sqrt(rows * columns)) if rows * columns > 0 else 0.0
 
 
-def bootstrap(values: np.ndarray, seed: int, draws: int = 2000) -> dict[str, Any]:
-    """Mean of `values` [clips] with its 95 % interval over resampled clips."""
-    picks = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
-    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
-    return {"mean": float(values.mean()), "ci95": [float(low), float(high)], "clips": len(values)}
+def purity(actions: np.ndarray, truth: np.ndarray) -> float:
+    """Share of transitions whose true action is the commonest one under their latent action."""
+    counts = confusion(actions, truth, int(actions.max()) + 1, int(truth.max()) + 1)
+    return float(counts.max(axis=1).sum() / actions.size)
+
+
+def probe(actions: Int[np.ndarray, "b t"], truth: Int[np.ndarray, "b t"]) -> Float[np.ndarray, " b"]:
+    """Accuracy on each clip of the best map from latent to true action, learnt on the other half of the clips. With one
+    latent action as its input that map is what a linear probe converges to."""
+    half = np.arange(len(actions)) % 2
+    sizes = int(actions.max()) + 1, int(truth.max()) + 1
+    scores = np.zeros(len(actions))
+    for mine in (0, 1):
+        best = confusion(actions[half != mine], truth[half != mine], *sizes).argmax(axis=1)
+        scores[half == mine] = (best[actions[half == mine]] == truth[half == mine]).mean(axis=1)
+    return scores
+
+
+def meaning(
+    actions: Int[np.ndarray, "b t"], truth: Int[np.ndarray, "b t"], num_actions: int, seed: int
+) -> dict[str, Any]:
+    """Every relation of latent and true actions, each beside what chance gives: the true actions shuffled."""
+    shuffled = np.random.default_rng(seed).permutation(truth.ravel()).reshape(truth.shape)
+    counts = confusion(actions, truth, num_actions, int(truth.max()) + 1)
+    names = np.unique(truth)
+    return {
+        "mutual_information": mutual_information(actions, truth),
+        "mutual_information_chance": mutual_information(actions, shuffled),
+        "purity": purity(actions, truth),
+        "purity_chance": purity(actions, shuffled),
+        "probe": bootstrap(probe(actions, truth), seed),
+        "probe_chance": float(probe(actions, shuffled).mean()),
+        "map": [int(row.argmax()) if row.any() else None for row in counts],
+        "true_actions": names.tolist(),
+        "confusion": counts[:, names].tolist(),
+    }
+
+
+# What they do to the picture.
+
+
+def effects(
+    held: np.ndarray, motion: Callable[[np.ndarray], np.ndarray], seed: int
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """held: uint8 [m a t h w c], from each of m start frames every action held. motion: frames [t h w c] -> the mean
+    shift [dy dx] of the picture, in pixels a frame.
+
+    -> for every action its mean motion, change (mean difference of neighbouring frames, 0 to 1) and consistency (how far
+    the starts agree on a direction: 0 not at all, 1 fully, None if nothing moves); and the share of the motion's
+    variance that the choice of action explains, beside chance.
+    """
+    shifts = np.array([[motion(frames) for frames in start] for start in held])
+    change = np.abs(np.diff(held.astype(np.float32), axis=2)).mean(axis=(0, 2, 3, 4, 5)) / 255
+    rng = np.random.default_rng(seed)
+    flat = shifts.reshape(-1, 2)
+    shuffled = [explained(rng.permutation(flat).reshape(shifts.shape)) for _ in range(200)]
+    each = [
+        {"motion": shifts[:, a].mean(0).tolist(), "change": float(change[a]), "consistency": _agreement(shifts[:, a])}
+        for a in range(held.shape[1])
+    ]
+    return each, {
+        "explained": explained(shifts),
+        "explained_chance": float(np.mean(shuffled)),
+        "starts": len(held),
+        "frames": held.shape[2] - 1,
+    }
+
+
+def explained(shifts: Float[np.ndarray, "m a 2"]) -> float:
+    """Share of the variance of `shifts` that lies between actions: 1 if the action alone decides where things go."""
+    total = ((shifts - shifts.mean((0, 1))) ** 2).sum()
+    between = len(shifts) * ((shifts.mean(0) - shifts.mean((0, 1))) ** 2).sum()
+    return float(between / total) if total > 0 else 0.0
+
+
+def _agreement(shifts: Float[np.ndarray, "m 2"]) -> float | None:
+    length = float(np.hypot(*shifts.T).mean())
+    return float(np.hypot(*shifts.mean(0)) / length) if length > STILL else None

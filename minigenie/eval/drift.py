@@ -1,7 +1,7 @@
 """Does a world stay itself while it is played on and on?
 
 Nobody knows the true frame 200 frames after a player took over, but the frames of a sound world go on looking like real
-ones: as sharp, built from as many codes, and near them as a distribution. A world that drifts goes blurred, empty or noisy.
+ones: as sharp, built from as many codes, near them as a distribution. A world that drifts goes blurred, empty or noisy.
 
 Dimensions:  b clips   t frames   m frames measured of each clip   n patches per frame   h w c a frame   k codes
 """
@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from minigenie.eval.controllability import bootstrap, entropy
+from minigenie.eval.statistics import bootstrap, perplexity
 from minigenie.nn.patches import to_float
 from minigenie.world import World
 
 ENDS = (10, 50, 100, 200, 500, 1000)  # of the stretches of horizon: 1-10, 11-50, ...
-MEASURED = 10  # frames of each clip and stretch: equal counts, as perplexity and Frechet distance grow and shrink with them
+MEASURED = 10  # frames of each clip in a stretch: equal counts, since perplexity and Frechet distance depend on them
 HOLD = 8  # frames that an action is held on average, as a player holds a key
 
 Watch = Callable[[int, int], None]
@@ -37,18 +37,16 @@ def drift(
     real: UInt8[Tensor, "b h w c"] | None = None,
     features: Features | None = None,
 ) -> dict[str, Any]:
-    """Roll out from each of `starts` for `horizon` frames under random held actions; measure stretch by stretch.
+    """`play_on`, then `measure_drift`."""
+    frames = play_on(world, starts, horizon, seed, watch)
+    return measure_drift(world, frames, starts if real is None else real, seed, features)
 
-    real: true frames to compare with, best as many as are measured in a stretch (10 per start); `starts` by default.
-    features: frames [b h w c] in [0, 1] -> [b d]; with them, the Frechet distance to the real frames.
-    -> {"clips", "horizon", "real": {...}, "stretches": {"1-10": {"frames", "sharpness": {"mean", "ci95", "clips"},
-    "perplexity", "perplexity_share", "frechet"}, ...}}: sharpness and perplexity_share are 1 where they are as in `real`.
-    """
-    stretches = {
-        f"{first + 1}-{last}": np.unique(np.linspace(first + 1, last, MEASURED).round().astype(int))
-        for first, last in pairwise((0, *(end for end in ENDS if end < horizon), horizon))
-    }
-    wanted = {int(t) for picks in stretches.values() for t in picks}
+
+def play_on(
+    world: World, starts: UInt8[Tensor, "b h w c"], horizon: int, seed: int, watch: Watch = lambda done, total: None
+) -> dict[int, UInt8[Tensor, "b h w c"]]:
+    """Roll out from `starts` under random held actions: the frames that are measured, by horizon, in order."""
+    wanted = {t for picks in stretches(horizon).values() for t in picks}
     frames: dict[int, Tensor] = {}
     world.reset(starts[:, None], seed)
     for t, column in enumerate(held_actions(len(starts), horizon, world.num_actions, seed).unbind(1), 1):
@@ -56,31 +54,52 @@ def drift(
         if t in wanted:
             frames[t] = frame
         watch(t, horizon)
-    truth = starts if real is None else real
-    reference = _measure(world, truth[:, None], features)
+    return frames
+
+
+def measure_drift(
+    world: World,
+    frames: dict[int, UInt8[Tensor, "b h w c"]],
+    real: UInt8[Tensor, "m h w c"],
+    seed: int = 0,
+    features: Features | None = None,
+) -> dict[str, Any]:
+    """real: true frames to compare with, best as many as a stretch has. features: frames [b h w c] in [0, 1] -> [b d].
+
+    -> {"clips", "horizon", "real": {"frames", "gradient", "perplexity"}, "stretches": {"1-10": {"frames", "sharpness":
+    {"mean", "ci95", "clips"}, "perplexity", "perplexity_share", "frechet"}, ...}}. sharpness: gradient energy over that of
+    `real`; perplexity_share: likewise; both are 1 in a sound world. frechet only with `features`.
+    """
+    truth = _measure(world, real[:, None], features)
+    gradient = truth["gradient"].mean()
     report: dict[str, Any] = {
-        "clips": len(starts),
-        "horizon": horizon,
-        "real": {
-            "frames": len(truth),
-            "gradient": float(reference["gradient"].mean()),
-            "perplexity": reference["perplexity"],
-        },
+        "clips": len(frames[1]),
+        "horizon": max(frames),
+        "real": {"frames": len(real), "gradient": float(gradient), "perplexity": truth["perplexity"]},
         "stretches": {},
     }
-    for name, picks in stretches.items():
-        seen = _measure(world, torch.stack([frames[int(t)] for t in picks], dim=1), features)
+    for name, picks in stretches(max(frames)).items():
+        seen = _measure(world, torch.stack([frames[t] for t in picks], dim=1), features)
         report["stretches"][name] = {
-            "frames": len(starts) * len(picks),
-            "sharpness": bootstrap(seen["gradient"] / reference["gradient"].mean(), seed),
+            "frames": len(frames[1]) * len(picks),
+            "sharpness": bootstrap(seen["gradient"] / gradient, seed),
             "perplexity": seen["perplexity"],
-            "perplexity_share": seen["perplexity"] / reference["perplexity"],
+            "perplexity_share": seen["perplexity"] / truth["perplexity"],
         }
-        if features is not None:
+        if features:
             from minigenie.eval.perceptual import frechet
 
-            report["stretches"][name]["frechet"] = float(frechet(seen["features"], reference["features"]))
+            report["stretches"][name]["frechet"] = float(frechet(seen["features"], truth["features"]))
     return report
+
+
+def stretches(horizon: int) -> dict[str, list[int]]:
+    """The stretches of a horizon, each with those of its frames that are measured, evenly spaced."""
+    ends = (0, *(end for end in ENDS if end < horizon), horizon)
+    return {
+        f"{before + 1}-{end}": np.unique(np.linspace(before + 1, end, MEASURED).round()).astype(int).tolist()
+        for before, end in pairwise(ends)
+    }
 
 
 def held_actions(clips: int, horizon: int, num_actions: int, seed: int) -> Int[Tensor, "b t"]:
@@ -99,12 +118,6 @@ def gradient_energy(frames: Float[Tensor, "*b h w c"]) -> Float[Tensor, "*b"]:
     return down.mean(dim=(-3, -2, -1)) + right.mean(dim=(-3, -2, -1))
 
 
-def perplexity(tokens: Tensor | np.ndarray, num_codes: int) -> float:
-    """exp(entropy) of how often each code occurs: as many codes as if they were used evenly."""
-    counts = np.bincount(np.asarray(tokens).ravel(), minlength=num_codes)
-    return float(np.exp(entropy(counts / counts.sum())))
-
-
 @torch.no_grad()
 def _measure(world: World, video: UInt8[Tensor, "b m h w c"], features: Features | None) -> dict[str, Any]:
     """Gradient energy of each clip [b], perplexity of all tokens, features [b*m d]. Frames are encoded one at a time:
@@ -113,6 +126,6 @@ def _measure(world: World, video: UInt8[Tensor, "b m h w c"], features: Features
     tokens = torch.cat([world.tokenizer.encode(part[:, None].to(world.device)).cpu() for part in flat.split(64)])
     return {
         "gradient": gradient_energy(to_float(video)).mean(dim=1).numpy(),
-        "perplexity": perplexity(tokens, world.config.tokenizer.quantizer.num_codes),
+        "perplexity": perplexity(tokens.numpy()),
         "features": torch.cat([features(part) for part in flat.split(64)]) if features else None,
     }

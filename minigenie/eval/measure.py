@@ -1,0 +1,349 @@
+"""One evaluation of a world on held-out data, as numbers and as scenes to look at. docs/measure.md says what each is.
+
+Everything follows from the seed. What cannot be measured is said in `report["notes"]`, and the rest still comes.
+
+Dimensions:  b clips   t frames   a actions   m start frames   h w c a frame
+"""
+
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from minigenie import __version__
+from minigenie.config import to_dict
+from minigenie.data.dataset import Dataset
+from minigenie.eval.controllability import effects, meaning, usage
+from minigenie.eval.drift import Features, Watch, measure_drift, play_on
+from minigenie.eval.fidelity import decibels, mse, psnr, ssim
+from minigenie.eval.statistics import bootstrap, by_horizon, entropy, interval, perplexity
+from minigenie.nn.patches import to_float, to_uint8
+from minigenie.world import MODELS, World
+
+BATCH = 32
+PROMPT, HORIZON = 4, 8  # frames given and imagined for delta-PSNR, of every clip
+LONG_PROMPTS, LONG_HORIZON, LONG_CLIPS = (1, 4), 15, 48
+STARTS, HELD = 8, 4  # start frames for the actions' effects, and how long an action is held
+GALLERY = 12  # frames of the action gallery
+DRIFT_CLIPS, DRIFT_HORIZON = 8, 200
+
+
+class Scenes(NamedTuple):
+    """What a person looks at."""
+
+    originals: UInt8[Tensor, "b h w c"]
+    reconstructions: UInt8[Tensor, "b h w c"]
+    truth: UInt8[Tensor, "b t h w c"]
+    imagined: UInt8[Tensor, "b t h w c"]  # its first `PROMPT` frames are given
+    held: UInt8[Tensor, "a t h w c"]  # one start frame, then every action held
+    drifting: dict[int, UInt8[Tensor, "b h w c"]]  # by horizon
+
+
+class Evaluation(NamedTuple):
+    report: dict[str, Any]
+    scenes: Scenes
+
+
+@dataclass
+class Sitting:
+    """What every measurement shares."""
+
+    world: World
+    dataset: Dataset
+    seed: int
+    watch: Watch
+    total: int = 0
+    done: int = 0
+    notes: list[str] = field(default_factory=list)
+    st_lpips: Callable[[Tensor, Tensor], Tensor] | None = None
+    features: Features | None = None
+
+    def tick(self, frames: int) -> None:
+        self.done += frames
+        self.watch(min(self.done, self.total), self.total)
+
+    def rollout(self, frames: Tensor, actions: Tensor) -> UInt8[Tensor, "b t h w c"]:
+        """As the world's own, in small batches, with progress."""
+        parts = []
+        for prompt, choice in zip(frames.split(BATCH), actions.split(BATCH), strict=True):
+            parts.append(self.world.rollout(prompt, choice, self.seed + sum(map(len, parts))))
+            self.tick(choice.numel())
+        return torch.cat(parts)
+
+    def clips(self, count: int, length: int, salt: int) -> np.ndarray:
+        """Where `count` clips begin, drawn without repetition; all there are, if they are fewer."""
+        windows = self.dataset.windows(length)
+        chosen = np.random.default_rng([self.seed, salt]).choice(windows, min(count, len(windows)), replace=False)
+        return np.sort(chosen)
+
+    def frames(self, starts: np.ndarray, length: int) -> UInt8[Tensor, "b t h w c"]:
+        return torch.from_numpy(self.dataset.clips(starts, length))
+
+
+@torch.no_grad()
+def evaluate(
+    world: World, dataset: Dataset, *, clips: int = 128, seed: int = 0, watch: Watch = lambda done, total: None
+) -> Evaluation:
+    """Measure on `clips` clips of held-out data, fewer where the data have fewer. watch: imagined frames, done and in all.
+
+    Raises ValueError if the world's weights are not finite or no episode has 5 frames.
+    """
+    check_finite(world)
+    longest = max(episode.length for episode in dataset.episodes)
+    horizon, long_horizon = min(HORIZON, longest - PROMPT), min(LONG_HORIZON, longest - PROMPT)
+    if horizon < 1:
+        raise ValueError(
+            f"{dataset.folder}: longest episode has {longest} frames; give footage with episodes of {PROMPT + 1} or more"
+        )
+    sitting = Sitting(world, dataset, seed, watch)
+    starts = sitting.clips(clips, PROMPT + horizon, salt=0)
+    long_starts = sitting.clips(min(clips, LONG_CLIPS), PROMPT + long_horizon, salt=1)
+    sitting.total = (
+        2 * len(starts) * horizon
+        + len(LONG_PROMPTS) * len(long_starts) * long_horizon
+        + STARTS * world.num_actions * HELD
+        + world.num_actions * (GALLERY - 1)
+        + DRIFT_CLIPS * DRIFT_HORIZON
+    )
+    if len(starts) < clips:
+        sitting.notes.append(
+            f"{len(starts)} clips were measured, not {clips}: {dataset.folder} has no more of {PROMPT + horizon} frames"
+        )
+    _load_perceptual(sitting)
+    video = sitting.frames(starts, PROMPT + horizon)
+    actions = torch.cat([world.infer_actions(part) for part in video.split(BATCH)])
+    tokens, tokenizer, pictures = _tokenizer(sitting, video)
+    long, dreams = _long_rollouts(sitting, sitting.frames(long_starts, PROMPT + long_horizon))
+    report = {
+        "clips": len(starts),
+        "seed": seed,
+        "dataset": {key: dataset.manifest[key] for key in ("source", "generator", "split", "settings")},
+        "tokenizer": tokenizer,
+        "actions": _actions(sitting, actions.numpy(), dataset.clip_actions(starts, PROMPT + horizon)),
+        "dynamics": _dynamics(world, tokens, actions, seed),
+        "rollout": _rollout(sitting, video, actions),
+        "long_rollouts": long,
+    }
+    report["actions"] |= (held := _effects(sitting))[0]
+    drift, drifting = _drift(sitting)
+    provenance = {"world": to_dict(world.config), "fps": world.fps, "made_with": made_with(world.device)}
+    scenes = Scenes(*pictures, *dreams, held[1], drifting)
+    return Evaluation({**report, "drift": drift, **provenance, "notes": sitting.notes}, scenes)
+
+
+def check_finite(world: World) -> None:
+    for name in MODELS:
+        for weight, values in getattr(world, name).state_dict().items():
+            if values.is_floating_point() and not values.isfinite().all():
+                raise ValueError(f"the world's {name} has weights that are no numbers, in {weight}; train it again")
+
+
+def made_with(device: torch.device) -> dict[str, Any]:
+    """What the figures may depend on besides the seed: code and machine."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None  # installed without its history
+    names = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    cpu = next((line.split(":")[1].strip() for line in names.splitlines() if line.startswith("model name")), "")
+    return {
+        "minigenie": __version__,
+        "commit": commit,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": cpu or platform.processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _load_perceptual(sitting: Sitting) -> None:
+    """Networks that compare pictures as people do: optional, since their weights are."""
+    for name, loader in (("st_lpips", "load_stlpips"), ("features", "load_features")):
+        try:
+            from minigenie.eval import perceptual
+
+            setattr(sitting, name, getattr(perceptual, loader)())
+        except (ImportError, ValueError) as error:
+            what = "ST-LPIPS" if name == "st_lpips" else "Frechet distances"
+            sitting.notes.append(f"not measured: {what} ({error})")
+
+
+# The measurements, each a part of the report.
+
+
+def _tokenizer(sitting: Sitting, video: UInt8[Tensor, "b t h w c"]) -> tuple[Tensor, dict[str, Any], tuple]:
+    """Frames through the tokenizer and back. Returns tokens too, and pictures: originals and what became of them."""
+    world, tokens, quality, decoded = sitting.world, [], [], None
+    for part in video.split(BATCH):
+        truth = to_float(part)
+        tokens.append(world.tokenizer.encode(truth.to(world.device)))
+        decoded = world.tokenizer.decode(tokens[-1]).clamp(0, 1).cpu()
+        quality.append(torch.stack((psnr(decoded, truth), ssim(decoded, truth)), dim=-1).mean(dim=1))
+        if len(quality) == 1:
+            shown = part[:8, 0], to_uint8(decoded[:8, 0])
+    per_clip, codes = torch.cat(quality).numpy(), torch.cat(tokens).cpu()
+    return (
+        codes,
+        {
+            "psnr": float(per_clip[:, 0].mean()),
+            "psnr_ci95": interval(per_clip[:, 0], sitting.seed),
+            "ssim": float(per_clip[:, 1].mean()),
+            "ssim_ci95": interval(per_clip[:, 1], sitting.seed),
+            "codes_used": len(codes.unique()),
+            "num_codes": world.config.tokenizer.quantizer.num_codes,
+            "perplexity": perplexity(codes.numpy()),
+            "frames": codes.shape[0] * codes.shape[1],
+        },
+        shown,
+    )
+
+
+def _actions(
+    sitting: Sitting, actions: Int[np.ndarray, "b t"], truth: Int[np.ndarray, "b t"] | None
+) -> dict[str, Any]:
+    share = usage(actions, sitting.world.num_actions)
+    report = {
+        "usage": share.tolist(),
+        "above_2_percent": int((share > 0.02).sum()),
+        "entropy": entropy(share),
+        "perplexity": float(np.exp(entropy(share))),
+        "transitions": actions.size,
+    }
+    if truth is None:
+        sitting.notes.append("not measured: what the latent actions mean (the dataset has no true actions)")
+        return report
+    return report | meaning(actions, _merged(sitting.dataset, truth), sitting.world.num_actions, sitting.seed)
+
+
+def _merged(dataset: Dataset, truth: np.ndarray) -> np.ndarray:
+    """CoinRun's actions 9 to 14 do nothing, as 4 does."""
+    return np.where(truth >= 9, 4, truth) if dataset.manifest["source"] == "coinrun" else truth
+
+
+def _dynamics(world: World, tokens: Int[Tensor, "b t n"], actions: Int[Tensor, "b t"], seed: int) -> dict[str, Any]:
+    """The training loss of dynamics, on clips it never saw."""
+    length = min(tokens.shape[1], world.config.context_frames + 1)
+    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        losses = [
+            float(world.dynamics({"tokens": part[:, :length].to(world.device), "actions": acts[:, : length - 1].to(world.device)})[0])
+            for part, acts in zip(tokens.split(BATCH), actions.split(BATCH), strict=True)
+        ]  # fmt: skip
+    weights = [len(part) for part in tokens.split(BATCH)]
+    return {"cross_entropy": float(np.average(losses, weights=weights)), "clips": len(tokens), "clip_frames": length}
+
+
+def _rollout(sitting: Sitting, video: UInt8[Tensor, "b t h w c"], actions: Int[Tensor, "b t"]) -> dict[str, Any]:
+    """From the same true frames with the inferred actions and with random ones: delta-PSNR (arXiv:2402.15391 sec. 3)."""
+    seed, future = sitting.seed, to_float(video[:, PROMPT:])
+    inferred = actions[:, PROMPT - 1 :]
+    random = torch.randint(
+        sitting.world.num_actions, inferred.shape, generator=torch.Generator().manual_seed(seed)
+    )
+    imagined, astray = (to_float(sitting.rollout(video[:, :PROMPT], choice)) for choice in (inferred, random))
+    delta = (psnr(imagined, future) - psnr(astray, future)).numpy()
+    repeated = to_float(video[:, PROMPT - 1 : PROMPT]).expand_as(future)
+    return {
+        "prompt_frames": PROMPT,
+        "clips": len(video),
+        "sampling": vars(sitting.world.config.sampling),
+        **quality(imagined, future, seed),
+        "repeat_last_pooled_psnr": _pooled(repeated, future),
+        "delta_psnr": {str(t): bootstrap(column, seed) for t, column in enumerate(delta.T, 1)},
+    }
+
+
+def _long_rollouts(sitting: Sitting, video: UInt8[Tensor, "b t h w c"]) -> tuple[dict[str, Any], tuple]:
+    """From 1 and from 4 true frames, beside the last true frame repeated. Returns scenes too: truth and imagination."""
+    report: dict[str, Any] = {}
+    actions = torch.cat([sitting.world.infer_actions(part) for part in video.split(BATCH)])
+    for prompt in LONG_PROMPTS:
+        clips = video[:, PROMPT - prompt :]
+        frames = sitting.rollout(clips[:, :prompt], actions[:, PROMPT - 1 :])
+        future = to_float(video[:, PROMPT:])
+        repeated = to_float(video[:, PROMPT - 1 : PROMPT]).expand_as(future)
+        compare = lambda seen: quality(seen, future, sitting.seed, sitting.st_lpips, sitting.features)  # noqa: B023, E731
+        report[f"from_{prompt}"] = {
+            "prompt_frames": prompt,
+            "clips": len(video),
+            **compare(to_float(frames)),
+            "repeat_last": compare(repeated),
+        }
+    return report, (video[:8], torch.cat((video[:8, :PROMPT], frames[:8]), dim=1))
+
+
+def quality(
+    frames: Float[Tensor, "b t h w c"],
+    truth: Float[Tensor, "b t h w c"],
+    seed: int,
+    st_lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
+    features: Features | None = None,
+) -> dict[str, Any]:
+    """How near `frames` are to the truth, by horizon."""
+    measures = {"psnr": psnr(frames, truth), "ssim": ssim(frames, truth)}
+    if st_lpips:
+        columns = zip(frames.unbind(1), truth.unbind(1), strict=True)
+        measures["st_lpips"] = torch.stack([st_lpips(seen, true).cpu() for seen, true in columns], dim=1)
+    report = {"pooled_psnr": _pooled(frames, truth)}
+    for name, values in measures.items():
+        report |= by_horizon(name, values.numpy(), seed)
+        report[f"{name}_mean"] = bootstrap(values.mean(dim=1).numpy(), seed)
+    if features:
+        from minigenie.eval.perceptual import frechet
+
+        seen, true = (torch.cat([features(part) for part in each.flatten(0, 1).split(64)]) for each in (frames, truth))
+        report["frechet"] = float(frechet(seen, true))
+    return report
+
+
+def _pooled(frames: Float[Tensor, "b t h w c"], truth: Float[Tensor, "b t h w c"]) -> dict[str, float]:
+    """PSNR of the mean squared error over all clips, by horizon: large errors count as what they are."""
+    return {str(t): float(value) for t, value in enumerate(decibels(mse(frames, truth).mean(0).numpy()), 1)}
+
+
+def hold_actions(
+    sitting: Sitting, clips: UInt8[Tensor, "m t h w c"], horizon: int
+) -> UInt8[Tensor, "m a steps h w c"]:
+    """The last frame of each clip, then every action held for `horizon` frames."""
+    count = sitting.world.num_actions
+    prompts = clips.repeat_interleave(count, dim=0)
+    actions = torch.arange(count)[:, None].expand(-1, horizon).repeat(len(clips), 1)
+    frames = torch.cat((prompts[:, -1:], sitting.rollout(prompts, actions)), dim=1)
+    return frames.unflatten(0, (len(clips), count))
+
+
+def _effects(sitting: Sitting) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c"]]:
+    """What each action does to the picture, from frames at rest: in the middle of a jump gravity decides. Returns the
+    gallery too, from the start that the actions lead furthest apart: not every place has room for left, right and up."""
+    from minigenie.play.actions import motion
+
+    candidates = sitting.clips(256, PROMPT, salt=2)
+    clips = sitting.frames(candidates, PROMPT)
+    moving = clips.float().std(dim=1).mean(dim=(1, 2, 3)).numpy()
+    episode = np.searchsorted(sitting.dataset.episode_starts, candidates, side="right")
+    order = np.argsort(moving, kind="stable")
+    _, first = np.unique(episode[order], return_index=True)  # the stillest of each episode
+    rest = clips[order[np.sort(first)[:STARTS]]]
+    held = hold_actions(sitting, rest, HELD)
+    each, together = effects(held.numpy(), motion, sitting.seed)
+    apart = held[:, :, -1].float().std(dim=1).mean(dim=(1, 2, 3))
+    gallery = hold_actions(sitting, rest[apart.argmax()][None], GALLERY - 1)[0]
+    return {"effects": each, "effects_together": together}, gallery
+
+
+def _drift(sitting: Sitting) -> tuple[dict[str, Any], dict[int, Tensor]]:
+    starts = sitting.frames(sitting.clips(DRIFT_CLIPS, 1, salt=3), 1)[:, 0]
+    real = sitting.frames(sitting.clips(10 * DRIFT_CLIPS, 1, salt=4), 1)[:, 0]
+    frames = play_on(sitting.world, starts, DRIFT_HORIZON, sitting.seed, lambda done, total: sitting.tick(len(starts)))
+    report = measure_drift(sitting.world, frames, real, sitting.seed, sitting.features)
+    return report, {0: starts} | frames
