@@ -270,31 +270,39 @@ def rollout(
 
 
 def evaluate(
-    world: Positional[Path],
-    dataset: Positional[Path],
+    paths: Positional[tuple[Path, ...]],
     out: Path | None = None,
     clips: int = 128,
     seed: int = 0,
     device: str | None = None,
+    compare: bool = False,
 ) -> None:
-    """Measure a world on held-out footage: report.json and pictures.
+    """Measure a world on held-out footage: report.json, report.html and pictures. Or compare worlds that were measured.
 
     Args:
-        world: Folder made by train.
-        dataset: Held-out dataset, of levels or videos that the world never saw.
-        out: Folder for report.json and the pictures; the world's own by default.
+        paths: A world and a dataset of levels or videos that it never saw; with --compare, worlds or their reports.
+        out: Folder for what is written; the (first) world's own by default.
         clips: How many clips to measure on.
         seed: Of the choice of clips and the sampling.
         device: cuda, mps or cpu; the best there is by default.
+        compare: Put worlds side by side, from the report.json of each.
     """
+    if compare:
+        _compare(list(paths), out)
+        return
     from minigenie.console import working
     from minigenie.data.dataset import Dataset
-    from minigenie.eval.report import draw, summary, write_report
-    from minigenie.eval.report import evaluate as measure
+    from minigenie.eval.measure import evaluate as measure
+    from minigenie.eval.report import summary, write_report
     from minigenie.world import World
 
+    if len(paths) != 2:
+        raise ValueError(
+            f"eval takes a world and a dataset, not {len(paths)} paths; worlds side by side take --compare"
+        )
     if clips < 2:
         raise ValueError(f"clips is {clips}; an interval takes at least 2")
+    world, dataset = paths
     loaded, footage = World.load(world, device), Dataset.open(dataset)
     if footage.frame_size != loaded.frame_shape[:2]:
         raise ValueError(
@@ -302,13 +310,41 @@ def evaluate(
             f"{loaded.frame_shape[0]}x{loaded.frame_shape[1]}; ingest with --size {loaded.frame_shape[0]}"
         )
     folder = out or world
-    with working("measure", "clips") as progress:
-        report = measure(loaded, footage, clips=clips, seed=seed, watch=progress)
-    write_report(report, folder)
-    pictures = draw(loaded, footage, folder / "pictures", world, seed)
+    with working("measure", "frames") as progress:
+        report, scenes = measure(loaded, footage, clips=clips, seed=seed, watch=progress)
+    pictures = write_report(folder, report, scenes, title=world.resolve().name, metrics=world / "metrics.jsonl")
     print("\n".join(summary(report)))
-    print(f"report        {folder / 'report.json'}")
+    print(f"report        {folder / 'report.html'}, {folder / 'report.json'}")
     print(f"pictures      {', '.join(map(str, pictures))}")
+
+
+def _compare(folders: list[Path], out: Path | None) -> None:
+    from minigenie.console import table
+    from minigenie.eval.compare import differences, read_reports, rows, write_comparison
+
+    reports = read_reports(folders)
+    table(["", *reports], rows(reports))
+    for line in differences(reports):
+        print(f"note          {line}")
+    print(f"side by side  {write_comparison(folders, reports, (out or folders[0]) / 'compare.html')}")
+
+
+def doctor(run: Positional[Path]) -> None:
+    """Look for the usual diseases in a run or a world, and say what to change.
+
+    Args:
+        run: Folder made by train; more can be told once eval has written its report.json there.
+    """
+    from minigenie.eval.doctor import diagnose, read_run
+
+    findings = diagnose(read_run(run))
+    for finding in findings:
+        print(f"{finding.verdict:<9} {finding.disease:<21} {finding.measured}")
+        if finding.advice:
+            print(f"{'':<9} {'to change:':<21} {finding.advice}")
+    ill = [finding.disease for finding in findings if finding.verdict == "ill"]
+    unknown = sum(finding.verdict == "unknown" for finding in findings)
+    print(f"{len(findings)} checks: {', '.join(ill) or 'nothing wrong found'}" + f", {unknown} unknown" * bool(unknown))
 
 
 def bench(
@@ -397,8 +433,6 @@ def _describe_dataset(dataset: "Dataset") -> None:
 
 
 def _describe_run(folder: Path) -> None:
-    import json
-
     from minigenie.checkpoint import Checkpoints
     from minigenie.pipeline import STAGES, count_parameters
     from minigenie.world import World, read_config
@@ -417,12 +451,10 @@ def _describe_run(folder: Path) -> None:
         sizes = ", ".join(f"{stage} {count_parameters(getattr(world, stage)) / 1e6:.2f} M" for stage in STAGES)
         print(f"parameters    {sizes}; {world.num_actions} actions, frames {world.frame_shape}")
     if (folder / "report.json").exists():
+        from minigenie.eval.doctor import read_report
         from minigenie.eval.report import summary
 
-        try:
-            print("\n".join(summary(json.loads((folder / "report.json").read_text()))))
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{folder / 'report.json'} is damaged; delete it and run minigenie eval again") from None
+        print("\n".join(summary(read_report(folder))))
 
 
 COMMANDS: dict[str, Any] = {
@@ -434,6 +466,7 @@ COMMANDS: dict[str, Any] = {
     "rollout": rollout,
     "eval": evaluate,
     "bench": bench,
+    "doctor": doctor,
     "info": info,
 }
 

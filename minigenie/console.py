@@ -75,7 +75,8 @@ def training() -> Iterator["Watcher"]:
     from minigenie.train import Progress as Step
 
     lines: dict[str, Line] = {}
-    warned: list[int] = []
+    latest: dict[str, dict[str, float]] = {}
+    warned: set[str] = set()
 
     def shown(what: str) -> Line:
         if what not in lines:
@@ -86,12 +87,15 @@ def training() -> Iterator["Watcher"]:
         return lines[what]
 
     def progress(step: Step) -> None:
-        numbers = [f"{name} {value:.3g}" for name, value in step.metrics.items() if name in SHOWN]
+        seen = latest.setdefault(step.stage, {})
+        seen.update(step.metrics)
+        numbers = [f"{name} {seen[name]:.3g}" for name in SHOWN if name in seen]
         shown(f"train {step.stage}").update(step.fraction, ", ".join([f"step {step.step}", *numbers]))
-        perplexity = step.metrics.get("perplexity" if step.stage == "lam" else "lam_perplexity")
-        if perplexity is not None and step.fraction > 0.6 and perplexity < COLLAPSED and not warned:
-            warned.append(step.step)
-            print(COLLAPSE_ADVICE.format(step.step, perplexity), file=sys.stderr, flush=True)
+        for name, (limit, warning) in COLLAPSES.items():
+            value = step.metrics.get(name if step.stage == "lam" else f"lam_{name}")
+            if value is not None and step.fraction > 0.6 and value < limit and name not in warned:
+                warned.add(name)
+                print(f"WARNING: {warning.format(step.step, value)}", file=sys.stderr, flush=True)
 
     def work(what: str, done: int, total: int) -> None:
         shown(f"encode {what}").update(done / total, f"{done:,}/{total:,} frames")
@@ -103,12 +107,19 @@ def training() -> Iterator["Watcher"]:
             each.bar.stop()
 
 
-COLLAPSED = 2.0  # perplexity of the actions: fewer than two of them do all the work
-COLLAPSE_ADVICE = (
-    "WARNING: the latent actions have collapsed (step {}, perplexity {:.2f}). The world will hardly answer to them. "
-    "Start again with a longer continuous start, as in --set lam.quantizer.warmup=0.6, or with livelier footage."
-)
-SHOWN = ("loss", "psnr", "cross_entropy", "accuracy", "perplexity")
+COLLAPSES = {  # by metric of the LAM: below what value it is ill, and what to say
+    "perplexity": (
+        2.0,  # fewer than two actions do all the work
+        "the latent actions have collapsed (step {}, perplexity {:.2f}). The world will hardly answer to them. "
+        "Start again with a longer continuous start, as in --set lam.quantizer.warmup=0.6, or with livelier footage.",
+    ),
+    "control": (
+        0.03,  # dB for pixels, nats for tokens
+        "the latent actions say nothing (step {}, worth {:.3f} to the LAM's decoder). Start again with fewer frames a "
+        "second, so that more happens between two, or with more LAM steps, as in --set lam_fit.steps=2000.",
+    ),
+}
+SHOWN = ("loss", "psnr", "cross_entropy", "accuracy", "perplexity", "control")
 
 
 def table(columns: list[str], rows: Iterable[Iterable[object]]) -> None:

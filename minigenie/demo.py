@@ -8,7 +8,8 @@ from typing import Literal
 
 from minigenie.console import training, working
 from minigenie.data.collect import available, collect
-from minigenie.eval.report import draw, evaluate, summary, write_report
+from minigenie.eval.measure import evaluate
+from minigenie.eval.report import summary, write_report
 from minigenie.pipeline import train_world
 from minigenie.recipes import tiny
 from minigenie.runtime import pick_device
@@ -48,13 +49,14 @@ def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: i
         device = pick_device(None)
         world = train_world(datasets["train"], recipe, world_folder, device=device, max_seconds=budget, watcher=watcher)
     stamps["train"] = time.monotonic()
-    with working("measure", "clips") as progress:
-        report = evaluate(world, datasets["test"], clips=max(16, int(128 * scale)), seed=seed, watch=progress)
-    pictures = draw(world, datasets["test"], world_folder / "pictures", world_folder, seed)
+    with working("measure", "frames") as progress:
+        report, scenes = evaluate(world, datasets["test"], clips=max(8, int(128 * scale)), seed=seed, watch=progress)
+    metrics = world_folder / "metrics.jsonl"
+    pictures = write_report(world_folder, report, scenes, title=f"{out.resolve().name}/world", metrics=metrics)
     stamps["measure"] = time.monotonic()
-    write_report(report, world_folder)
     print("\n".join(summary(report)))
     spent = [f"{name} {stamps[name] - stamps[before]:.0f} s" for before, name in pairwise(stamps)]
     print(f"time          {', '.join(spent)}, together {stamps['measure'] - stamps['start']:.0f} s")
+    print(f"report        {world_folder / 'report.html'}")
     print(f"pictures      {', '.join(str(path) for path in pictures)}")
     print(f"next          minigenie rollout {world_folder} --actions 0,0,1,1,2,2 --out clip.gif")

@@ -28,7 +28,7 @@ from minigenie.nn.patches import to_float, to_uint8
 from minigenie.pictures import grid, save_picture
 from minigenie.runtime import wait_for_all
 from minigenie.tokenizer import VideoTokenizer
-from minigenie.train import FitConfig, Progress, Sample, fit
+from minigenie.train import FitConfig, MetricsLog, Progress, Sample, fit
 from minigenie.world import FORMAT, VERSION, World, WorldConfig, read_config
 
 STAGES = ("tokenizer", "lam", "dynamics")
@@ -138,6 +138,8 @@ class Run:
                 )
         if self.rank == 0:
             begin(out, recipe, dataset)
+            if not (out / "metrics.jsonl").exists():
+                MetricsLog(out / "metrics.jsonl", "data", 0, 0).add(0, 0, None, survey(dataset, recipe.seed))
         wait_for_all()
 
     def tokenizer(self) -> VideoTokenizer:
@@ -300,6 +302,17 @@ def begin(out: Path, recipe: Recipe, dataset: Dataset) -> None:
     else:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "config.json", json.dumps(config, indent=1).encode())
+
+
+def survey(dataset: Dataset, seed: int, pairs: int = 1024) -> dict[str, float]:
+    """What the footage is like: frames, episodes, and the share of transitions that change the picture at least half as
+    much as going somewhere else altogether does: cuts that nobody marked, which would teach the world to teleport."""
+    windows = dataset.windows(2)
+    chosen = np.random.default_rng(seed).choice(windows, min(pairs, len(windows)), replace=False)
+    before, after = dataset.clips(chosen, 2).astype(np.float32).swapaxes(0, 1)
+    change, elsewhere = (((before - other) ** 2).mean((1, 2, 3)) for other in (after, np.roll(before, 1, axis=0)))
+    teleports = float((change > 0.5 * np.median(elsewhere)).mean()) if np.median(elsewhere) else 0.0
+    return {"frames": dataset.num_frames, "episodes": len(dataset.episodes), "teleports": teleports}
 
 
 def _differing(there: Any, here: Any) -> list[str]:

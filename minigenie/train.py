@@ -145,7 +145,8 @@ def fit(
                 log.add(step, fraction, seconds, numbers)
                 watch(Progress(stage, step, fraction, seconds, numbers))
             if sample and rank == 0 and (step % config.sample_every == 0 or step == 1):
-                _sample(model, sample, folder / "samples" / f"{stage}-{step:08d}.png", log, step, fraction)
+                shown = _sample(model, sample, folder / "samples" / f"{stage}-{step:08d}.png", log, step, fraction)
+                watch(Progress(stage, step, fraction, time.monotonic() - began, shown))
             if step % config.save_every == 0:
                 save()
             if on_any_process(stopping()):
@@ -176,7 +177,7 @@ def _fraction(step: int, steps: int, seconds: float, max_seconds: float | None) 
 
 def _sample(
     model: nn.Module, sample: Callable[[nn.Module], Sample], path: Path, log: "MetricsLog", step: int, fraction: float
-) -> None:
+) -> dict[str, float]:
     model.eval()
     with torch.no_grad():
         metrics, picture = sample(model)
@@ -184,6 +185,7 @@ def _sample(
     log.add(step, fraction, None, metrics)
     if picture is not None:
         save_picture(picture, path)
+    return metrics
 
 
 class MetricsLog:

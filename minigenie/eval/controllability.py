@@ -85,8 +85,8 @@ def effects(
     """held: uint8 [m a t h w c], from each of m start frames every action held. motion: frames [t h w c] -> the mean
     shift [dy dx] of the picture, in pixels a frame.
 
-    -> for every action its mean motion, change (mean difference of neighbouring frames, 0 to 1) and consistency (how far
-    the starts agree on a direction: 0 not at all, 1 fully, None if nothing moves); and the share of the motion's
+    -> for every action its mean motion, change (mean difference of neighbouring frames, 0 to 1) and consistency (how
+    far the starts agree on a direction: 0 not at all, 1 fully, None if nothing moves); and the share of the motion's
     variance that the choice of action explains, beside chance.
     """
     shifts = np.array([[motion(frames) for frames in start] for start in held])

@@ -67,8 +67,8 @@ def measure_drift(
     """real: true frames to compare with, best as many as a stretch has. features: frames [b h w c] in [0, 1] -> [b d].
 
     -> {"clips", "horizon", "real": {"frames", "gradient", "perplexity"}, "stretches": {"1-10": {"frames", "sharpness":
-    {"mean", "ci95", "clips"}, "perplexity", "perplexity_share", "frechet"}, ...}}. sharpness: gradient energy over that of
-    `real`; perplexity_share: likewise; both are 1 in a sound world. frechet only with `features`.
+    {"mean", "ci95", "clips"}, "perplexity", "perplexity_share", "frechet"}, ...}}. sharpness: gradient energy over that
+    of `real`; perplexity_share: likewise; both are 1 in a sound world. frechet only with `features`.
     """
     truth = _measure(world, real[:, None], features)
     gradient = truth["gradient"].mean()
@@ -89,7 +89,7 @@ def measure_drift(
         if features:
             from minigenie.eval.perceptual import frechet
 
-            report["stretches"][name]["frechet"] = float(frechet(seen["features"], truth["features"]))
+            report["stretches"][name]["frechet"] = frechet(seen["features"], truth["features"])
     return report
 
 
@@ -127,5 +127,5 @@ def _measure(world: World, video: UInt8[Tensor, "b m h w c"], features: Features
     return {
         "gradient": gradient_energy(to_float(video)).mean(dim=1).numpy(),
         "perplexity": perplexity(tokens.numpy()),
-        "features": torch.cat([features(part) for part in flat.split(64)]) if features else None,
+        "features": features(flat).numpy() if features else None,
     }

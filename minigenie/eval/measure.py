@@ -20,7 +20,8 @@ from torch import Tensor
 from minigenie import __version__
 from minigenie.config import to_dict
 from minigenie.data.dataset import Dataset
-from minigenie.eval.controllability import effects, meaning, usage
+from minigenie.eval.controllability import effects as measure_effects
+from minigenie.eval.controllability import meaning, usage
 from minigenie.eval.drift import Features, Watch, measure_drift, play_on
 from minigenie.eval.fidelity import decibels, mse, psnr, ssim
 from minigenie.eval.statistics import bootstrap, by_horizon, entropy, interval, perplexity
@@ -33,6 +34,16 @@ LONG_PROMPTS, LONG_HORIZON, LONG_CLIPS = (1, 4), 15, 48
 STARTS, HELD = 8, 4  # start frames for the actions' effects, and how long an action is held
 GALLERY = 12  # frames of the action gallery
 DRIFT_CLIPS, DRIFT_HORIZON = 8, 200
+PERCEPTUAL = {  # by key in the report: what it is called, how it is loaded, whether it compares pairs
+    "st_lpips": ("ST-LPIPS", "load_stlpips", True),
+    "lpips": ("LPIPS", "load_lpips", True),
+    "frechet": ("Frechet distance (efficientnet-lite0)", "load_features", False),
+    "fid": ("FID", "load_inception", False),
+    "fvd": ("FVD", "load_i3d", False),
+}
+FVD_FRAMES = 9  # at least
+
+Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 class Scenes(NamedTuple):
@@ -62,8 +73,8 @@ class Sitting:
     total: int = 0
     done: int = 0
     notes: list[str] = field(default_factory=list)
-    st_lpips: Callable[[Tensor, Tensor], Tensor] | None = None
-    features: Features | None = None
+    distances: dict[str, Distance] = field(default_factory=dict)
+    features: dict[str, Features] = field(default_factory=dict)
 
     def tick(self, frames: int) -> None:
         self.done += frames
@@ -71,9 +82,9 @@ class Sitting:
 
     def rollout(self, frames: Tensor, actions: Tensor) -> UInt8[Tensor, "b t h w c"]:
         """As the world's own, in small batches, with progress."""
-        parts = []
+        parts: list[Tensor] = []
         for prompt, choice in zip(frames.split(BATCH), actions.split(BATCH), strict=True):
-            parts.append(self.world.rollout(prompt, choice, self.seed + sum(map(len, parts))))
+            parts.append(self.world.rollout(prompt, choice, self.seed + len(parts)))
             self.tick(choice.numel())
         return torch.cat(parts)
 
@@ -91,7 +102,7 @@ class Sitting:
 def evaluate(
     world: World, dataset: Dataset, *, clips: int = 128, seed: int = 0, watch: Watch = lambda done, total: None
 ) -> Evaluation:
-    """Measure on `clips` clips of held-out data, fewer where the data have fewer. watch: imagined frames, done and in all.
+    """Measure on `clips` clips of held-out data, on fewer where it has fewer. watch: frames imagined, done and in all.
 
     Raises ValueError if the world's weights are not finite or no episode has 5 frames.
     """
@@ -100,7 +111,7 @@ def evaluate(
     horizon, long_horizon = min(HORIZON, longest - PROMPT), min(LONG_HORIZON, longest - PROMPT)
     if horizon < 1:
         raise ValueError(
-            f"{dataset.folder}: longest episode has {longest} frames; give footage with episodes of {PROMPT + 1} or more"
+            f"{dataset.folder}: longest episode has {longest} frames; give footage with episodes of {PROMPT + 1}"
         )
     sitting = Sitting(world, dataset, seed, watch)
     starts = sitting.clips(clips, PROMPT + horizon, salt=0)
@@ -117,25 +128,29 @@ def evaluate(
             f"{len(starts)} clips were measured, not {clips}: {dataset.folder} has no more of {PROMPT + horizon} frames"
         )
     _load_perceptual(sitting)
-    video = sitting.frames(starts, PROMPT + horizon)
+    video, truth = sitting.frames(starts, PROMPT + horizon), dataset.clip_actions(starts, PROMPT + horizon)
     actions = torch.cat([world.infer_actions(part) for part in video.split(BATCH)])
     tokens, tokenizer, pictures = _tokenizer(sitting, video)
     long, dreams = _long_rollouts(sitting, sitting.frames(long_starts, PROMPT + long_horizon))
+    effects, held = _effects(sitting)
+    drift, drifting = _drift(sitting)
+    source = {key: dataset.manifest[key] for key in ("source", "generator", "split", "settings")}
     report = {
         "clips": len(starts),
         "seed": seed,
-        "dataset": {key: dataset.manifest[key] for key in ("source", "generator", "split", "settings")},
+        "dataset": {**source, "frames": dataset.num_frames, "episodes": len(dataset.episodes)},
         "tokenizer": tokenizer,
-        "actions": _actions(sitting, actions.numpy(), dataset.clip_actions(starts, PROMPT + horizon)),
+        "actions": {**_actions(sitting, actions.numpy(), truth), **effects},
         "dynamics": _dynamics(world, tokens, actions, seed),
         "rollout": _rollout(sitting, video, actions),
         "long_rollouts": long,
+        "drift": drift,
+        "world": to_dict(world.config),
+        "fps": world.fps,
+        "made_with": made_with(world.device),
+        "notes": sitting.notes,
     }
-    report["actions"] |= (held := _effects(sitting))[0]
-    drift, drifting = _drift(sitting)
-    provenance = {"world": to_dict(world.config), "fps": world.fps, "made_with": made_with(world.device)}
-    scenes = Scenes(*pictures, *dreams, held[1], drifting)
-    return Evaluation({**report, "drift": drift, **provenance, "notes": sitting.notes}, scenes)
+    return Evaluation(report, Scenes(*pictures, *dreams, held, drifting))
 
 
 def check_finite(world: World) -> None:
@@ -167,31 +182,36 @@ def made_with(device: torch.device) -> dict[str, Any]:
 
 
 def _load_perceptual(sitting: Sitting) -> None:
-    """Networks that compare pictures as people do: optional, since their weights are."""
-    for name, loader in (("st_lpips", "load_stlpips"), ("features", "load_features")):
+    """Networks that see as people do: optional, since their weights are."""
+    blank = torch.zeros(1, *sitting.world.frame_shape)
+    for name, (title, loader, pairs) in PERCEPTUAL.items():
         try:
             from minigenie.eval import perceptual
 
-            setattr(sitting, name, getattr(perceptual, loader)())
+            network = getattr(perceptual, loader)(sitting.world.device)
+            if pairs:
+                network(blank, blank)  # some frames are too small for it
         except (ImportError, ValueError) as error:
-            what = "ST-LPIPS" if name == "st_lpips" else "Frechet distances"
-            sitting.notes.append(f"not measured: {what} ({error})")
+            sitting.notes.append(f"not measured: {title} ({error})")
+        else:
+            (sitting.distances if pairs else sitting.features)[name] = network
 
 
 # The measurements, each a part of the report.
 
 
-def _tokenizer(sitting: Sitting, video: UInt8[Tensor, "b t h w c"]) -> tuple[Tensor, dict[str, Any], tuple]:
+def _tokenizer(
+    sitting: Sitting, video: UInt8[Tensor, "b t h w c"]
+) -> tuple[Tensor, dict[str, Any], tuple[Tensor, Tensor]]:
     """Frames through the tokenizer and back. Returns tokens too, and pictures: originals and what became of them."""
-    world, tokens, quality, decoded = sitting.world, [], [], None
+    world, tokens, quality = sitting.world, [], []
     for part in video.split(BATCH):
         truth = to_float(part)
         tokens.append(world.tokenizer.encode(truth.to(world.device)))
         decoded = world.tokenizer.decode(tokens[-1]).clamp(0, 1).cpu()
         quality.append(torch.stack((psnr(decoded, truth), ssim(decoded, truth)), dim=-1).mean(dim=1))
-        if len(quality) == 1:
-            shown = part[:8, 0], to_uint8(decoded[:8, 0])
-    per_clip, codes = torch.cat(quality).numpy(), torch.cat(tokens).cpu()
+    per_clip, codes, some = torch.cat(quality).numpy(), torch.cat(tokens).cpu(), _some(video)
+    shown = video[some, 0], to_uint8(world.tokenizer.decode(codes[some].to(world.device)))[:, 0].cpu()
     return (
         codes,
         {
@@ -208,9 +228,7 @@ def _tokenizer(sitting: Sitting, video: UInt8[Tensor, "b t h w c"]) -> tuple[Ten
     )
 
 
-def _actions(
-    sitting: Sitting, actions: Int[np.ndarray, "b t"], truth: Int[np.ndarray, "b t"] | None
-) -> dict[str, Any]:
+def _actions(sitting: Sitting, actions: Int[np.ndarray, "b t"], truth: Int[np.ndarray, "b t"] | None) -> dict[str, Any]:
     share = usage(actions, sitting.world.num_actions)
     report = {
         "usage": share.tolist(),
@@ -235,21 +253,19 @@ def _dynamics(world: World, tokens: Int[Tensor, "b t n"], actions: Int[Tensor, "
     length = min(tokens.shape[1], world.config.context_frames + 1)
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        losses = [
-            float(world.dynamics({"tokens": part[:, :length].to(world.device), "actions": acts[:, : length - 1].to(world.device)})[0])
-            for part, acts in zip(tokens.split(BATCH), actions.split(BATCH), strict=True)
-        ]  # fmt: skip
-    weights = [len(part) for part in tokens.split(BATCH)]
+        losses, weights = [], []
+        for some, choice in zip(tokens[:, :length].split(BATCH), actions[:, : length - 1].split(BATCH), strict=True):
+            loss, _ = world.dynamics({"tokens": some.to(world.device), "actions": choice.to(world.device)})
+            losses.append(float(loss))
+            weights.append(len(some))
     return {"cross_entropy": float(np.average(losses, weights=weights)), "clips": len(tokens), "clip_frames": length}
 
 
 def _rollout(sitting: Sitting, video: UInt8[Tensor, "b t h w c"], actions: Int[Tensor, "b t"]) -> dict[str, Any]:
-    """From the same true frames with the inferred actions and with random ones: delta-PSNR (arXiv:2402.15391 sec. 3)."""
+    """From the same true frames with inferred and with random actions: delta-PSNR (arXiv:2402.15391, sec. 3)."""
     seed, future = sitting.seed, to_float(video[:, PROMPT:])
     inferred = actions[:, PROMPT - 1 :]
-    random = torch.randint(
-        sitting.world.num_actions, inferred.shape, generator=torch.Generator().manual_seed(seed)
-    )
+    random = torch.randint(sitting.world.num_actions, inferred.shape, generator=torch.Generator().manual_seed(seed))
     imagined, astray = (to_float(sitting.rollout(video[:, :PROMPT], choice)) for choice in (inferred, random))
     delta = (psnr(imagined, future) - psnr(astray, future)).numpy()
     repeated = to_float(video[:, PROMPT - 1 : PROMPT]).expand_as(future)
@@ -263,47 +279,53 @@ def _rollout(sitting: Sitting, video: UInt8[Tensor, "b t h w c"], actions: Int[T
     }
 
 
-def _long_rollouts(sitting: Sitting, video: UInt8[Tensor, "b t h w c"]) -> tuple[dict[str, Any], tuple]:
+def _long_rollouts(sitting: Sitting, video: UInt8[Tensor, "b t h w c"]) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
     """From 1 and from 4 true frames, beside the last true frame repeated. Returns scenes too: truth and imagination."""
-    report: dict[str, Any] = {}
-    actions = torch.cat([sitting.world.infer_actions(part) for part in video.split(BATCH)])
-    for prompt in LONG_PROMPTS:
-        clips = video[:, PROMPT - prompt :]
-        frames = sitting.rollout(clips[:, :prompt], actions[:, PROMPT - 1 :])
-        future = to_float(video[:, PROMPT:])
-        repeated = to_float(video[:, PROMPT - 1 : PROMPT]).expand_as(future)
-        compare = lambda seen: quality(seen, future, sitting.seed, sitting.st_lpips, sitting.features)  # noqa: B023, E731
-        report[f"from_{prompt}"] = {
-            "prompt_frames": prompt,
-            "clips": len(video),
-            **compare(to_float(frames)),
-            "repeat_last": compare(repeated),
-        }
-    return report, (video[:8], torch.cat((video[:8, :PROMPT], frames[:8]), dim=1))
+    actions = torch.cat([sitting.world.infer_actions(part) for part in video.split(BATCH)])[:, PROMPT - 1 :]
+    future = to_float(video[:, PROMPT:])
+    repeated = to_float(video[:, PROMPT - 1 : PROMPT]).expand_as(future)
+    seen = {f"from_{prompt}": sitting.rollout(video[:, PROMPT - prompt : PROMPT], actions) for prompt in LONG_PROMPTS}
+    ways = {**{name: to_float(frames) for name, frames in seen.items()}, "repeat_last": repeated}
+    report = {name: quality(frames, future, sitting.seed, sitting.distances) for name, frames in ways.items()}
+    for name, features in sitting.features.items():
+        if name != "fvd" or future.shape[1] >= FVD_FRAMES:
+            for way, distance in _frechet(ways, future, features, name == "fvd").items():
+                report[way][name] = distance
+    some = _some(video)
+    imagined = torch.cat((video[some, :PROMPT], seen[f"from_{PROMPT}"][some]), dim=1)
+    return {"clips": len(video), "frames": future.shape[1], **report}, (video[some], imagined)
+
+
+def _some(video: Tensor) -> Tensor:
+    """Eight to show, from all over the footage."""
+    return torch.linspace(0, len(video) - 1, min(8, len(video))).round().long()
 
 
 def quality(
     frames: Float[Tensor, "b t h w c"],
     truth: Float[Tensor, "b t h w c"],
     seed: int,
-    st_lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
-    features: Features | None = None,
+    distances: dict[str, Distance] | None = None,
 ) -> dict[str, Any]:
     """How near `frames` are to the truth, by horizon."""
     measures = {"psnr": psnr(frames, truth), "ssim": ssim(frames, truth)}
-    if st_lpips:
-        columns = zip(frames.unbind(1), truth.unbind(1), strict=True)
-        measures["st_lpips"] = torch.stack([st_lpips(seen, true).cpu() for seen, true in columns], dim=1)
-    report = {"pooled_psnr": _pooled(frames, truth)}
+    for name, distance in (distances or {}).items():
+        measures[name] = distance(frames.flatten(0, 1), truth.flatten(0, 1)).view(frames.shape[:2])
+    report: dict[str, Any] = {"pooled_psnr": _pooled(frames, truth)}
     for name, values in measures.items():
         report |= by_horizon(name, values.numpy(), seed)
-        report[f"{name}_mean"] = bootstrap(values.mean(dim=1).numpy(), seed)
-    if features:
-        from minigenie.eval.perceptual import frechet
-
-        seen, true = (torch.cat([features(part) for part in each.flatten(0, 1).split(64)]) for each in (frames, truth))
-        report["frechet"] = float(frechet(seen, true))
+        report[f"{name}_first_10"] = bootstrap(values[:, :10].mean(dim=1).numpy(), seed)
     return report
+
+
+def _frechet(
+    ways: dict[str, Float[Tensor, "b t h w c"]], truth: Float[Tensor, "b t h w c"], features: Features, videos: bool
+) -> dict[str, float]:
+    """Distance of all frames, or of all clips if `videos`, to the true ones as distributions."""
+    from minigenie.eval.perceptual import frechet
+
+    real, *others = (features(each if videos else each.flatten(0, 1)).numpy() for each in (truth, *ways.values()))
+    return {way: frechet(other, real) for way, other in zip(ways, others, strict=True)}
 
 
 def _pooled(frames: Float[Tensor, "b t h w c"], truth: Float[Tensor, "b t h w c"]) -> dict[str, float]:
@@ -311,9 +333,7 @@ def _pooled(frames: Float[Tensor, "b t h w c"], truth: Float[Tensor, "b t h w c"
     return {str(t): float(value) for t, value in enumerate(decibels(mse(frames, truth).mean(0).numpy()), 1)}
 
 
-def hold_actions(
-    sitting: Sitting, clips: UInt8[Tensor, "m t h w c"], horizon: int
-) -> UInt8[Tensor, "m a steps h w c"]:
+def hold_actions(sitting: Sitting, clips: UInt8[Tensor, "m t h w c"], horizon: int) -> UInt8[Tensor, "m a steps h w c"]:
     """The last frame of each clip, then every action held for `horizon` frames."""
     count = sitting.world.num_actions
     prompts = clips.repeat_interleave(count, dim=0)
@@ -323,8 +343,8 @@ def hold_actions(
 
 
 def _effects(sitting: Sitting) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c"]]:
-    """What each action does to the picture, from frames at rest: in the middle of a jump gravity decides. Returns the
-    gallery too, from the start that the actions lead furthest apart: not every place has room for left, right and up."""
+    """What each action does to the picture, from frames at rest: in the middle of a jump gravity decides. Returns a
+    gallery too, from where the actions lead furthest apart: not every place has room for left, right and up."""
     from minigenie.play.actions import motion
 
     candidates = sitting.clips(256, PROMPT, salt=2)
@@ -335,7 +355,7 @@ def _effects(sitting: Sitting) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c
     _, first = np.unique(episode[order], return_index=True)  # the stillest of each episode
     rest = clips[order[np.sort(first)[:STARTS]]]
     held = hold_actions(sitting, rest, HELD)
-    each, together = effects(held.numpy(), motion, sitting.seed)
+    each, together = measure_effects(held.numpy(), motion, sitting.seed)
     apart = held[:, :, -1].float().std(dim=1).mean(dim=(1, 2, 3))
     gallery = hold_actions(sitting, rest[apart.argmax()][None], GALLERY - 1)[0]
     return {"effects": each, "effects_together": together}, gallery
@@ -345,5 +365,5 @@ def _drift(sitting: Sitting) -> tuple[dict[str, Any], dict[int, Tensor]]:
     starts = sitting.frames(sitting.clips(DRIFT_CLIPS, 1, salt=3), 1)[:, 0]
     real = sitting.frames(sitting.clips(10 * DRIFT_CLIPS, 1, salt=4), 1)[:, 0]
     frames = play_on(sitting.world, starts, DRIFT_HORIZON, sitting.seed, lambda done, total: sitting.tick(len(starts)))
-    report = measure_drift(sitting.world, frames, real, sitting.seed, sitting.features)
+    report = measure_drift(sitting.world, frames, real, sitting.seed, sitting.features.get("frechet"))
     return report, {0: starts} | frames

@@ -1,135 +1,64 @@
-"""One evaluation of a world on held-out data: report.json, and pictures to look at.
+"""The report: report.json for scripts, report.html for people, pictures/ for documents.
 
-Dimensions:  b clips   t frames   h w c a frame
+Dimensions:  b clips   t frames   a actions   h w c a frame
 """
 
+import base64
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Iterable
+from html import escape
 from pathlib import Path
+from string import Template
 from typing import Any
 
-import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
-from minigenie.data.dataset import Dataset, write_atomic
-from minigenie.eval.controllability import bootstrap, entropy, mutual_information, usage
-from minigenie.eval.fidelity import decibels, mse, psnr, ssim
-from minigenie.nn.patches import to_float, to_uint8
+from minigenie.config import from_dict
+from minigenie.data.collect import PROCGEN_ACTIONS, TOY_ACTIONS
+from minigenie.data.dataset import write_atomic
+from minigenie.eval.doctor import Finding, Run, diagnose
+from minigenie.eval.measure import PERCEPTUAL, PROMPT, Scenes
+from minigenie.eval.plots import control_plot, curves_picture, curves_plots, drift_plots, quality_plots
 from minigenie.pictures import grid, save_picture, save_video
 from minigenie.train import read_metrics
-from minigenie.world import World
+from minigenie.world import WorldConfig
 
-BATCH = 32
-Watch = Callable[[int, int], None]
+GIVEN, IMAGINED = (150, 154, 162), (224, 99, 27)  # the bar between truth and imagination
+LOSSLESS_SIDE = 128  # pixels; larger pictures are compressed, to keep the page small
 
+# Of other footage each: where such numbers usually lie.
+REDUX, PAPER = "GenieRedux, CoinRun of 2018, hard", "Genie, platformer videos"
+PUBLISHED = {
+    "tokenizer PSNR": ("38.25 dB", REDUX),
+    "tokenizer SSIM": ("0.96", REDUX),
+    "tokenizer codes in use": ("50 of 1024", "one published attempt, counted as a failure"),
+    "10 frames from 1, PSNR": ("25.51 dB", REDUX),
+    "10 frames from 1, SSIM": ("0.77", REDUX),
+    "delta-PSNR, frame 4": ("1.91 dB", f"{PAPER}, actions from pixels (from tokens 1.33; robot videos 2.07 and 1.65)"),
+}
 
-def evaluate(
-    world: World,
-    dataset: Dataset,
-    *,
-    clips: int = 128,
-    prompt_frames: int = 4,
-    horizon: int = 4,
-    seed: int = 0,
-    watch: Watch = lambda done, total: None,
-) -> dict[str, Any]:
-    """Measure on `clips` clips of held-out data: see docs/measure.md for every number.
-
-    Rollouts begin from `prompt_frames` true frames and go on for `horizon`, once with the actions that the LAM infers
-    from the true frames and once with uniformly random ones (delta-PSNR, arXiv:2402.15391 sec. 3).
-    """
-    windows = dataset.windows(prompt_frames + horizon)
-    rng = np.random.default_rng(seed)
-    starts = np.sort(rng.choice(windows, min(clips, len(windows)), replace=False))
-    parts = [_measure(world, dataset, starts[i : i + BATCH], prompt_frames, horizon, seed + i, watch, i, len(starts))
-             for i in range(0, len(starts), BATCH)]  # fmt: skip
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    tokens, actions = whole["tokens"], whole["actions"]
-    share = usage(actions, world.num_actions)
-    delta = whole["psnr"] - whole["psnr_random"]
-    report: dict[str, Any] = {
-        "clips": len(starts),
-        "seed": seed,
-        "dataset": {key: dataset.manifest[key] for key in ("source", "generator", "split", "settings")},
-        "tokenizer": {
-            "psnr": float(whole["reconstruction_psnr"].mean()),
-            "ssim": float(whole["reconstruction_ssim"].mean()),
-            "codes_used": len(np.unique(tokens)),
-            "frames": whole["reconstruction_psnr"].size,
-        },
-        "actions": {
-            "usage": share.tolist(),
-            "above_2_percent": int((share > 0.02).sum()),
-            "entropy": entropy(share),
-            "transitions": actions.size,
-        },
-        "rollout": {
-            "prompt_frames": prompt_frames,
-            "sampling": vars(world.config.sampling),
-            "psnr": _by_horizon(whole["psnr"].mean(0)),
-            "ssim": _by_horizon(whole["ssim"].mean(0)),
-            "pooled_psnr": _by_horizon(decibels(whole["mse"].mean(0))),
-            "repeat_last_pooled_psnr": _by_horizon(decibels(whole["mse_repeat"].mean(0))),
-            "delta_psnr": {str(t + 1): bootstrap(delta[:, t], seed) for t in range(horizon)},
-        },
-    }
-    if dataset.has_actions:
-        truth = whole["true_actions"]
-        shuffled = rng.permutation(truth.ravel())
-        report["actions"]["mutual_information"] = mutual_information(actions, truth)
-        report["actions"]["mutual_information_chance"] = mutual_information(actions.ravel(), shuffled)
-    return report
+MEANING = (
+    "Below, how often each stands for each true action, which training never saw: a row for each latent action. Chance "
+    "is the same with the true actions shuffled. An effect that comes a frame after its key, or a key that does "
+    "nothing in mid-air, keeps even perfect actions far from 1."
+)
 
 
-def _by_horizon(values: np.ndarray) -> dict[str, float]:
-    return {str(t + 1): float(value) for t, value in enumerate(values)}
-
-
-@torch.no_grad()
-def _measure(
-    world: World,
-    dataset: Dataset,
-    starts: np.ndarray,
-    prompt_frames: int,
-    horizon: int,
-    seed: int,
-    watch: Watch,
-    done: int,
-    total: int,
-) -> dict[str, np.ndarray]:
-    """Everything about some clips, an array a name with clips along its first axis."""
-    video = torch.from_numpy(dataset.clips(starts, prompt_frames + horizon))
-    truth = to_float(video)
-    tokens = world.tokenizer.encode(truth.to(world.device))
-    decoded = world.tokenizer.decode(tokens).clamp(0, 1).cpu()
-    actions = world.infer_actions(video)
-    future, inferred = truth[:, prompt_frames:], actions[:, prompt_frames - 1 :]
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.randint(world.num_actions, inferred.shape, generator=generator)
-    watch(done + len(starts) // 3, total)
-    imagined = to_float(world.rollout(video[:, :prompt_frames], inferred, seed))
-    watch(done + 2 * len(starts) // 3, total)
-    astray = to_float(world.rollout(video[:, :prompt_frames], random, seed))
-    watch(done + len(starts), total)
-    repeated = truth[:, prompt_frames - 1 : prompt_frames].expand_as(future)
-    numbers = {
-        "tokens": tokens.cpu(),
-        "actions": actions,
-        "reconstruction_psnr": psnr(decoded, truth),
-        "reconstruction_ssim": ssim(decoded, truth),
-        "psnr": psnr(imagined, future),
-        "psnr_random": psnr(astray, future),
-        "ssim": ssim(imagined, future),
-        "mse": mse(imagined, future),
-        "mse_repeat": mse(repeated, future),
-    }
-    arrays = {name: value.numpy() for name, value in numbers.items()}
-    if (true_actions := dataset.clip_actions(starts, prompt_frames + horizon)) is not None:
-        arrays["true_actions"] = true_actions
-    return arrays
+def write_report(
+    folder: Path, report: dict[str, Any], scenes: Scenes, *, title: str = "A world", metrics: Path | None = None
+) -> list[Path]:
+    """report.json, report.html and pictures/ in `folder`. metrics: metrics.jsonl of the run that made the world."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = read_metrics(metrics) if metrics else []
+    pictures = save_pictures(scenes, report, lines, folder / "pictures")
+    write_atomic(folder / "report.html", page(title, body(report, scenes, lines)).encode())
+    write_atomic(folder / "report.json", json.dumps(report, indent=1).encode())
+    return pictures
 
 
 def summary(report: dict[str, Any]) -> list[str]:
@@ -147,87 +76,254 @@ def summary(report: dict[str, Any]) -> list[str]:
             f"(chance {actions['mutual_information_chance']:.3f})"
         )
     for horizon, delta in rollout["delta_psnr"].items():
-        low, high = delta["ci95"]
+        if horizon in ("1", "4", "8"):
+            low, high = delta["ci95"]
+            lines.append(
+                f"frame {horizon}       delta-PSNR {delta['mean']:.2f} dB [{low:.2f}, {high:.2f}], "
+                f"PSNR {rollout['pooled_psnr'][horizon]:.2f} dB, last true frame repeated "
+                f"{rollout['repeat_last_pooled_psnr'][horizon]:.2f} dB ({delta['clips']} clips)"
+            )
+    for stretch, drift in list(report.get("drift", {}).get("stretches", {}).items())[-1:]:
         lines.append(
-            f"frame {horizon}       delta-PSNR {delta['mean']:.2f} dB [{low:.2f}, {high:.2f}], "
-            f"PSNR {rollout['pooled_psnr'][horizon]:.2f} dB, last true frame repeated "
-            f"{rollout['repeat_last_pooled_psnr'][horizon]:.2f} dB ({delta['clips']} clips)"
+            f"drift         frames {stretch}: sharpness {drift['sharpness']['mean']:.2f} and code perplexity "
+            f"{drift['perplexity_share']:.2f} of real frames'"
         )
-    return lines
+    return [*lines, *(f"note          {note}" for note in report.get("notes", []))]
 
 
-# Pictures.
+# Pictures as files.
 
 
-@torch.no_grad()
-def draw(world: World, dataset: Dataset, folder: Path, run: Path | None = None, seed: int = 0) -> list[Path]:
-    """reconstructions.png, rollouts.png, actions.png and .gif, and curves.png if `run` has metrics. Returns them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    length = min(12, max(episode.length for episode in dataset.episodes))
-    video = torch.from_numpy(dataset.clips(rng.choice(dataset.windows(length), 8), length))
-    tokens = world.tokenizer.encode(to_float(video[:, 3:5]).to(world.device))
-    decoded = to_uint8(world.tokenizer.decode(tokens)).cpu()
-    rows = [half.flatten(0, 1) for i in (0, 4) for half in (video[i : i + 4, 3:5], decoded[i : i + 4])]
-    paths = [save_picture(grid(rows), folder / "reconstructions.png")]
-    imagined = world.rollout(video[:, :4], world.infer_actions(video)[:, 3:], seed)
-    dreams = torch.cat((video[:, :4], imagined), dim=1)
-    rows = [row for pair in zip(video[:4], dreams[:4], strict=True) for row in pair]
-    paths.append(save_picture(grid(rows), folder / "rollouts.png"))
-    held = hold_actions(world, _telling(world, dataset, seed), 11, seed)
-    paths.append(save_picture(grid(list(held)), folder / "actions.png"))
-    paths.append(save_video(torch.cat(list(held), dim=2), folder / "actions.gif", world.fps / 2))
-    if run and (run / "metrics.jsonl").exists():
-        paths.append(draw_curves(run / "metrics.jsonl", folder / "curves.png"))
+def save_pictures(scenes: Scenes, report: dict[str, Any], lines: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """reconstructions.png, rollouts.png, actions.png and .gif, and curves.png if there are `lines` of training."""
+    before, after = scenes.originals, scenes.reconstructions
+    rows = [half for i in range(0, len(before), 8) for half in (before[i : i + 8], after[i : i + 8])]
+    pairs = zip(scenes.truth[:4, :12], scenes.imagined[:4, :12], strict=True)
+    paths = [
+        save_picture(grid(rows), folder / "reconstructions.png"),
+        save_picture(grid([row for pair in pairs for row in pair]), folder / "rollouts.png"),
+        save_picture(grid(list(scenes.held)), folder / "actions.png"),
+        save_video(torch.cat(list(scenes.held), dim=2), folder / "actions.gif", report["fps"] / 2),
+    ]
+    if lines:
+        write_atomic(folder / "curves.png", curves_picture(lines))
+        paths.append(folder / "curves.png")
     return paths
 
 
-def hold_actions(
-    world: World, frames: UInt8[Tensor, "t h w c"], horizon: int, seed: int
-) -> UInt8[Tensor, "actions t h w c"]:
-    """The last of `frames`, then every action held for `horizon` frames: a row per action."""
-    prompt = frames.expand(world.num_actions, *frames.shape)
-    actions = torch.arange(world.num_actions)[:, None].expand(-1, horizon)
-    return torch.cat((prompt[:, -1:], world.rollout(prompt, actions, seed)), dim=1)
+# Pictures inside the page.
 
 
-def _telling(world: World, dataset: Dataset, seed: int) -> UInt8[Tensor, "t h w c"]:
-    """Four frames at rest, of many the four stillest, from which the actions lead furthest apart: in the middle of a
-    jump gravity decides, and not every place leaves room to go left, right and up."""
-    starts = np.random.default_rng(seed).choice(dataset.windows(4), 256)
-    clips = torch.from_numpy(dataset.clips(starts, 4))
-    still = clips[clips.float().std(dim=1).mean(dim=(1, 2, 3)).argsort()[:4]]
-    ends = torch.stack([hold_actions(world, clip, 3, seed)[:, -1] for clip in still]).float()
-    return still[int(ends.std(dim=1).mean(dim=(1, 2, 3)).argmax())]
+def animated(video: UInt8[Tensor, "t h w c"], fps: float, alt: str) -> str:
+    """A WebP that plays forever, resting on its last frame; one frame is a still."""
+    lossless = max(video.shape[1:3]) <= 2 * LOSSLESS_SIDE
+    frames, drawn = [Image.fromarray(frame.numpy()) for frame in video], io.BytesIO()
+    pace = [round(1000 / fps)] * (len(frames) - 1) + [900]
+    options = {"save_all": True, "append_images": frames[1:], "duration": pace, "loop": 0} if len(frames) > 1 else {}
+    frames[0].save(drawn, "WEBP", lossless=lossless, quality=80, method=4, **options)
+    data = base64.b64encode(drawn.getvalue()).decode()
+    return f'<img alt="{escape(alt)}" src="data:image/webp;base64,{data}">'
 
 
-def draw_curves(metrics: Path, path: Path) -> Path:
-    """Loss, quality and code use of every stage along training."""
-    from matplotlib.figure import Figure
+def stacked(
+    above: UInt8[Tensor, "t h w c"], below: UInt8[Tensor, "t h w c"], given: int = 0
+) -> UInt8[Tensor, "t H w c"]:
+    """One video above another, a bar between them that changes colour where `given` frames end."""
+    bar = above.new_zeros(len(above), max(3, above.shape[1] // 16), above.shape[2], 3)
+    bar[:given], bar[given:] = (torch.tensor(colour, dtype=torch.uint8) for colour in (GIVEN, IMAGINED))
+    return torch.cat((above, bar, below), dim=1)
 
-    lines = read_metrics(metrics)
-    panels = [
-        ("tokenizer", "psnr", "tokenizer: PSNR (dB)"),
-        ("tokenizer", "perplexity", "tokenizer: code perplexity"),
-        ("lam", "psnr", "LAM: PSNR of the next frame (dB)"),
-        ("lam", "perplexity", "LAM: action perplexity"),
-        ("dynamics", "cross_entropy", "dynamics: cross-entropy (nats)"),
-        ("dynamics", "control", "dynamics: nats that the action is worth"),
+
+def figure(picture: str, caption: str = "") -> str:
+    return f"<figure>{picture}{f'<figcaption>{caption}</figcaption>' if caption else ''}</figure>"
+
+
+def strip(figures: Iterable[str], style: str = "") -> str:
+    return f'<div class="strip" style="{style}">{"".join(figures)}</div>'
+
+
+def plots(drawn: Iterable[str]) -> str:
+    return f'<div class="plots">{"".join(drawn)}</div>'
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{column}</th>" for column in columns)
+    lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def page(title: str, content: str) -> str:
+    """One self-contained HTML file around `content`."""
+    return _template("page.html").substitute(title=escape(title), body=content)
+
+
+def _template(name: str) -> Template:
+    return Template((Path(__file__).parent / name).read_text(encoding="utf-8"))
+
+
+def spread(value: dict[str, Any] | float, interval: list[float] | None = None, digits: int = 2) -> str:
+    """A number with its interval, as text."""
+    mean, interval = (value["mean"], value["ci95"]) if isinstance(value, dict) else (value, interval)
+    text = f"{mean:.{digits}f}"
+    return f"{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else text
+
+
+def headline(report: dict[str, Any]) -> dict[str, str]:
+    """The numbers that a paper's table would hold, as text. Used alone and side by side."""
+    tokenizer, actions, rollout = report["tokenizer"], report["actions"], report["rollout"]
+    far = report["long_rollouts"]["from_1"]
+    t = max((t for t in rollout["delta_psnr"] if int(t) <= 4), key=int)
+    last, drift = list(report["drift"]["stretches"].items())[-1]
+    numbers = {
+        "tokenizer PSNR": f"{spread(tokenizer['psnr'], tokenizer['psnr_ci95'])} dB",
+        "tokenizer SSIM": spread(tokenizer["ssim"], tokenizer["ssim_ci95"], 3),
+        "tokenizer codes in use": f"{tokenizer['codes_used']} of {tokenizer['num_codes']}",
+        "tokenizer code perplexity": f"{tokenizer['perplexity']:.0f}",
+        "actions above 2 %": f"{actions['above_2_percent']} of {len(actions['usage'])}",
+        f"delta-PSNR, frame {t}": f"{spread(rollout['delta_psnr'][t])} dB",
+        f"PSNR, frame {t}, pooled": f"{rollout['pooled_psnr'][t]:.2f} dB",
+        f"last frame repeated, frame {t}, pooled": f"{rollout['repeat_last_pooled_psnr'][t]:.2f} dB",
+        "10 frames from 1, PSNR": f"{spread(far['psnr_first_10'])} dB",
+        "10 frames from 1, SSIM": spread(far["ssim_first_10"], digits=3),
+        "motion explained by the action": f"{actions['effects_together']['explained']:.0%}",
+        "cross-entropy of dynamics": f"{report['dynamics']['cross_entropy']:.2f} nats",
+        f"sharpness, frames {last}": spread(drift["sharpness"]),
+        f"code perplexity, frames {last}": f"{drift['perplexity_share']:.2f} of real",
+    }
+    if "mutual_information" in actions:
+        numbers["mutual information with true actions"] = f"{actions['mutual_information']:.3f}"
+        numbers["true action from latent"] = f"{actions['probe']['mean']:.0%}"
+    for key, (title, _, pairs) in PERCEPTUAL.items():
+        if pairs and f"{key}_first_10" in far:
+            numbers[f"10 frames from 1, {title}"] = spread(far[f"{key}_first_10"], digits=3)
+        elif key in far:
+            numbers[f"{report['long_rollouts']['frames']} frames from 1, {title}"] = f"{far[key]:.2f}"
+    return numbers
+
+
+def body(report: dict[str, Any], scenes: Scenes, lines: list[dict[str, Any]]) -> str:
+    """The page's inside: report.html with every number and picture filled in."""
+    made, actions, fps = report["made_with"], report["actions"], report["fps"] / 2
+    together = actions["effects_together"]
+    run = Run(from_dict(WorldConfig, report["world"]), lines, report)
+    facts = {
+        **{name: report["dataset"][name] for name in ("source", "generator", "split")},
+        "clips": report["clips"],
+        "seed": report["seed"],
+        "version": made["minigenie"],
+        "commit": made["commit"] or "commit unknown",
+        "machine": made["cpu"] if made["device"] == "cpu" else made["device"],
+        "prompt": PROMPT,
+        "held": scenes.held.shape[1] - 1,
+        "starts": together["starts"],
+        "explained": f"{together['explained']:.0%}",
+        "explained_chance": f"{together['explained_chance']:.0%}",
+        "long_clips": report["long_rollouts"]["clips"],
+        "in_use": actions["above_2_percent"],
+        "num_actions": len(actions["usage"]),
+        "transitions": f"{actions['transitions']:,}",
+        "perplexity": f"{actions['perplexity']:.2f}",
+        "meaning_note": MEANING if "confusion" in actions else "The footage has no true actions to compare them with.",
+        "drift_clips": report["drift"]["clips"],
+        "drift_frames": report["drift"]["horizon"],
+    }
+    pieces = {
+        "notes": "".join(f"<li>{escape(note)}</li>" for note in report["notes"]),
+        "cards": _cards(headline(report)),
+        "rollouts": strip(
+            figure(animated(stacked(true, seen, PROMPT), fps, "truth above imagination"))
+            for true, seen in zip(scenes.truth, scenes.imagined, strict=True)
+        ),
+        "gallery": strip(_held(report, scenes, a, fps) for a in range(len(scenes.held))),
+        "fading": plots([control_plot({"": report}), *quality_plots(report["long_rollouts"])]),
+        "meaning": _meaning(report) if "confusion" in actions else _usage(actions),
+        "reconstructions": strip(
+            figure(animated(stacked(before[None], after[None], given=1), fps, "original above reconstruction"))
+            for before, after in zip(scenes.originals, scenes.reconstructions, strict=True)
+        ),
+        "drift": plots(drift_plots({"": report})) + _drifting(scenes),
+        "findings": _findings(diagnose(run)),
+        "curves": plots(curves_plots(lines)) if lines else "",
+        "numbers": table(
+            ["", "this world", "published", "where"],
+            [[name, value, *PUBLISHED.get(name, ("", ""))] for name, value in headline(report).items()],
+        ),
+    }
+    return _template("report.html").substitute({name: escape(str(fact)) for name, fact in facts.items()}, **pieces)
+
+
+def _cards(numbers: dict[str, str]) -> str:
+    cards = ""
+    for name in (*PUBLISHED, "actions above 2 %", "motion explained by the action"):
+        if name in numbers:
+            value, _, interval = numbers[name].removesuffix(" dB").rstrip("]").partition(" [")
+            unit = "<small> dB</small>" if numbers[name].endswith("dB") else ""
+            published = f"published: {PUBLISHED[name][0]}" if name in PUBLISHED else ""
+            below = f"<span>{interval.replace(', ', ' to ')}</span><span>{published}</span>"
+            cards += f"<div><span>{name}</span><b>{value}{unit}</b>{below}</div>"
+    return cards
+
+
+def _held(report: dict[str, Any], scenes: Scenes, a: int, fps: float) -> str:
+    effect, share = report["actions"]["effects"][a], report["actions"]["usage"][a]
+    arrows = [
+        f"{there if value > 0 else back} {abs(value):.1f}"
+        for value, there, back in zip(effect["motion"], "↓→", "↑←", strict=True)
+        if abs(value) >= 0.1
     ]
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    for axes, (stage, name, title) in zip(figure.subplots(2, 3, squeeze=True).T.flat, panels, strict=True):
-        points = [(line["step"], line[name]) for line in lines if line["stage"] == stage and name in line]
-        if not points:  # LAM and dynamics trained jointly
-            points = [(line["step"], line[f"{stage}_{name}"]) for line in lines if f"{stage}_{name}" in line]
-        axes.plot(*zip(*points, strict=True)) if points else axes.set_axis_off()
-        axes.set_title(title, fontsize=10)
-        axes.grid(alpha=0.3)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=90)
-    write_atomic(path, drawn.getvalue())
-    return path
+    alike = "" if effect["consistency"] is None else f", {effect['consistency']:.0%} alike"
+    what = f"{' '.join(arrows)} px{alike}" if arrows else "rests"
+    return figure(animated(scenes.held[a], fps, f"action {a} held"), f"<b>action {a}</b> · {share:.0%}<br>{what}")
 
 
-def write_report(report: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "report.json", json.dumps(report, indent=1).encode())
+def _meaning(report: dict[str, Any]) -> str:
+    actions = report["actions"]
+    rows = [
+        [title, digits.format(actions[name]), digits.format(actions[f"{name}_chance"])]
+        for title, name, digits in (
+            ("normalised mutual information", "mutual_information", "{:.3f}"),
+            ("purity", "purity", "{:.1%}"),
+        )
+    ]
+    guessed = ["true action guessed, on other clips", spread(actions["probe"]), f"{actions['probe_chance']:.2f}"]
+    measures = table(["", "measured", "chance"], [*rows, guessed])
+    return f'<div class="beside"><div>{_confusion(report)}</div><div>{measures}</div></div>'
+
+
+def _usage(actions: dict[str, Any]) -> str:
+    return table(["action", "share"], [[str(a), f"{share:.1%}"] for a, share in enumerate(actions["usage"])])
+
+
+def _confusion(report: dict[str, Any]) -> str:
+    """How often each latent action stands for each true one, a row per latent action."""
+    actions = report["actions"]
+    names = {"coinrun": PROCGEN_ACTIONS, "toy": TOY_ACTIONS}.get(report["dataset"]["source"], {})
+    label = {number: name for name, number in names.items()}
+    head = "".join(f"<th>{label.get(true, true)}</th>" for true in actions["true_actions"])
+    rows = ""
+    for a, counts in enumerate(actions["confusion"]):
+        shares = [count / max(sum(counts), 1) for count in counts]
+        cells = "".join(f'<td style="--share: {share:.0%}">{share:.0%}</td>' for share in shares)
+        rows += f"<tr><th>{a} · {actions['usage'][a]:.0%}</th>{cells}</tr>"
+    head = f"<thead><tr><th></th>{head}</tr></thead>"
+    return f'<div class="scroll"><table class="matrix">{head}<tbody>{rows}</tbody></table></div>'
+
+
+def _drifting(scenes: Scenes) -> str:
+    """Four rollouts in columns of frames."""
+    at = [t for t in scenes.drifting if t in (0, 1, 10, 50, 100) or t == max(scenes.drifting)]
+    figures = []
+    for t in at:
+        column = rearrange(scenes.drifting[t][:4], "b h w c -> (b h) w c")
+        name = f"frame {t}" if t else "start"
+        figures.append(figure(animated(column[None], 1, name), name))
+    return strip(figures, f"grid-template-columns: repeat({len(at)}, minmax(0, 120px))")
+
+
+def _findings(findings: list[Finding]) -> str:
+    rows = ""
+    for finding in findings:
+        advice = f". To change: {escape(finding.advice)}" if finding.advice else ""
+        said = f"<b>{finding.disease}</b>: {escape(finding.measured)}{advice}"
+        rows += f'<li><span class="{finding.verdict}">{finding.verdict}</span>{said}</li>'
+    return f'<ul class="findings">{rows}</ul>'

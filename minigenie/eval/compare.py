@@ -1,0 +1,72 @@
+"""Worlds side by side, from the report.json of each."""
+
+import base64
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from minigenie.data.dataset import write_atomic
+from minigenie.eval.doctor import read_report
+from minigenie.eval.plots import control_plot, drift_plots, fading_plot
+from minigenie.eval.report import figure, headline, page, plots, table
+
+Reports = dict[str, dict[str, Any]]
+PICTURES = (("rollouts.png", "Truth above imagination"), ("actions.png", "Every action held, a row each"))
+
+
+def read_reports(folders: list[Path]) -> Reports:
+    """The reports of two folders or more by a short name each. FileNotFoundError or ValueError, one line."""
+    if len({folder.resolve() for folder in folders}) < 2:
+        raise ValueError("--compare takes two different folders or more that minigenie eval has written report.json to")
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    return {name: read_report(folder) for name, folder in zip(names, folders, strict=True)}
+
+
+def rows(reports: Reports) -> list[list[str]]:
+    """A row for every headline number, a column for every world; a dash where one was not measured."""
+    numbers = {name: headline(report) for name, report in reports.items()}
+    keys = dict.fromkeys(key for column in numbers.values() for key in column)
+    return [[key, *(column.get(key, "-") for column in numbers.values())] for key in keys]
+
+
+def differences(reports: Reports) -> list[str]:
+    """Why the numbers should not be compared, a line each; nothing if they may."""
+    first, *others = reports
+    found = []
+    for other in others:
+        for key in ("dataset", "clips", "seed"):
+            if reports[first][key] != reports[other][key]:
+                what = "footage" if key == "dataset" else key
+                found.append(
+                    f"{first} and {other} were measured on different {what}; run minigenie eval alike for both"
+                )
+    return found
+
+
+def write_comparison(folders: list[Path], reports: Reports, path: Path) -> Path:
+    """One self-contained page: the numbers, the curves in one plot, the pictures side by side."""
+    notes = "".join(f"<li>{escape(line)}</li>" for line in differences(reports))
+    content = f"""<ul class="notes">{notes}</ul>
+<section><h2>In numbers</h2>
+<p class="soft">Square brackets hold 95 % intervals: where they overlap widely, the difference may be chance.</p>
+{table(["", *map(escape, reports)], rows(reports))}</section>
+<section><h2>Control, fading, drift</h2>
+<p class="soft">What the right actions are worth over random ones; nearness to the truth from 4 true frames; sharpness
+and code use over long rollouts.</p>
+{plots([control_plot(reports), fading_plot(reports), *drift_plots(reports)])}</section>
+{"".join(_pictures(dict(zip(reports, folders, strict=True)), *what) for what in PICTURES)}"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, page(" and ".join(reports), content).encode())
+    return path
+
+
+def _pictures(folders: dict[str, Path], file: str, what: str) -> str:
+    """The worlds' pictures called `file`, of those that have one."""
+    figures = ""
+    for name, folder in folders.items():
+        if (path := folder / "pictures" / file).exists():
+            data = base64.b64encode(path.read_bytes()).decode()
+            figures += figure(f'<img alt="{what}" src="data:image/png;base64,{data}">', escape(name))
+    return f'<section><h2>{what}</h2><div class="beside">{figures}</div></section>' if figures else ""

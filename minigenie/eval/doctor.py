@@ -1,0 +1,168 @@
+"""What ails a run? The usual diseases, each by a number that training or `minigenie eval` noted, and their cures."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from minigenie.config import from_dict
+from minigenie.train import read_metrics
+from minigenie.world import CONFIG_KEYS, WorldConfig, read_config
+
+Report = dict[str, Any]
+FRESH = 5  # last values of a metric that are averaged
+
+
+class Finding(NamedTuple):
+    """What one check found. measured says the value and the threshold, advice what to change."""
+
+    disease: str
+    verdict: Literal["healthy", "ill", "unknown"]
+    measured: str
+    advice: str
+
+
+class Run(NamedTuple):
+    config: WorldConfig
+    metrics: list[dict[str, Any]]
+    report: Report
+
+    def last(self, stage: str, name: str, count: int = FRESH) -> float | None:
+        """Mean of the last values that training noted, whether or not LAM and dynamics trained together."""
+        joint = [line[f"{stage}_{name}"] for line in self.metrics if f"{stage}_{name}" in line]
+        values = [line[name] for line in self.metrics if line["stage"] == stage and name in line] or joint
+        return float(np.mean(values[-count:])) if values else None
+
+    def measured(self, *path: str) -> Any:
+        """An entry of report.json, None if it is not there."""
+        value: Any = self.report
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+
+def read_run(folder: Path) -> Run:
+    """Raises FileNotFoundError or ValueError, one line, if `folder` is no run."""
+    values = read_config(folder)
+    config = from_dict(WorldConfig, {name: values[name] for name in CONFIG_KEYS if name in values}, "config.json")
+    if not (folder / "metrics.jsonl").exists() and not (folder / "report.json").exists():
+        raise FileNotFoundError(
+            f"{folder} has neither metrics.jsonl nor report.json; train it, or measure it with eval"
+        )
+    report = read_report(folder) if (folder / "report.json").exists() else {}
+    return Run(config, read_metrics(folder / "metrics.jsonl"), report)
+
+
+def read_report(folder: Path) -> Report:
+    """The folder's report.json. Raises FileNotFoundError or ValueError, one line."""
+    path = folder / "report.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no report.json; make one with `minigenie eval {folder} DATASET`")
+    try:
+        report = json.loads(path.read_bytes())
+        report["tokenizer"]["psnr"], report["actions"]["usage"], report["rollout"]["delta_psnr"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is damaged; delete it and run minigenie eval again") from None
+    return report
+
+
+def diagnose(run: Run) -> list[Finding]:
+    return [check(run) for check in CHECKS]
+
+
+def collapsed_actions(run: Run) -> Finding:
+    count = run.config.lam.num_actions
+    value = run.measured("actions", "perplexity") or run.last("lam", "perplexity")
+    limit = max(2.0, count / 4)
+    return _finding(
+        "collapsed actions", value, value is not None and value < limit,
+        f"perplexity {value or 0:.2f} of {count} actions, at least {limit:.1f} wanted",
+        "train again with a longer continuous start, --set lam.quantizer.warmup=0.6, or on livelier footage",
+    )  # fmt: skip
+
+
+def empty_actions(run: Run) -> Finding:
+    unit, limit = ("dB", 0.3) if run.config.lam.input == "pixels" else ("nats", 0.03)
+    value = run.last("lam", "control", 3)
+    return _finding(
+        "empty actions", value, value is not None and value < limit,
+        f"an inferred action is worth {value or 0:.2f} {unit} to the LAM's decoder, at least {limit} wanted",
+        "show the decoder less of the past (--set lam.pairs=true), take fewer frames a second so that more happens "
+        "between two, or train the LAM for longer (lam_fit.steps)",
+    )  # fmt: skip
+
+
+def dead_codes(run: Run) -> Finding:
+    count, limit = run.config.tokenizer.quantizer.num_codes, 0.2
+    alive = run.measured("tokenizer", "codes_used") or run.last("tokenizer", "codes_alive", 1)
+    return _finding(
+        "dead codes", alive, alive is not None and alive < limit * count,
+        f"{alive or 0:.0f} of {count} tokenizer codes in use, at least {limit:.0%} wanted",
+        "start continuous (--set tokenizer.quantizer.warmup=0.15), revive earlier (tokenizer.quantizer.revive_below=.3)"
+        " or take fewer codes (tokenizer.quantizer.num_codes)",
+    )  # fmt: skip
+
+
+def blurry_tokenizer(run: Run) -> Finding:
+    value = run.measured("tokenizer", "psnr") or run.last("tokenizer", "psnr")
+    return _finding(
+        "blurry tokenizer", value, value is not None and value < 24,
+        f"reconstructions have {value or 0:.1f} dB PSNR, at least 24 wanted",
+        "train the tokenizer for longer (tokenizer_fit.steps), with smaller patches (tokenizer.patch=4) or a larger "
+        "decoder (tokenizer.decoder.num_blocks)",
+    )  # fmt: skip
+
+
+def ignored_actions(run: Run) -> Finding:
+    advice = (
+        "mend the latent actions first if they are ill; else train dynamics for longer (dynamics_fit.steps), with a "
+        "clean context (dynamics.context=clean)"
+    )
+    if deltas := run.measured("rollout", "delta_psnr"):
+        t = max((t for t in deltas if int(t) <= 4), key=int)
+        low, high = deltas[t]["ci95"]
+        measured = f"delta-PSNR {deltas[t]['mean']:.2f} dB [{low:.2f}, {high:.2f}] at frame {t}, surely above 0 wanted"
+        return _finding("ignored actions", low, low <= 0, measured, advice)
+    value = run.last("dynamics", "control", 3)
+    measured = f"the right action is worth {value or 0:.3f} nats to dynamics, at least 0.05 wanted"
+    return _finding("ignored actions", value, value is not None and value < 0.05, measured, advice)
+
+
+def overfitting(run: Run) -> Finding:
+    seen, held_out = run.last("dynamics", "cross_entropy", 10), run.measured("dynamics", "cross_entropy")
+    gap = held_out - seen if seen is not None and held_out is not None else None
+    return _finding(
+        "overfitting", gap, gap is not None and gap > 1,
+        f"cross-entropy of dynamics is {held_out or 0:.2f} nats on held-out clips, {seen or 0:.2f} in training; at "
+        "most 1 more wanted",
+        "collect or ingest more footage, of more levels or places; else fewer steps or a smaller model",
+        "needs training's metrics and a report on held-out clips; run minigenie eval",
+    )  # fmt: skip
+
+
+def teleporting(run: Run) -> Finding:
+    value = run.last("data", "teleports", 1)
+    return _finding(
+        "teleporting windows", value, value is not None and value > 0.01,
+        f"{value or 0:.1%} of the footage's transitions lead somewhere else altogether, at most 1 % wanted",
+        "cut the videos at their scene changes and ingest them again, with more frames a second if they move fast",
+    )  # fmt: skip
+
+
+CHECKS = (
+    collapsed_actions, empty_actions, dead_codes, blurry_tokenizer, ignored_actions, overfitting, teleporting,
+)  # fmt: skip
+
+
+def _finding(
+    disease: str,
+    value: float | None,
+    ill: bool,
+    measured: str,
+    advice: str,
+    missing: str = "this run noted nothing of it",
+) -> Finding:
+    if value is None:
+        return Finding(disease, "unknown", missing, "")
+    return Finding(disease, "ill", measured, advice) if ill else Finding(disease, "healthy", measured, "")
