@@ -7,8 +7,8 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-SHAPED = ("nn", "tokenizer", "lam", "dynamics", "maskgit", "world", "pictures")
-SHAPED += ("eval.fidelity", "eval.networks", "eval.perceptual")
+EVAL = ("controllability", "drift", "fidelity", "measure", "networks", "perceptual")
+SHAPED = ("nn", "tokenizer", "lam", "dynamics", "maskgit", "world", "pictures", *(f"eval.{name}" for name in EVAL))
 install_import_hook([f"minigenie.{name}" for name in SHAPED], "beartype.beartype")
 
 from minigenie.data.collect import collect  # noqa: E402

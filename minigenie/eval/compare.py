@@ -21,7 +21,13 @@ def read_reports(folders: list[Path]) -> Reports:
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
-    return {name: read_report(folder) for name, folder in zip(names, folders, strict=True)}
+    reports = {name: read_report(folder) for name, folder in zip(names, folders, strict=True)}
+    for folder, report in zip(folders, reports.values(), strict=True):
+        try:
+            headline(report)
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{folder / 'report.json'} is of another MiniGenie; run minigenie eval again") from None
+    return reports
 
 
 def rows(reports: Reports) -> list[list[str]]:

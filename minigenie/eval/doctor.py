@@ -73,45 +73,49 @@ def diagnose(run: Run) -> list[Finding]:
 
 def collapsed_actions(run: Run) -> Finding:
     count = run.config.lam.num_actions
-    value = run.measured("actions", "perplexity") or run.last("lam", "perplexity")
-    limit = max(2.0, count / 4)
     return _finding(
-        "collapsed actions", value, value is not None and value < limit,
-        f"perplexity {value or 0:.2f} of {count} actions, at least {limit:.1f} wanted",
+        "collapsed actions",
+        run.measured("actions", "perplexity") or run.last("lam", "perplexity"),
+        f"perplexity {{:.2f}} of {count} actions",
+        max(2.0, count / 4),
         "train again with a longer continuous start, --set lam.quantizer.warmup=0.6, or on livelier footage",
-    )  # fmt: skip
+    )
 
 
 def empty_actions(run: Run) -> Finding:
     unit, limit = ("dB", 0.3) if run.config.lam.input == "pixels" else ("nats", 0.03)
-    value = run.last("lam", "control", 3)
     return _finding(
-        "empty actions", value, value is not None and value < limit,
-        f"an inferred action is worth {value or 0:.2f} {unit} to the LAM's decoder, at least {limit} wanted",
+        "empty actions",
+        run.last("lam", "control", 3),
+        f"an inferred action is worth {{:.2f}} {unit} to the LAM's decoder",
+        limit,
         "show the decoder less of the past (--set lam.pairs=true), take fewer frames a second so that more happens "
         "between two, or train the LAM for longer (lam_fit.steps)",
-    )  # fmt: skip
+    )
 
 
 def dead_codes(run: Run) -> Finding:
-    count, limit = run.config.tokenizer.quantizer.num_codes, 0.2
+    count = run.config.tokenizer.quantizer.num_codes
     alive = run.measured("tokenizer", "codes_used") or run.last("tokenizer", "codes_alive", 1)
     return _finding(
-        "dead codes", alive, alive is not None and alive < limit * count,
-        f"{alive or 0:.0f} of {count} tokenizer codes in use, at least {limit:.0%} wanted",
-        "start continuous (--set tokenizer.quantizer.warmup=0.15), revive earlier (tokenizer.quantizer.revive_below=.3)"
-        " or take fewer codes (tokenizer.quantizer.num_codes)",
-    )  # fmt: skip
+        "dead codes",
+        alive,
+        f"{{:.0f}} of {count} tokenizer codes in use",
+        0.2 * count,
+        "start continuous (--set tokenizer.quantizer.warmup=0.15), revive more (tokenizer.quantizer.revive_below=.3) or "
+        "take fewer codes (tokenizer.quantizer.num_codes)",
+    )
 
 
 def blurry_tokenizer(run: Run) -> Finding:
-    value = run.measured("tokenizer", "psnr") or run.last("tokenizer", "psnr")
     return _finding(
-        "blurry tokenizer", value, value is not None and value < 24,
-        f"reconstructions have {value or 0:.1f} dB PSNR, at least 24 wanted",
+        "blurry tokenizer",
+        run.measured("tokenizer", "psnr") or run.last("tokenizer", "psnr"),
+        "reconstructions have {:.1f} dB PSNR",
+        24,
         "train the tokenizer for longer (tokenizer_fit.steps), with smaller patches (tokenizer.patch=4) or a larger "
         "decoder (tokenizer.decoder.num_blocks)",
-    )  # fmt: skip
+    )
 
 
 def ignored_actions(run: Run) -> Finding:
@@ -121,33 +125,34 @@ def ignored_actions(run: Run) -> Finding:
     )
     if deltas := run.measured("rollout", "delta_psnr"):
         t = max((t for t in deltas if int(t) <= 4), key=int)
-        low, high = deltas[t]["ci95"]
-        measured = f"delta-PSNR {deltas[t]['mean']:.2f} dB [{low:.2f}, {high:.2f}] at frame {t}, surely above 0 wanted"
-        return _finding("ignored actions", low, low <= 0, measured, advice)
-    value = run.last("dynamics", "control", 3)
-    measured = f"the right action is worth {value or 0:.3f} nats to dynamics, at least 0.05 wanted"
-    return _finding("ignored actions", value, value is not None and value < 0.05, measured, advice)
+        said = f"delta-PSNR {deltas[t]['mean']:.2f} dB at frame {t}, surely {{:.2f}} or more"
+        return _finding("ignored actions", deltas[t]["ci95"][0], said, 0, advice)
+    said = "the right action is worth {:.3f} nats to dynamics"
+    return _finding("ignored actions", run.last("dynamics", "control", 3), said, 0.05, advice)
 
 
 def overfitting(run: Run) -> Finding:
-    seen, held_out = run.last("dynamics", "cross_entropy", 10), run.measured("dynamics", "cross_entropy")
-    gap = held_out - seen if seen is not None and held_out is not None else None
+    seen, unseen = run.last("dynamics", "cross_entropy", 10), run.measured("dynamics", "cross_entropy")
     return _finding(
-        "overfitting", gap, gap is not None and gap > 1,
-        f"cross-entropy of dynamics is {held_out or 0:.2f} nats on held-out clips, {seen or 0:.2f} in training; at "
-        "most 1 more wanted",
+        "overfitting",
+        None if seen is None or unseen is None else unseen - seen,
+        f"cross-entropy of dynamics on held-out clips is {unseen or 0:.2f} nats, {{:.2f}} above training's",
+        1,
         "collect or ingest more footage, of more levels or places; else fewer steps or a smaller model",
-        "needs training's metrics and a report on held-out clips; run minigenie eval",
-    )  # fmt: skip
+        most=True,
+    )
 
 
 def teleporting(run: Run) -> Finding:
-    value = run.last("data", "teleports", 1)
+    share = run.last("data", "teleports", 1)
     return _finding(
-        "teleporting windows", value, value is not None and value > 0.01,
-        f"{value or 0:.1%} of the footage's transitions lead somewhere else altogether, at most 1 % wanted",
+        "teleporting windows",
+        None if share is None else 100 * share,
+        "{:.1f} % of the footage's transitions lead somewhere else altogether",
+        1,
         "cut the videos at their scene changes and ingest them again, with more frames a second if they move fast",
-    )  # fmt: skip
+        most=True,
+    )
 
 
 CHECKS = (
@@ -155,14 +160,10 @@ CHECKS = (
 )  # fmt: skip
 
 
-def _finding(
-    disease: str,
-    value: float | None,
-    ill: bool,
-    measured: str,
-    advice: str,
-    missing: str = "this run noted nothing of it",
-) -> Finding:
+def _finding(disease: str, value: float | None, said: str, limit: float, advice: str, *, most: bool = False) -> Finding:
+    """said: the sentence around the value. limit: the least that is healthy, or with `most` the most."""
     if value is None:
-        return Finding(disease, "unknown", missing, "")
-    return Finding(disease, "ill", measured, advice) if ill else Finding(disease, "healthy", measured, "")
+        return Finding(disease, "unknown", "this run has not noted it; measure it with minigenie eval", "")
+    ill = value > limit if most else value <= limit
+    measured = f"{said.format(value)}; {'at most' if most else 'more than'} {limit:g} wanted"
+    return Finding(disease, "ill" if ill else "healthy", measured, advice if ill else "")

@@ -21,6 +21,7 @@ from minigenie.world import World
 
 ENDS = (10, 50, 100, 200, 500, 1000)  # of the stretches of horizon: 1-10, 11-50, ...
 MEASURED = 10  # frames of each clip in a stretch: equal counts, since perplexity and Frechet distance depend on them
+LEAST_GRADIENT = 1e-8  # footage of nothing but flat colour
 HOLD = 8  # frames that an action is held on average, as a player holds a key
 
 Watch = Callable[[int, int], None]
@@ -71,11 +72,11 @@ def measure_drift(
     of `real`; perplexity_share: likewise; both are 1 in a sound world. frechet only with `features`.
     """
     truth = _measure(world, real[:, None], features)
-    gradient = truth["gradient"].mean()
+    gradient = max(float(truth["gradient"].mean()), LEAST_GRADIENT)
     report: dict[str, Any] = {
         "clips": len(frames[1]),
         "horizon": max(frames),
-        "real": {"frames": len(real), "gradient": float(gradient), "perplexity": truth["perplexity"]},
+        "real": {"frames": len(real), "gradient": gradient, "perplexity": truth["perplexity"]},
         "stretches": {},
     }
     for name, picks in stretches(max(frames)).items():

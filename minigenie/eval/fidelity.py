@@ -27,15 +27,19 @@ def decibels(error: np.ndarray) -> np.ndarray:
 
 
 def ssim(frames: Float[Tensor, "*b h w c"], truth: Float[Tensor, "*b h w c"]) -> Float[Tensor, "*b"]:
-    """Structural similarity of each frame in [-1, 1]: Gaussian window of 11 pixels, sigma 1.5; frames in [0, 1]."""
+    """Structural similarity of each frame in [-1, 1]: Gaussian window of 11 pixels, sigma 1.5, frames in [0, 1] and
+    mirrored at their borders, as torchmetrics has it. Sides of 6 pixels at least."""
     lead, (height, width, channels) = frames.shape[:-3], frames.shape[-3:]
-    x, y = (f.reshape(-1, height, width, channels).permute(0, 3, 1, 2) for f in (frames, truth))
+    x, y = (
+        F.pad(f.reshape(-1, height, width, channels).permute(0, 3, 1, 2), (5, 5, 5, 5), mode="reflect")
+        for f in (frames, truth)
+    )
     offsets = torch.arange(11, device=frames.device) - 5.0
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))
-    window = (window / window.sum()).outer(window / window.sum()).expand(channels, 1, 11, 11)
+    window = (window / window.sum()).expand(channels, 1, 1, 11)
 
     def blur(image: Tensor) -> Tensor:
-        return F.conv2d(image, window, groups=channels)
+        return F.conv2d(F.conv2d(image, window, groups=channels), window.mT, groups=channels)
 
     mean_x, mean_y = blur(x), blur(y)
     var_x, var_y, cov = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y

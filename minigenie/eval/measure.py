@@ -26,11 +26,11 @@ from minigenie.eval.drift import Features, Watch, measure_drift, play_on
 from minigenie.eval.fidelity import decibels, mse, psnr, ssim
 from minigenie.eval.statistics import bootstrap, by_horizon, entropy, interval, perplexity
 from minigenie.nn.patches import to_float, to_uint8
-from minigenie.world import MODELS, World
+from minigenie.world import CONFIG_KEYS, MODELS, World
 
 BATCH = 32
-PROMPT, HORIZON = 4, 8  # frames given and imagined for delta-PSNR, of every clip
-LONG_PROMPTS, LONG_HORIZON, LONG_CLIPS = (1, 4), 15, 48
+PROMPT, HORIZON = 4, 4  # frames given and imagined of every clip
+LONG_CLIPS, LONG_HORIZON, LONG_CONTROL = 32, 15, 8  # fewer clips go on for longer, and for longer under random actions
 STARTS, HELD = 8, 4  # start frames for the actions' effects, and how long an action is held
 GALLERY = 12  # frames of the action gallery
 DRIFT_CLIPS, DRIFT_HORIZON = 8, 200
@@ -42,6 +42,7 @@ PERCEPTUAL = {  # by key in the report: what it is called, how it is loaded, whe
     "fvd": ("FVD", "load_i3d", False),
 }
 FVD_FRAMES = 9  # at least
+COLLAPSED = 2.0  # perplexity of the actions: fewer than two do all the work
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -118,7 +119,7 @@ def evaluate(
     long_starts = sitting.clips(min(clips, LONG_CLIPS), PROMPT + long_horizon, salt=1)
     sitting.total = (
         2 * len(starts) * horizon
-        + len(LONG_PROMPTS) * len(long_starts) * long_horizon
+        + len(long_starts) * (2 * long_horizon + min(LONG_CONTROL, long_horizon))
         + STARTS * world.num_actions * HELD
         + world.num_actions * (GALLERY - 1)
         + DRIFT_CLIPS * DRIFT_HORIZON
@@ -131,9 +132,11 @@ def evaluate(
     video, truth = sitting.frames(starts, PROMPT + horizon), dataset.clip_actions(starts, PROMPT + horizon)
     actions = torch.cat([world.infer_actions(part) for part in video.split(BATCH)])
     tokens, tokenizer, pictures = _tokenizer(sitting, video)
-    long, dreams = _long_rollouts(sitting, sitting.frames(long_starts, PROMPT + long_horizon))
+    rollout = _rollout(sitting, video, actions)
+    long, later, dreams = _long_rollouts(sitting, sitting.frames(long_starts, PROMPT + long_horizon))
     effects, held = _effects(sitting)
     drift, drifting = _drift(sitting)
+    config = to_dict(world.config)
     source = {key: dataset.manifest[key] for key in ("source", "generator", "split", "settings")}
     report = {
         "clips": len(starts),
@@ -142,14 +145,15 @@ def evaluate(
         "tokenizer": tokenizer,
         "actions": {**_actions(sitting, actions.numpy(), truth), **effects},
         "dynamics": _dynamics(world, tokens, actions, seed),
-        "rollout": _rollout(sitting, video, actions),
+        "rollout": {**rollout, "delta_psnr": later | rollout["delta_psnr"]},
         "long_rollouts": long,
         "drift": drift,
-        "world": to_dict(world.config),
+        "world": {key: config[key] for key in CONFIG_KEYS},
         "fps": world.fps,
         "made_with": made_with(world.device),
         "notes": sitting.notes,
     }
+    watch(sitting.total, sitting.total)
     return Evaluation(report, Scenes(*pictures, *dreams, held, drifting))
 
 
@@ -230,13 +234,18 @@ def _tokenizer(
 
 def _actions(sitting: Sitting, actions: Int[np.ndarray, "b t"], truth: Int[np.ndarray, "b t"] | None) -> dict[str, Any]:
     share = usage(actions, sitting.world.num_actions)
-    report = {
+    report: dict[str, Any] = {
         "usage": share.tolist(),
         "above_2_percent": int((share > 0.02).sum()),
         "entropy": entropy(share),
         "perplexity": float(np.exp(entropy(share))),
         "transitions": actions.size,
     }
+    if report["perplexity"] < COLLAPSED:
+        sitting.notes.append(
+            f"the latent actions have collapsed (perplexity {report['perplexity']:.2f} of {len(share)}), so little of "
+            "what follows means anything; see minigenie doctor"
+        )
     if truth is None:
         sitting.notes.append("not measured: what the latent actions mean (the dataset has no true actions)")
         return report
@@ -248,7 +257,7 @@ def _merged(dataset: Dataset, truth: np.ndarray) -> np.ndarray:
     return np.where(truth >= 9, 4, truth) if dataset.manifest["source"] == "coinrun" else truth
 
 
-def _dynamics(world: World, tokens: Int[Tensor, "b t n"], actions: Int[Tensor, "b t"], seed: int) -> dict[str, Any]:
+def _dynamics(world: World, tokens: Int[Tensor, "b t n"], actions: Int[Tensor, "b steps"], seed: int) -> dict[str, Any]:
     """The training loss of dynamics, on clips it never saw."""
     length = min(tokens.shape[1], world.config.context_frames + 1)
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
@@ -261,30 +270,45 @@ def _dynamics(world: World, tokens: Int[Tensor, "b t n"], actions: Int[Tensor, "
     return {"cross_entropy": float(np.average(losses, weights=weights)), "clips": len(tokens), "clip_frames": length}
 
 
-def _rollout(sitting: Sitting, video: UInt8[Tensor, "b t h w c"], actions: Int[Tensor, "b t"]) -> dict[str, Any]:
-    """From the same true frames with inferred and with random actions: delta-PSNR (arXiv:2402.15391, sec. 3)."""
-    seed, future = sitting.seed, to_float(video[:, PROMPT:])
-    inferred = actions[:, PROMPT - 1 :]
-    random = torch.randint(sitting.world.num_actions, inferred.shape, generator=torch.Generator().manual_seed(seed))
-    imagined, astray = (to_float(sitting.rollout(video[:, :PROMPT], choice)) for choice in (inferred, random))
-    delta = (psnr(imagined, future) - psnr(astray, future)).numpy()
+def _rollout(sitting: Sitting, video: UInt8[Tensor, "b t h w c"], actions: Int[Tensor, "b steps"]) -> dict[str, Any]:
+    """A few frames of every clip, from true ones."""
+    future, inferred = to_float(video[:, PROMPT:]), actions[:, PROMPT - 1 :]
+    imagined = to_float(sitting.rollout(video[:, :PROMPT], inferred))
     repeated = to_float(video[:, PROMPT - 1 : PROMPT]).expand_as(future)
     return {
         "prompt_frames": PROMPT,
         "clips": len(video),
         "sampling": vars(sitting.world.config.sampling),
-        **quality(imagined, future, seed),
+        **quality(imagined, future, sitting.seed),
         "repeat_last_pooled_psnr": _pooled(repeated, future),
-        "delta_psnr": {str(t): bootstrap(column, seed) for t, column in enumerate(delta.T, 1)},
+        "delta_psnr": _delta_psnr(sitting, video, imagined),
     }
 
 
-def _long_rollouts(sitting: Sitting, video: UInt8[Tensor, "b t h w c"]) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
-    """From 1 and from 4 true frames, beside the last true frame repeated. Returns scenes too: truth and imagination."""
+def _delta_psnr(
+    sitting: Sitting, video: UInt8[Tensor, "b t h w c"], imagined: Float[Tensor, "b steps h w c"]
+) -> dict[str, Any]:
+    """How much nearer to the truth the inferred actions, which led to `imagined`, come than uniformly random ones do
+    (arXiv:2402.15391, sec. 3)."""
+    steps, seed = imagined.shape[1], sitting.seed
+    future = to_float(video[:, PROMPT : PROMPT + steps])
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.randint(sitting.world.num_actions, (len(video), steps), generator=generator)
+    astray = to_float(sitting.rollout(video[:, :PROMPT], random))
+    delta = (psnr(imagined, future) - psnr(astray, future)).numpy()
+    return {str(t): bootstrap(column, seed) for t, column in enumerate(delta.T, 1)}
+
+
+def _long_rollouts(
+    sitting: Sitting, video: UInt8[Tensor, "b t h w c"]
+) -> tuple[dict[str, Any], dict[str, Any], tuple[Tensor, Tensor]]:
+    """From 1 and from 4 true frames, beside the last true frame repeated. Returns delta-PSNR by horizon too, and
+    scenes: truth and imagination."""
     actions = torch.cat([sitting.world.infer_actions(part) for part in video.split(BATCH)])[:, PROMPT - 1 :]
     future = to_float(video[:, PROMPT:])
     repeated = to_float(video[:, PROMPT - 1 : PROMPT]).expand_as(future)
-    seen = {f"from_{prompt}": sitting.rollout(video[:, PROMPT - prompt : PROMPT], actions) for prompt in LONG_PROMPTS}
+    seen = {f"from_{prompt}": sitting.rollout(video[:, PROMPT - prompt : PROMPT], actions) for prompt in (1, PROMPT)}
+    delta = _delta_psnr(sitting, video, to_float(seen[f"from_{PROMPT}"][:, :LONG_CONTROL]))
     ways = {**{name: to_float(frames) for name, frames in seen.items()}, "repeat_last": repeated}
     report = {name: quality(frames, future, sitting.seed, sitting.distances) for name, frames in ways.items()}
     for name, features in sitting.features.items():
@@ -293,7 +317,7 @@ def _long_rollouts(sitting: Sitting, video: UInt8[Tensor, "b t h w c"]) -> tuple
                 report[way][name] = distance
     some = _some(video)
     imagined = torch.cat((video[some, :PROMPT], seen[f"from_{PROMPT}"][some]), dim=1)
-    return {"clips": len(video), "frames": future.shape[1], **report}, (video[some], imagined)
+    return {"clips": len(video), "frames": future.shape[1], **report}, delta, (video[some], imagined)
 
 
 def _some(video: Tensor) -> Tensor:

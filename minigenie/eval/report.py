@@ -75,14 +75,12 @@ def summary(report: dict[str, Any]) -> list[str]:
             f"              mutual information with the true action {actions['mutual_information']:.3f} "
             f"(chance {actions['mutual_information_chance']:.3f})"
         )
-    for horizon, delta in rollout["delta_psnr"].items():
-        if horizon in ("1", "4", "8"):
-            low, high = delta["ci95"]
-            lines.append(
-                f"frame {horizon}       delta-PSNR {delta['mean']:.2f} dB [{low:.2f}, {high:.2f}], "
-                f"PSNR {rollout['pooled_psnr'][horizon]:.2f} dB, last true frame repeated "
-                f"{rollout['repeat_last_pooled_psnr'][horizon]:.2f} dB ({delta['clips']} clips)"
-            )
+    for t, pooled in rollout["pooled_psnr"].items():
+        delta, (low, high) = rollout["delta_psnr"][t], rollout["delta_psnr"][t]["ci95"]
+        lines.append(
+            f"frame {t}       delta-PSNR {delta['mean']:.2f} dB [{low:.2f}, {high:.2f}], PSNR {pooled:.2f} dB, "
+            f"last true frame repeated {rollout['repeat_last_pooled_psnr'][t]:.2f} dB ({delta['clips']} clips)"
+        )
     for stretch, drift in list(report.get("drift", {}).get("stretches", {}).items())[-1:]:
         lines.append(
             f"drift         frames {stretch}: sharpness {drift['sharpness']['mean']:.2f} and code perplexity "
