@@ -278,9 +278,9 @@ def test_a_perfect_world_scores_as_theory_says(rolling):
 def test_shuffled_actions_control_nothing(rolling):
     report, _ = evaluate(Shuffled(), rolling, clips=24)
     deltas = report["rollout"]["delta_psnr"]
-    low, high = deltas["4"]["ci95"]
-    assert low < 0 < high
-    assert all(abs(delta["mean"]) < 0.5 for delta in deltas.values())  # the true actions are worth 90 dB here
+    around_zero = [t for t, delta in deltas.items() if delta["ci95"][0] < 0 < delta["ci95"][1]]
+    assert "4" in around_zero
+    assert len(around_zero) >= 6  # of 8 intervals of 95 %
     actions = report["actions"]
     assert actions["mutual_information"] == pytest.approx(actions["mutual_information_chance"], abs=0.05)
     assert actions["probe"]["mean"] == pytest.approx(actions["probe_chance"], abs=0.1)

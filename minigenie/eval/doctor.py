@@ -102,8 +102,8 @@ def dead_codes(run: Run) -> Finding:
         alive,
         f"{{:.0f}} of {count} tokenizer codes in use",
         0.2 * count,
-        "start continuous (--set tokenizer.quantizer.warmup=0.15), revive more (tokenizer.quantizer.revive_below=.3) or "
-        "take fewer codes (tokenizer.quantizer.num_codes)",
+        "start continuous (--set tokenizer.quantizer.warmup=0.15), revive more (tokenizer.quantizer.revive_below=0.3),"
+        " or take fewer codes (tokenizer.quantizer.num_codes)",
     )
 
 

@@ -215,6 +215,7 @@ def _tokenizer(
         decoded = world.tokenizer.decode(tokens[-1]).clamp(0, 1).cpu()
         quality.append(torch.stack((psnr(decoded, truth), ssim(decoded, truth)), dim=-1).mean(dim=1))
     per_clip, codes, some = torch.cat(quality).numpy(), torch.cat(tokens).cpu(), _some(video)
+    num_codes = world.config.tokenizer.quantizer.num_codes
     shown = video[some, 0], to_uint8(world.tokenizer.decode(codes[some].to(world.device)))[:, 0].cpu()
     return (
         codes,
@@ -224,8 +225,9 @@ def _tokenizer(
             "ssim": float(per_clip[:, 1].mean()),
             "ssim_ci95": interval(per_clip[:, 1], sitting.seed),
             "codes_used": len(codes.unique()),
-            "num_codes": world.config.tokenizer.quantizer.num_codes,
+            "num_codes": num_codes,
             "perplexity": perplexity(codes.numpy()),
+            "usage": np.sort(usage(codes.numpy(), num_codes))[::-1].round(6).tolist(),  # commonest first
             "frames": codes.shape[0] * codes.shape[1],
         },
         shown,
@@ -280,7 +282,7 @@ def _rollout(sitting: Sitting, video: UInt8[Tensor, "b t h w c"], actions: Int[T
         "clips": len(video),
         "sampling": vars(sitting.world.config.sampling),
         **quality(imagined, future, sitting.seed),
-        "repeat_last_pooled_psnr": _pooled(repeated, future),
+        **pooled("repeat_last_pooled_psnr", repeated, future, sitting.seed),
         "delta_psnr": _delta_psnr(sitting, video, imagined),
     }
 
@@ -335,7 +337,7 @@ def quality(
     measures = {"psnr": psnr(frames, truth), "ssim": ssim(frames, truth)}
     for name, distance in (distances or {}).items():
         measures[name] = distance(frames.flatten(0, 1), truth.flatten(0, 1)).view(frames.shape[:2])
-    report: dict[str, Any] = {"pooled_psnr": _pooled(frames, truth)}
+    report = pooled("pooled_psnr", frames, truth, seed)
     for name, values in measures.items():
         report |= by_horizon(name, values.numpy(), seed)
         report[f"{name}_first_10"] = bootstrap(values[:, :10].mean(dim=1).numpy(), seed)
@@ -352,9 +354,16 @@ def _frechet(
     return {way: frechet(other, real) for way, other in zip(ways, others, strict=True)}
 
 
-def _pooled(frames: Float[Tensor, "b t h w c"], truth: Float[Tensor, "b t h w c"]) -> dict[str, float]:
+def pooled(
+    name: str, frames: Float[Tensor, "b t h w c"], truth: Float[Tensor, "b t h w c"], seed: int
+) -> dict[str, Any]:
     """PSNR of the mean squared error over all clips, by horizon: large errors count as what they are."""
-    return {str(t): float(value) for t, value in enumerate(decibels(mse(frames, truth).mean(0).numpy()), 1)}
+    errors = mse(frames, truth).numpy()
+    ends = [decibels(np.array(interval(column, seed)))[::-1] for column in errors.T]
+    return {
+        name: {str(t): float(value) for t, value in enumerate(decibels(errors.mean(0)), 1)},
+        f"{name}_ci95": {str(t): values.tolist() for t, values in enumerate(ends, 1)},
+    }
 
 
 def hold_actions(sitting: Sitting, clips: UInt8[Tensor, "m t h w c"], horizon: int) -> UInt8[Tensor, "m a steps h w c"]:

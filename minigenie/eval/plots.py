@@ -3,16 +3,21 @@
 import io
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK = "#0a0b0c"  # stands for the page's own ink
-LIT, COOL, GREY = "#e0631b", "#3b7dd8", "#8d929b"
-COLOURS = (LIT, COOL, "#2f9e6e", "#a45ad1", "#c99a1b", "#d14a7c")
+COLOURS = ("#e0631b", "#3b7dd8", "#2f9e6e", "#a45ad1", "#c99a1b", "#d14a7c")
+LIT, GREY = COLOURS[0], "#8d929b"
+FRAME, STRETCH = "imagined frame", "imagined frames"
+REPEATED = "last one repeated"
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "minigenie",
@@ -28,7 +33,7 @@ STYLE: Any = {
     "legend.fontsize": 8.5,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
-CURVES = (
+TRAINING = (
     ("tokenizer", "psnr", "tokenizer: PSNR (dB)"),
     ("tokenizer", "perplexity", "tokenizer: code perplexity"),
     ("lam", "psnr", "LAM: PSNR of the next frame (dB)"),
@@ -37,6 +42,20 @@ CURVES = (
     ("dynamics", "control", "dynamics: nats that the action is worth"),
 )
 Reports = dict[str, dict[str, Any]]  # by the worlds' names
+Lines = Sequence[dict[str, Any]]  # of metrics.jsonl
+
+
+class Curve(NamedTuple):
+    """means and intervals by what stands below: a frame, a stretch of frames."""
+
+    name: str
+    means: dict[str, float]
+    intervals: dict[str, list[float]] | None = None
+
+
+def estimates(name: str, values: dict[str, dict[str, Any]]) -> Curve:
+    """A curve of {"mean", "ci95"} as `bootstrap` returns them."""
+    return Curve(name, *({at: value[key] for at, value in values.items()} for key in ("mean", "ci95")))
 
 
 def panel(title: str, across: str, draw: Callable[[Axes], None]) -> str:
@@ -52,91 +71,107 @@ def panel(title: str, across: str, draw: Callable[[Axes], None]) -> str:
     return text[text.index("<svg") :].replace(INK, "currentColor")
 
 
-def quality_plots(long: dict[str, Any]) -> list[str]:
-    """PSNR, SSIM, and ST-LPIPS where measured, frame by frame, from 1 and from 4 true frames."""
-    starts = (
-        ("from_4", "from 4 true frames", LIT),
-        ("from_1", "from 1", COOL),
-        ("repeat_last", "last one repeated", GREY),
-    )
+def curves(title: str, across: str, shown: Sequence[Curve], level: float | None = None, legend: bool = True) -> str:
+    """Curves with their intervals as bands. level: a dashed line to compare with; the plot then reaches down to 0."""
 
-    def draw(axes: Axes, name: str) -> None:
-        for key, label, colour in starts:
-            _band(axes, long[key][name], long[key].get(f"{name}_ci95"), color=colour, label=label)
-        if name == "pooled_psnr":
+    def draw(axes: Axes) -> None:
+        for (name, means, intervals), colour in zip(shown, cycle(COLOURS), strict=False):
+            colour = GREY if name == REPEATED else colour
+            axes.plot(list(means), list(means.values()), marker="o", markersize=3, color=colour, label=name)
+            if intervals:
+                low, high = zip(*intervals.values(), strict=True)
+                axes.fill_between(list(means), low, high, color=colour, alpha=0.15, linewidth=0)
+        if level is not None:
+            axes.axhline(level, color=GREY, linewidth=1, linestyle="--")
+            axes.set_ylim(min(0, axes.get_ylim()[0]), None)
+        if legend and len(shown) > 1:
             axes.legend()
 
-    titles = {"pooled_psnr": "PSNR (dB), pooled", "ssim": "SSIM", "st_lpips": "ST-LPIPS, less is better"}
-    measured = {name: title for name, title in titles.items() if name in long["repeat_last"]}
-    return [panel(title, "imagined frame", lambda axes: draw(axes, name)) for name, title in measured.items()]  # noqa: B023
+    return panel(title, across, draw)
+
+
+def quality_plots(long: dict[str, Any]) -> list[str]:
+    """PSNR, SSIM, and perceptual distances where measured, frame by frame, from 1 and from 4 true frames."""
+    titles = {
+        "pooled_psnr": "PSNR (dB), pooled",
+        "ssim": "SSIM",
+        "st_lpips": "ST-LPIPS, less is better",
+        "lpips": "LPIPS, less is better",
+    }
+    ways = {"from_4": "from 4 true frames", "from_1": "from 1", "repeat_last": REPEATED}
+    return [
+        curves(
+            title,
+            FRAME,
+            [Curve(label, long[way][name], long[way][f"{name}_ci95"]) for way, label in ways.items()],
+            legend=name == "pooled_psnr",
+        )
+        for name, title in titles.items()
+        if name in long["repeat_last"]
+    ]
+
+
+def code_plot(usage: list[float]) -> str:
+    """How often each code is used, the commonest first."""
+
+    def draw(axes: Axes) -> None:
+        axes.fill_between(range(1, len(usage) + 1), 0, 100 * np.array(usage), color=LIT, alpha=0.6, linewidth=0)
+        axes.set_yscale("symlog", linthresh=0.01)
+        axes.axhline(100 / len(usage), color=GREY, linewidth=1, linestyle="--")
+
+    return panel("share of each code (%), dashed: if even", "code, the commonest first", draw)
 
 
 def control_plot(reports: Reports) -> str:
-    """delta-PSNR by frame, with its interval; a curve a world."""
-
-    def draw(axes: Axes) -> None:
-        for (name, report), colour in zip(reports.items(), COLOURS, strict=False):
-            deltas = report["rollout"]["delta_psnr"]
-            means, intervals = ({t: delta[key] for t, delta in deltas.items()} for key in ("mean", "ci95"))
-            _band(axes, means, intervals, color=colour, label=name)
-        axes.axhline(0, color=INK, linewidth=0.8)
-        _legend(axes, reports)
-
-    return panel("delta-PSNR (dB)", "imagined frame", draw)
+    """delta-PSNR by frame; a curve a world."""
+    shown = [estimates(name, report["rollout"]["delta_psnr"]) for name, report in reports.items()]
+    return curves("delta-PSNR (dB)", FRAME, shown, level=0)
 
 
 def fading_plot(reports: Reports) -> str:
-    """Pooled PSNR from 4 true frames, frame by frame; a curve a world."""
-
-    def draw(axes: Axes) -> None:
-        for (name, report), colour in zip(reports.items(), COLOURS, strict=False):
-            _band(axes, report["long_rollouts"]["from_4"]["pooled_psnr"], None, color=colour, label=name)
-        _legend(axes, reports)
-
-    return panel("PSNR (dB), pooled", "imagined frame", draw)
+    """PSNR from 4 true frames, frame by frame; a curve a world."""
+    far = {name: report["long_rollouts"]["from_4"] for name, report in reports.items()}
+    shown = [Curve(name, each["pooled_psnr"], each["pooled_psnr_ci95"]) for name, each in far.items()]
+    return curves("PSNR (dB), pooled", FRAME, shown)
 
 
 def drift_plots(reports: Reports) -> list[str]:
-    """Sharpness and code use, stretch by stretch, beside real frames; a curve a world."""
+    """Sharpness, code use, and Frechet distance where measured, stretch by stretch; a curve a world."""
+    drift = {name: report["drift"]["stretches"] for name, report in reports.items()}
 
-    def draw(axes: Axes, name: str) -> None:
-        for (world, report), colour in zip(reports.items(), COLOURS, strict=False):
-            stretches = report["drift"]["stretches"]
-            values = dict(enumerate(stretch[name] for stretch in stretches.values()))
-            intervals = {at: value["ci95"] for at, value in values.items() if name == "sharpness"}
-            means = {at: value["mean"] if name == "sharpness" else value for at, value in values.items()}
-            _band(axes, means, intervals, color=colour, label=world)
-            axes.set_xticks(range(len(stretches)), list(stretches))
-        if name != "frechet":
-            axes.axhline(1, color=GREY, linewidth=1, linestyle="--")
-        axes.set_ylim(0, None)
-        _legend(axes, reports)
+    def by_stretch(key: str) -> dict[str, dict[str, Any]]:
+        return {name: {at: stretch[key] for at, stretch in each.items()} for name, each in drift.items()}
 
-    titles = {
-        "sharpness": "sharpness, real frames = 1",
-        "perplexity_share": "code perplexity, real frames = 1",
-        "frechet": "Frechet distance to real frames",
-    }
-    first = [next(iter(report["drift"]["stretches"].values())) for report in reports.values()]
-    measured = [name for name in titles if all(name in stretch for stretch in first)]
-    return [panel(titles[name], "imagined frames", lambda axes: draw(axes, name)) for name in measured]  # noqa: B023
+    sharpness = [estimates(name, values) for name, values in by_stretch("sharpness").items()]
+    codes = [Curve(name, values) for name, values in by_stretch("perplexity_share").items()]
+    drawn = [
+        curves("sharpness, real frames = 1", STRETCH, sharpness, level=1),
+        curves("code perplexity, real frames = 1", STRETCH, codes, level=1, legend=False),
+    ]
+    if all("frechet" in stretch for each in drift.values() for stretch in each.values()):
+        distances = [Curve(name, values) for name, values in by_stretch("frechet").items()]
+        drawn.append(curves("Frechet distance to real frames", STRETCH, distances, level=0, legend=False))
+    return drawn
 
 
-def curves_plots(lines: Sequence[dict[str, Any]]) -> list[str]:
-    return [panel(title, "% of the stage", lambda axes: _curve(axes, lines, *what)) for *what, title in CURVES]  # noqa: B023
+def training_plots(lines: Lines) -> list[str]:
+    return [
+        panel(title, "% of the stage", partial(_training_curve, lines=lines, stage=stage, name=name))
+        for stage, name, title in TRAINING
+    ]
 
 
-def curves_picture(lines: Sequence[dict[str, Any]]) -> bytes:
-    """All curves in one PNG."""
+def training_picture(lines: Lines) -> bytes:
+    """All training curves in one PNG."""
     figure, drawn = Figure(figsize=(11, 6), layout="constrained"), io.BytesIO()
-    for axes, (stage, name, title) in zip(figure.subplots(2, 3).T.flat, CURVES, strict=True):
-        _curve(axes, lines, stage, name)
+    for axes, (stage, name, title) in zip(figure.subplots(2, 3).T.flat, TRAINING, strict=True):
+        _training_curve(axes, lines, stage, name)
         axes.set_title(title, fontsize=10)
     figure.savefig(drawn, dpi=90)
     return drawn.getvalue()
 
 
-def _curve(axes: Axes, lines: Sequence[dict[str, Any]], stage: str, name: str) -> None:
+def _training_curve(axes: Axes, lines: Lines, stage: str, name: str) -> None:
     """A metric along its stage, in front of the grey curve of a run known to be good."""
     points = [(line["progress"], line[name]) for line in lines if line["stage"] == stage and name in line]
     if not points:  # LAM and dynamics trained jointly
@@ -145,15 +180,3 @@ def _curve(axes: Axes, lines: Sequence[dict[str, Any]], stage: str, name: str) -
     for curve, colour in ((known, GREY), (points, LIT)):
         if curve:
             axes.plot([100 * progress for progress, _ in curve], [value for _, value in curve], color=colour)
-
-
-def _band(axes: Axes, curve: dict[Any, float], interval: dict[Any, list[float]] | None, **look: Any) -> None:
-    at = [int(t) for t in curve]
-    axes.plot(at, list(curve.values()), marker="o", markersize=3, **look)
-    if interval:
-        axes.fill_between(at, *zip(*interval.values(), strict=True), color=look["color"], alpha=0.15, linewidth=0)
-
-
-def _legend(axes: Axes, reports: Reports) -> None:
-    if len(reports) > 1:
-        axes.legend()

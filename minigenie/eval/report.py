@@ -23,7 +23,7 @@ from minigenie.data.collect import PROCGEN_ACTIONS, TOY_ACTIONS
 from minigenie.data.dataset import write_atomic
 from minigenie.eval.doctor import Finding, Run, diagnose
 from minigenie.eval.measure import PERCEPTUAL, PROMPT, Scenes
-from minigenie.eval.plots import control_plot, curves_picture, curves_plots, drift_plots, quality_plots
+from minigenie.eval.plots import code_plot, control_plot, drift_plots, quality_plots, training_picture, training_plots
 from minigenie.pictures import grid, save_picture, save_video
 from minigenie.train import read_metrics
 from minigenie.world import WorldConfig
@@ -104,7 +104,7 @@ def save_pictures(scenes: Scenes, report: dict[str, Any], lines: list[dict[str, 
         save_video(torch.cat(list(scenes.held), dim=2), folder / "actions.gif", report["fps"] / 2),
     ]
     if lines:
-        write_atomic(folder / "curves.png", curves_picture(lines))
+        write_atomic(folder / "curves.png", training_picture(lines))
         paths.append(folder / "curves.png")
     return paths
 
@@ -239,9 +239,10 @@ def body(report: dict[str, Any], scenes: Scenes, lines: list[dict[str, Any]]) ->
             figure(animated(stacked(before[None], after[None], given=1), fps, "original above reconstruction"))
             for before, after in zip(scenes.originals, scenes.reconstructions, strict=True)
         ),
+        "codes": plots([code_plot(report["tokenizer"]["usage"])]),
         "drift": plots(drift_plots({"": report})) + _drifting(scenes),
         "findings": _findings(diagnose(run)),
-        "curves": plots(curves_plots(lines)) if lines else "",
+        "curves": plots(training_plots(lines)) if lines else "",
         "numbers": table(
             ["", "this world", "published", "where"],
             [[name, value, *PUBLISHED.get(name, ("", ""))] for name, value in headline(report).items()],
