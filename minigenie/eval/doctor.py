@@ -101,7 +101,7 @@ def dead_codes(run: Run) -> Finding:
         "dead codes",
         alive,
         f"{{:.0f}} of {count} tokenizer codes in use",
-        0.2 * count,
+        round(0.2 * count),
         "start continuous (--set tokenizer.quantizer.warmup=0.15), revive more (tokenizer.quantizer.revive_below=0.3),"
         " or take fewer codes (tokenizer.quantizer.num_codes)",
     )
@@ -152,6 +152,7 @@ def teleporting(run: Run) -> Finding:
         1,
         "cut the videos at their scene changes and ingest them again, with more frames a second if they move fast",
         most=True,
+        unknown="this run began before training took note of it",
     )
 
 
@@ -160,10 +161,19 @@ CHECKS = (
 )  # fmt: skip
 
 
-def _finding(disease: str, value: float | None, said: str, limit: float, advice: str, *, most: bool = False) -> Finding:
+def _finding(
+    disease: str,
+    value: float | None,
+    said: str,
+    limit: float,
+    advice: str,
+    *,
+    most: bool = False,
+    unknown: str = "not noted by training; measure it with minigenie eval",
+) -> Finding:
     """said: the sentence around the value. limit: the least that is healthy, or with `most` the most."""
     if value is None:
-        return Finding(disease, "unknown", "this run has not noted it; measure it with minigenie eval", "")
+        return Finding(disease, "unknown", unknown, "")
     ill = value > limit if most else value <= limit
     measured = f"{said.format(value)}; {'at most' if most else 'more than'} {limit:g} wanted"
     return Finding(disease, "ill" if ill else "healthy", measured, advice if ill else "")

@@ -3,7 +3,7 @@
 Nobody knows the true frame 200 frames after a player took over, but the frames of a sound world go on looking like real
 ones: as sharp, built from as many codes, near them as a distribution. A world that drifts goes blurred, empty or noisy.
 
-Dimensions:  b clips   t frames   m frames measured of each clip   n patches per frame   h w c a frame   k codes
+Dimensions:  b clips   t frames   m frames measured of each clip   r real frames   h w c a frame   d features
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def drift(
     seed: int = 0,
     watch: Watch = lambda done, total: None,
     *,
-    real: UInt8[Tensor, "b h w c"] | None = None,
+    real: UInt8[Tensor, "r h w c"] | None = None,
     features: Features | None = None,
 ) -> dict[str, Any]:
     """`play_on`, then `measure_drift`."""
@@ -61,28 +61,24 @@ def play_on(
 def measure_drift(
     world: World,
     frames: dict[int, UInt8[Tensor, "b h w c"]],
-    real: UInt8[Tensor, "m h w c"],
+    real: UInt8[Tensor, "r h w c"],
     seed: int = 0,
     features: Features | None = None,
 ) -> dict[str, Any]:
-    """real: true frames to compare with, best as many as a stretch has. features: frames [b h w c] in [0, 1] -> [b d].
+    """real: true frames, best twice as many as a stretch has: every other one to compare with, the rest to show what
+    true frames score. features: frames [b h w c] in [0, 1] -> [b d].
 
-    -> {"clips", "horizon", "real": {"frames", "gradient", "perplexity"}, "stretches": {"1-10": {"frames", "sharpness":
-    {"mean", "ci95", "clips"}, "perplexity", "perplexity_share", "frechet"}, ...}}. sharpness: gradient energy over that
-    of `real`; perplexity_share: likewise; both are 1 in a sound world. frechet only with `features`.
+    -> {"clips", "horizon", "real": SCORES, "stretches": {"1-10": SCORES, ...}} with SCORES {"frames", "sharpness":
+    {"mean", "ci95", "clips"}, "perplexity", "perplexity_share", "frechet"}. sharpness is the gradient energy over that
+    of true frames, perplexity_share likewise: both are 1 in a sound world. frechet only with `features`.
     """
-    truth = _measure(world, real[:, None], features)
+    truth = _measure(world, real[::2, None], features)
     gradient = max(float(truth["gradient"].mean()), LEAST_GRADIENT)
-    report: dict[str, Any] = {
-        "clips": len(frames[1]),
-        "horizon": max(frames),
-        "real": {"frames": len(real), "gradient": gradient, "perplexity": truth["perplexity"]},
-        "stretches": {},
-    }
-    for name, picks in stretches(max(frames)).items():
-        seen = _measure(world, torch.stack([frames[t] for t in picks], dim=1), features)
-        report["stretches"][name] = {
-            "frames": len(frames[1]) * len(picks),
+
+    def score(video: UInt8[Tensor, "b m h w c"]) -> dict[str, Any]:
+        seen = _measure(world, video, features)
+        report: dict[str, Any] = {
+            "frames": video.shape[0] * video.shape[1],
             "sharpness": bootstrap(seen["gradient"] / gradient, seed),
             "perplexity": seen["perplexity"],
             "perplexity_share": seen["perplexity"] / truth["perplexity"],
@@ -90,8 +86,16 @@ def measure_drift(
         if features:
             from minigenie.eval.perceptual import frechet
 
-            report["stretches"][name]["frechet"] = frechet(seen["features"], truth["features"])
-    return report
+            report["frechet"] = frechet(seen["features"], truth["features"])
+        return report
+
+    parts = {name: torch.stack([frames[t] for t in picks], dim=1) for name, picks in stretches(max(frames)).items()}
+    return {
+        "clips": len(frames[1]),
+        "horizon": max(frames),
+        "real": score(real[len(real) > 1 :: 2, None]),
+        "stretches": {name: score(video) for name, video in parts.items()},
+    }
 
 
 def stretches(horizon: int) -> dict[str, list[int]]:

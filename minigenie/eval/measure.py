@@ -41,7 +41,8 @@ PERCEPTUAL = {  # by key in the report: what it is called, how it is loaded, whe
     "fid": ("FID", "load_inception", False),
     "fvd": ("FVD", "load_i3d", False),
 }
-FVD_FRAMES = 9  # at least
+NETWORK_CLIPS, FVD_FRAMES = 16, 9  # at most, as such networks are slow; at least
+UNMEASURED = "not measured: "
 COLLAPSED = 2.0  # perplexity of the actions: fewer than two do all the work
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -69,6 +70,7 @@ class Sitting:
 
     world: World
     dataset: Dataset
+    asked: int  # clips
     seed: int
     watch: Watch
     total: int = 0
@@ -114,15 +116,15 @@ def evaluate(
         raise ValueError(
             f"{dataset.folder}: longest episode has {longest} frames; give footage with episodes of {PROMPT + 1}"
         )
-    sitting = Sitting(world, dataset, seed, watch)
+    sitting = Sitting(world, dataset, clips, seed, watch)
     starts = sitting.clips(clips, PROMPT + horizon, salt=0)
     long_starts = sitting.clips(min(clips, LONG_CLIPS), PROMPT + long_horizon, salt=1)
     sitting.total = (
         2 * len(starts) * horizon
         + len(long_starts) * (2 * long_horizon + min(LONG_CONTROL, long_horizon))
-        + STARTS * world.num_actions * HELD
+        + min(clips, STARTS) * world.num_actions * HELD
         + world.num_actions * (GALLERY - 1)
-        + DRIFT_CLIPS * DRIFT_HORIZON
+        + min(clips, DRIFT_CLIPS) * DRIFT_HORIZON
     )
     if len(starts) < clips:
         sitting.notes.append(
@@ -196,7 +198,7 @@ def _load_perceptual(sitting: Sitting) -> None:
             if pairs:
                 network(blank, blank)  # some frames are too small for it
         except (ImportError, ValueError) as error:
-            sitting.notes.append(f"not measured: {title} ({error})")
+            sitting.notes.append(f"{UNMEASURED}{title} ({error})")
         else:
             (sitting.distances if pairs else sitting.features)[name] = network
 
@@ -249,7 +251,7 @@ def _actions(sitting: Sitting, actions: Int[np.ndarray, "b t"], truth: Int[np.nd
             "what follows means anything; see minigenie doctor"
         )
     if truth is None:
-        sitting.notes.append("not measured: what the latent actions mean (the dataset has no true actions)")
+        sitting.notes.append(f"{UNMEASURED}what the latent actions mean (the dataset has no true actions)")
         return report
     return report | meaning(actions, _merged(sitting.dataset, truth), sitting.world.num_actions, sitting.seed)
 
@@ -336,7 +338,8 @@ def quality(
     """How near `frames` are to the truth, by horizon."""
     measures = {"psnr": psnr(frames, truth), "ssim": ssim(frames, truth)}
     for name, distance in (distances or {}).items():
-        measures[name] = distance(frames.flatten(0, 1), truth.flatten(0, 1)).view(frames.shape[:2])
+        seen, true = frames[:NETWORK_CLIPS], truth[:NETWORK_CLIPS]
+        measures[name] = distance(seen.flatten(0, 1), true.flatten(0, 1)).view(seen.shape[:2])
     report = pooled("pooled_psnr", frames, truth, seed)
     for name, values in measures.items():
         report |= by_horizon(name, values.numpy(), seed)
@@ -386,7 +389,7 @@ def _effects(sitting: Sitting) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c
     episode = np.searchsorted(sitting.dataset.episode_starts, candidates, side="right")
     order = np.argsort(moving, kind="stable")
     _, first = np.unique(episode[order], return_index=True)  # the stillest of each episode
-    rest = clips[order[np.sort(first)[:STARTS]]]
+    rest = clips[order[np.sort(first)[: min(sitting.asked, STARTS)]]]
     held = hold_actions(sitting, rest, HELD)
     each, together = measure_effects(held.numpy(), motion, sitting.seed)
     apart = held[:, :, -1].float().std(dim=1).mean(dim=(1, 2, 3))
@@ -395,8 +398,9 @@ def _effects(sitting: Sitting) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c
 
 
 def _drift(sitting: Sitting) -> tuple[dict[str, Any], dict[int, Tensor]]:
-    starts = sitting.frames(sitting.clips(DRIFT_CLIPS, 1, salt=3), 1)[:, 0]
-    real = sitting.frames(sitting.clips(10 * DRIFT_CLIPS, 1, salt=4), 1)[:, 0]
+    count = min(sitting.asked, DRIFT_CLIPS)
+    starts = sitting.frames(sitting.clips(count, 1, salt=3), 1)[:, 0]
+    real = sitting.frames(sitting.clips(20 * count, 1, salt=4), 1)[:, 0]
     frames = play_on(sitting.world, starts, DRIFT_HORIZON, sitting.seed, lambda done, total: sitting.tick(len(starts)))
     report = measure_drift(sitting.world, frames, real, sitting.seed, sitting.features.get("frechet"))
     return report, {0: starts} | frames

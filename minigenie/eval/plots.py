@@ -150,7 +150,8 @@ def drift_plots(reports: Reports) -> list[str]:
     ]
     if all("frechet" in stretch for each in drift.values() for stretch in each.values()):
         distances = [Curve(name, values) for name, values in by_stretch("frechet").items()]
-        drawn.append(curves("Frechet distance to real frames", STRETCH, distances, level=0, legend=False))
+        floor = max(report["drift"]["real"]["frechet"] for report in reports.values())
+        drawn.append(curves("Frechet distance (dashed: of real frames)", STRETCH, distances, floor, legend=False))
     return drawn
 
 
