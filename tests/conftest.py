@@ -13,9 +13,13 @@ install_import_hook([f"minigenie.{name}" for name in SHAPED], "beartype.beartype
 
 from minigenie.data.collect import collect  # noqa: E402
 from minigenie.data.dataset import Dataset  # noqa: E402
+from minigenie.eval import measure  # noqa: E402
 from minigenie.nn.st_transformer import STConfig  # noqa: E402
 from minigenie.pipeline import Recipe  # noqa: E402
 from minigenie.recipes import tiny  # noqa: E402
+
+for name, value in (("DRIFT_HORIZON", 12), ("DRIFT_CLIPS", 4), ("STARTS", 3), ("LONG_CLIPS", 12)):
+    setattr(measure, name, value)  # whole evaluations by the dozen: each measures all there is, but less of it
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ from torch.testing import assert_close
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
-from minigenie.eval import measure
 from minigenie.eval.controllability import effects, explained, meaning, mutual_information, probe, purity, usage
 from minigenie.eval.drift import drift, gradient_energy, held_actions, stretches
 from minigenie.eval.fidelity import decibels, mse, psnr, ssim
@@ -83,12 +82,6 @@ def footage(folder, episodes=12, length=30, actions=True):
         np.array(taken) if actions else None,
     )
     return writer.close()
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    for name, value in (("DRIFT_HORIZON", 12), ("DRIFT_CLIPS", 4), ("STARTS", 3), ("LONG_CLIPS", 12)):
-        monkeypatch.setattr(measure, name, value)
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,9 @@ import pytest
 from test_eval import Rolling, footage
 
 from minigenie.__main__ import main
-from minigenie.eval import measure
 from minigenie.eval.compare import differences, read_reports, rows
 from minigenie.eval.measure import evaluate
 from minigenie.eval.report import headline, summary, write_report
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("DRIFT_HORIZON", 12), ("DRIFT_CLIPS", 4), ("STARTS", 3), ("LONG_CLIPS", 12)):
-            patch.setattr(measure, name, value)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ def evaluate(
         + len(long_starts) * (2 * long_horizon + min(LONG_CONTROL, long_horizon))
         + min(clips, STARTS) * world.num_actions * HELD
         + world.num_actions * (GALLERY - 1)
-        + min(clips, DRIFT_CLIPS) * DRIFT_HORIZON
+        + min(clips, DRIFT_CLIPS) * min(10 * clips, DRIFT_HORIZON)
     )
     if len(starts) < clips:
         sitting.notes.append(
@@ -398,9 +398,9 @@ def _effects(sitting: Sitting) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c
 
 
 def _drift(sitting: Sitting) -> tuple[dict[str, Any], dict[int, Tensor]]:
-    count = min(sitting.asked, DRIFT_CLIPS)
+    count, horizon = min(sitting.asked, DRIFT_CLIPS), min(10 * sitting.asked, DRIFT_HORIZON)
     starts = sitting.frames(sitting.clips(count, 1, salt=3), 1)[:, 0]
     real = sitting.frames(sitting.clips(20 * count, 1, salt=4), 1)[:, 0]
-    frames = play_on(sitting.world, starts, DRIFT_HORIZON, sitting.seed, lambda done, total: sitting.tick(len(starts)))
+    frames = play_on(sitting.world, starts, horizon, sitting.seed, lambda done, total: sitting.tick(len(starts)))
     report = measure_drift(sitting.world, frames, real, sitting.seed, sitting.features.get("frechet"))
     return report, {0: starts} | frames
