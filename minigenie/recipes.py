@@ -44,7 +44,7 @@ def tiny() -> Recipe:
         lam_fit=replace(fit, batch_size=64, clip_frames=2),
         dynamics=DynamicsConfig(group=2, transformer=STConfig(num_blocks=4, dim=192, num_heads=6)),
         dynamics_fit=replace(fit, steps=1000, batch_size=4, clip_frames=8),
-        sampling=SamplingConfig(steps=4, temperature=0.5, choice_noise=0.5),
+        sampling=SamplingConfig(steps=2, temperature=0.5, choice_noise=0.5),
         context_frames=7,
     )
 

@@ -15,7 +15,6 @@ from minigenie.eval.drift import drift, gradient_energy, held_actions, stretches
 from minigenie.eval.fidelity import decibels, mse, psnr, ssim
 from minigenie.eval.measure import evaluate
 from minigenie.eval.statistics import bootstrap, by_horizon, entropy, perplexity
-from minigenie.play.actions import motion
 from minigenie.world import World
 
 MOVES = torch.tensor([[0, 0], [0, 2], [0, -2], [2, 0], [-2, 0], [2, 2], [-2, -2], [2, -2]])
@@ -202,7 +201,7 @@ def test_effects_of_held_actions_are_the_shifts_they_make():
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (3, 16, 16, 3), np.uint8).repeat(4, 1).repeat(4, 2)
     held = np.stack([[[np.roll(p, (0, side * t), (0, 1)) for t in range(4)] for side in (0, 2)] for p in pictures])
-    (rest, right), together = effects(held, motion, seed=0)
+    (rest, right), together = effects(held, seed=0)
     assert right["motion"] == pytest.approx([0, 2], abs=0.3)
     assert right["consistency"] == pytest.approx(1)
     assert rest["consistency"] is None

@@ -16,10 +16,11 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from minigenie.data.toy import ToyWorld
+from minigenie.eval.controllability import motion
 from minigenie.pictures import fit_picture
 from minigenie.play import room as room_module
 from minigenie.play import seat as seat_module
-from minigenie.play.actions import describe, load_actions, motion, save_actions
+from minigenie.play.actions import describe, load_actions, save_actions
 from minigenie.play.player import Clip, Player, View, footage_clip
 from minigenie.play.room import HEADER, NO_ACTION, Room, pack_frame
 from minigenie.play.server import UPLOAD_BYTES, listen, make_app

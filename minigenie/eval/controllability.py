@@ -3,11 +3,12 @@
 Dimensions:  b clips   t transitions   a latent actions   u true actions   m start frames
 """
 
-from collections.abc import Callable
+import math
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from minigenie.eval.statistics import bootstrap, entropy
 
@@ -79,11 +80,31 @@ def meaning(
 # What they do to the picture.
 
 
-def effects(
-    held: np.ndarray, motion: Callable[[np.ndarray], np.ndarray], seed: int
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """held: uint8 [m a t h w c], from each of m start frames every action held. motion: frames [t h w c] -> the mean
-    shift [dy dx] of the picture, in pixels a frame.
+def motion(frames: UInt8[np.ndarray, "t h w c"]) -> Float[np.ndarray, "2"]:
+    """The mean shift [dy, dx] between consecutive frames, in pixels, by matching them at every small shift."""
+    grey = frames.mean(-1)
+    scale = max(1, round(min(grey.shape[1:]) / 64))
+    rows, columns = (side // scale for side in grey.shape[1:])
+    grey = grey[:, : rows * scale, : columns * scale].reshape(-1, rows, scale, columns, scale).mean((2, 4))
+    return np.mean([_shift(a, b) for a, b in pairwise(grey)], axis=0) * scale
+
+
+def _shift(a: np.ndarray, b: np.ndarray, reach: int = 8) -> tuple[float, float]:
+    """Where `a` went in `b`: the shift with the least mean difference; none, if that is hardly better than none."""
+    reach = min(reach, min(a.shape) // 4)
+    inner = a[reach : a.shape[0] - reach, reach : a.shape[1] - reach]
+
+    def difference(dy: int, dx: int) -> float:
+        top, left = reach + dy, reach + dx
+        return float(np.abs(b[top : top + inner.shape[0], left : left + inner.shape[1]] - inner).mean())
+
+    shifts = product(range(-reach, reach + 1), range(-reach, reach + 1))
+    best = min(shifts, key=lambda shift: (difference(*shift), math.hypot(*shift)))
+    return best if difference(*best) < 0.9 * difference(0, 0) else (0, 0)
+
+
+def effects(held: UInt8[np.ndarray, "m a t h w c"], seed: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """held: from each of m start frames every action held.
 
     -> for every action its mean motion, change (mean difference of neighbouring frames, 0 to 1) and consistency (how
     far the starts agree on a direction: 0 not at all, 1 fully, None if nothing moves); and the share of the motion's

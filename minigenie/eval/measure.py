@@ -381,8 +381,6 @@ def hold_actions(sitting: Sitting, clips: UInt8[Tensor, "m t h w c"], horizon: i
 def _effects(sitting: Sitting) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c"]]:
     """What each action does to the picture, from frames at rest: in the middle of a jump gravity decides. Returns a
     gallery too, from where the actions lead furthest apart: not every place has room for left, right and up."""
-    from minigenie.play.actions import motion
-
     candidates = sitting.clips(256, PROMPT, salt=2)
     clips = sitting.frames(candidates, PROMPT)
     moving = clips.float().std(dim=1).mean(dim=(1, 2, 3)).numpy()
@@ -391,7 +389,7 @@ def _effects(sitting: Sitting) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c
     _, first = np.unique(episode[order], return_index=True)  # the stillest of each episode
     rest = clips[order[np.sort(first)[: min(sitting.asked, STARTS)]]]
     held = hold_actions(sitting, rest, HELD)
-    each, together = measure_effects(held.numpy(), motion, sitting.seed)
+    each, together = measure_effects(held.numpy(), sitting.seed)
     apart = held[:, :, -1].float().std(dim=1).mean(dim=(1, 2, 3))
     gallery = hold_actions(sitting, rest[apart.argmax()][None], GALLERY - 1)[0]
     return {"effects": each, "effects_together": together}, gallery

@@ -10,12 +10,12 @@ Dimensions:  t frames   h w c a frame
 
 import json
 import math
-from itertools import count, pairwise, product
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from minigenie.data.dataset import write_atomic
 
@@ -31,29 +31,6 @@ DIRECTIONS = {  # where the player goes: the picture goes the other way
 }
 STILL = 0.25  # pixels a frame at 64 pixels: less is no direction
 LONGEST = 40
-
-
-def motion(frames: UInt8[np.ndarray, "t h w c"]) -> Float[np.ndarray, "2"]:
-    """The mean shift [dy, dx] between consecutive frames, in pixels, by matching them at every small shift."""
-    grey = frames.mean(-1)
-    scale = max(1, round(min(grey.shape[1:]) / 64))
-    rows, columns = (side // scale for side in grey.shape[1:])
-    grey = grey[:, : rows * scale, : columns * scale].reshape(-1, rows, scale, columns, scale).mean((2, 4))
-    return np.mean([_shift(a, b) for a, b in pairwise(grey)], axis=0) * scale
-
-
-def _shift(a: np.ndarray, b: np.ndarray, reach: int = 8) -> tuple[float, float]:
-    """Where `a` went in `b`: the shift with the least mean difference; none, if that is hardly better than none."""
-    reach = min(reach, min(a.shape) // 4)
-    inner = a[reach : a.shape[0] - reach, reach : a.shape[1] - reach]
-
-    def difference(dy: int, dx: int) -> float:
-        top, left = reach + dy, reach + dx
-        return float(np.abs(b[top : top + inner.shape[0], left : left + inner.shape[1]] - inner).mean())
-
-    shifts = product(range(-reach, reach + 1), range(-reach, reach + 1))
-    best = min(shifts, key=lambda shift: (difference(*shift), math.hypot(*shift)))
-    return best if difference(*best) < 0.9 * difference(0, 0) else (0, 0)
 
 
 def describe(

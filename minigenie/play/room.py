@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 
 from minigenie.data.dataset import Dataset
-from minigenie.play.actions import check_actions, describe, load_actions, merge_actions, motion, save_actions
+from minigenie.eval.controllability import motion
+from minigenie.play.actions import check_actions, describe, load_actions, merge_actions, save_actions
 from minigenie.play.player import Clip, View, encode, footage_clip, longest
 from minigenie.world import World, read_prompt
 
