@@ -99,7 +99,7 @@ def test_worlds_measured_on_different_footage_are_no_fair_comparison(measured):
     found = differences({"a": report, "b": other})
     assert len(found) == 2
     assert "different footage" in found[0]
-    assert "different seed" in found[1]
+    assert "different seeds" in found[1]
 
 
 def test_bad_input_of_eval_is_one_line(measured, toy, tmp_path, capsys):

@@ -7,6 +7,7 @@ from typing import Any
 
 from minigenie.data.dataset import write_atomic
 from minigenie.eval.doctor import read_report
+from minigenie.eval.measure import VERSION
 from minigenie.eval.plots import control_plot, drift_plots, fading_plot
 from minigenie.eval.report import figure, headline, page, plots, table
 
@@ -23,10 +24,8 @@ def read_reports(folders: list[Path]) -> Reports:
         names = [str(folder) for folder in folders]
     reports = {name: read_report(folder) for name, folder in zip(names, folders, strict=True)}
     for folder, report in zip(folders, reports.values(), strict=True):
-        try:
-            headline(report)
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{folder / 'report.json'} is of another MiniGenie; run minigenie eval again") from None
+        if report.get("version") != VERSION:
+            raise ValueError(f"{folder / 'report.json'} is of another MiniGenie; run minigenie eval again")
     return reports
 
 

@@ -28,6 +28,7 @@ from minigenie.eval.statistics import bootstrap, by_horizon, entropy, interval, 
 from minigenie.nn.patches import to_float, to_uint8
 from minigenie.world import CONFIG_KEYS, MODELS, World
 
+VERSION = 1  # of the report
 BATCH = 32
 PROMPT, HORIZON = 4, 4  # frames given and imagined of every clip
 LONG_CLIPS, LONG_HORIZON, LONG_CONTROL = 32, 15, 8  # fewer clips go on for longer, and for longer under random actions
@@ -141,6 +142,7 @@ def evaluate(
     config = to_dict(world.config)
     source = {key: dataset.manifest[key] for key in ("source", "generator", "split", "settings")}
     report = {
+        "version": VERSION,
         "clips": len(starts),
         "seed": seed,
         "dataset": {**source, "frames": dataset.num_frames, "episodes": len(dataset.episodes)},
