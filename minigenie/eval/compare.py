@@ -41,12 +41,9 @@ def differences(reports: Reports) -> list[str]:
     first, *others = reports
     found = []
     for other in others:
-        for key in ("dataset", "clips", "seed"):
+        for key, what in (("dataset", "footage"), ("clips", "numbers of clips"), ("seed", "seeds")):
             if reports[first][key] != reports[other][key]:
-                what = "footage" if key == "dataset" else key
-                found.append(
-                    f"{first} and {other} were measured on different {what}; run minigenie eval alike for both"
-                )
+                found.append(f"{first} and {other} were measured with different {what}; run minigenie eval alike")
     return found
 
 
