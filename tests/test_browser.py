@@ -6,15 +6,17 @@ import io
 import os
 import re
 import shutil
+import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 from playwright.sync_api import expect
 
 from minigenie.bench import browser as bench
@@ -395,3 +397,13 @@ def test_what_the_bench_lacks_is_named(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "playwright.sync_api", None)
     with pytest.raises(ValueError, match="pip install playwright"), chromium():
         pass
+
+
+def test_the_readme_s_gif_is_the_page_being_played(browser, folder, tmp_path):
+    script = Path(__file__).parent.parent / "runs/readme_gif.py"
+    command = [sys.executable, script, folder, tmp_path / "play.gif", "--script", "2x2/3x1"]
+    assert "3 frames of 720x" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    with Image.open(tmp_path / "play.gif") as gif:
+        seen = [np.asarray(frame.convert("RGB"))[:, :384] for frame in ImageSequence.Iterator(gif)]
+    assert (seen[0] != seen[1]).any()
+    assert (seen[1] != seen[2]).any()
