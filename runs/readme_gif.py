@@ -55,9 +55,8 @@ def main(
         fps = page.evaluate("hello.fps")
         pictures = list(record(page, parse(script) if script else opposites(page), round(1000 / fps)))
     write_gif(pictures, out, fps)
-    print(
-        f"{out}: {len(pictures)} frames of {pictures[0].width}x{pictures[0].height}, {out.stat().st_size / 1e6:.2f} MB"
-    )
+    width, height = pictures[0].size
+    print(f"{out}: {len(pictures)} frames of {width}x{height}, {out.stat().st_size / 1e6:.2f} MB")
 
 
 def settle(page: Page) -> None:
@@ -78,9 +77,9 @@ def parse(script: str) -> list[Scene]:
 
 
 def opposites(page: Page) -> list[Scene]:
-    moves = np.array(
-        page.evaluate("actions.map(entry => entry.motion.map((each, i) => each - actions[noop].motion[i]))")
-    )
+    """The actions that move the picture most, each with its opposite."""
+    motions = np.array(page.evaluate("actions.map(entry => entry.motion)"))
+    moves = motions - motions[page.evaluate("noop")]
     strongest = np.hypot(*moves.T).argsort()[::-1][:6].tolist()
     return [[(action, 9), (int((moves @ moves[action]).argmin()), 9)] for action in strongest]
 
