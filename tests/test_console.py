@@ -28,3 +28,14 @@ def test_progress_ends_with_a_line_where_there_is_no_terminal(capsys):
         progress(50, 100)
         progress(100, 100)
     assert "collect: 100%  100/100 frames" in capsys.readouterr().err
+
+
+def test_actions_that_say_nothing_are_said_and_old_values_are_not_held_against_them(capsys):
+    with training() as watcher:
+        watcher.progress(Progress("lam", 50, 0.5, 1.0, {"control": 0.0}))  # still continuous
+        watcher.progress(step(0.7, 6.0))
+        assert "WARNING" not in capsys.readouterr().err
+        for _ in range(2):
+            watcher.progress(Progress("dynamics", 80, 0.8, 1.0, {"control": 0.0, "lam_control": 0.01}))
+    errors = capsys.readouterr().err
+    assert errors.count("WARNING: the latent actions say nothing (step 80, worth 0.010") == 1

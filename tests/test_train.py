@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from minigenie.checkpoint import Checkpoints, load_tensors, save_tensors
 from minigenie.optim import OptimConfig, learning_rate_share, make_optimizers, orthogonal, set_learning_rate
-from minigenie.train import Diverged, FitConfig, Interrupted, fit, read_metrics
+from minigenie.train import Diverged, FitConfig, Interrupted, Sample, fit, read_metrics
 
 
 class Line(torch.nn.Module):
@@ -201,3 +201,9 @@ def test_the_learning_rate_warms_up_and_comes_down(decay):
 def test_settings_that_cannot_be(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         replace(config(), **change)
+
+
+def test_what_a_model_shows_of_itself_is_seen_by_whoever_watches(tmp_path):
+    seen = []
+    run(tmp_path, sample=lambda model: Sample({"control": 1.5}), watch=seen.append)
+    assert [progress.step for progress in seen if "control" in progress.metrics] == [1, 5, 10]
