@@ -89,7 +89,7 @@ def motion(frames: UInt8[np.ndarray, "t h w c"]) -> Float[np.ndarray, "2"]:
     return np.mean([_shift(a, b) for a, b in pairwise(grey)], axis=0) * scale
 
 
-def _shift(a: np.ndarray, b: np.ndarray, reach: int = 8) -> tuple[float, float]:
+def _shift(a: np.ndarray, b: np.ndarray, reach: int = 8) -> tuple[int, int]:
     """Where `a` went in `b`: the shift with the least mean difference; none, if that is hardly better than none."""
     reach = min(reach, min(a.shape) // 4)
     inner = a[reach : a.shape[0] - reach, reach : a.shape[1] - reach]
