@@ -48,11 +48,11 @@ def collect(
     themes: bool = True,
     levels: int = 10_000,
     start_level: int | None = None,
-    policy: Literal["random", "explore"] = "random",
+    policy: Literal["random", "explore", "expert"] = "random",
     seed: int = 0,
     num_envs: int = 16,
 ) -> None:
-    """Play a game with a policy that looks at nothing, and keep the video.
+    """Play a game and keep the video.
 
     Args:
         game: coinrun, any other Procgen game, or toy.
@@ -64,7 +64,8 @@ def collect(
         themes: Use all of the game's looks; without, one of each.
         levels: How many different ones.
         start_level: The first, if not as the split says.
-        policy: random draws each action anew, as in the paper; explore gets further into the levels.
+        policy: random draws each action anew, as in the paper; explore gets further into the levels; expert looks ahead
+            and solves CoinRun.
         seed: Of the policy and the order of levels.
         num_envs: Games played side by side.
     """
@@ -398,6 +399,41 @@ def bench(
         write_atomic(json, dumps(found, indent=1).encode())
 
 
+def imitate(
+    world: Positional[Path],
+    out: Path | None = None,
+    expert_frames: int = 20_000,
+    labels: int = 200,
+    levels: int = 200,
+    steps: int = 1_500,
+    seed: int = 0,
+    device: str | None = None,
+) -> None:
+    """Learn to play CoinRun from video without keys, through the world's latent actions, and see how far it gets.
+
+    Args:
+        world: Folder made by train, of CoinRun footage.
+        out: Folder for imitation.json and imitation.gif; WORLD/imitation by default. What is there is gone on from.
+        expert_frames: Frames of an expert's play to learn from.
+        labels: Transitions of which the true action is told, to map latent actions to keys.
+        levels: Held-out levels that everyone plays.
+        steps: Training steps of each policy.
+        seed: Of everything random.
+        device: cuda, mps or cpu; the best there is by default.
+    """
+    from minigenie.console import table, working
+    from minigenie.eval.agents import Imitation, summary, table_rows
+    from minigenie.eval.agents import imitate as run
+
+    sizes = Imitation(expert_frames=expert_frames, labels=labels, levels=levels, steps=steps, seed=seed)
+    folder = out or world / "imitation"
+    report = run(world, folder, sizes, device, working)
+    print("\n".join(summary(report)))
+    table(["player", "levels solved", "95 % interval", "mean return", "mean steps"], table_rows(report))
+    print(f"report        {folder / 'imitation.json'}")
+    print(f"picture       {folder / 'imitation.gif'}")
+
+
 def info(path: Positional[Path] = Path()) -> None:
     """Say what a folder is: a dataset (with a contact sheet), a run, or a world.
 
@@ -468,6 +504,7 @@ COMMANDS: dict[str, Any] = {
     "bench": bench,
     "doctor": doctor,
     "info": info,
+    "imitate": imitate,
 }
 
 

@@ -1,4 +1,4 @@
-"""Play games with a random policy and keep the video: CoinRun, the case study of Genie (arXiv:2402.15391), and its kin.
+"""Play games and keep the video: CoinRun, the case study of Genie (arXiv:2402.15391), and its kin.
 
 The 16 Procgen games (arXiv:1912.01588) come from the `procgen-mirror` wheel (Python 3.11, Linux) or from EnvPool (later
 Pythons); "toy" is our own and needs neither. Their frames differ slightly, so the manifest names the generator.
@@ -28,6 +28,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
+from minigenie.data.expert import Expert
 from minigenie.data.toy import ToyWorld
 
 PROCGEN_GAMES = (
@@ -87,7 +88,7 @@ def collect(
     themes: bool = True,
     levels: int = 10_000,
     start_level: int | None = None,
-    policy: Literal["random", "explore"] = "random",
+    policy: Literal["random", "explore", "expert"] = "random",
     seed: int = 0,
     num_envs: int = 16,
     workers: int | None = None,
@@ -95,7 +96,8 @@ def collect(
 ) -> Dataset:
     """Write at least `frames` frames of `game` to the folder `out`; the same call resumes, or finds all done.
 
-    `policy` "random" draws each action uniformly, as the paper does; "explore" gets further into the levels.
+    `policy` "random" draws each action uniformly, as the paper does; "explore" gets further into the levels; "expert"
+    searches its way through CoinRun (minigenie.data.expert).
     `start_level` defaults to 0 for training and 1,000,000 for testing. `workers` is the number of threads, by default
     one per core up to 8; the frames do not depend on it. `progress(frames done, frames in all)` is called after each
     shard. Raises ValueError for settings that cannot be, FileExistsError if `out` holds anything else.
@@ -106,7 +108,7 @@ def collect(
         game=game, frames=frames, split=split, mode=mode, backgrounds=backgrounds, themes=themes, levels=levels,
         start_level=start_level, policy=policy, seed=seed, num_envs=num_envs,
     )  # fmt: skip
-    _check(settings)
+    check(settings)
     writer = DatasetWriter(
         out,
         frame_size=(64, 64),
@@ -179,14 +181,17 @@ def _play(settings: Settings, k: int, n: int, steps: int) -> tuple[np.ndarray, l
     """Shard `k`: at least `steps` frames from each of `n` games in turn [f h w c], their episodes, and actions [f]."""
     seeds = np.random.SeedSequence([settings.seed, settings.split == "test", k])
     game = _start(settings, n, int(seeds.generate_state(1)[0]) % 2**31)
-    played = steps + SPARE
-    plan = action_plan(settings.game, settings.policy, played, n, np.random.default_rng(seeds))
+    played, rng = steps + SPARE, np.random.default_rng(seeds)
+    expert = expert_for(settings, game, rng) if settings.policy == "expert" else None
+    plan = np.empty((played, n), np.int64) if expert else action_plan(settings.game, settings.policy, played, n, rng)
     frames = np.empty((n, played, 64, 64, 3), np.uint8)
     first = np.empty((n, played), bool)
     level_seed = np.empty((n, played), np.int64)
-    for s, actions in enumerate(plan):
+    for s in range(played):
         frames[:, s], first[:, s], level_seed[:, s] = game.frames(), game.first, game.level_seed
-        game.step(actions)
+        if expert:
+            plan[s] = expert.act()
+        game.step(plan[s])
 
     pieces: list[tuple[int, slice]] = []
     episodes: list[Episode] = []
@@ -213,8 +218,9 @@ def _shard_sizes(settings: Settings) -> list[tuple[int, int]]:
     return sizes
 
 
-def _check(settings: Settings) -> None:
-    options = {"game": GAMES, "split": ("train", "test"), "mode": ("easy", "hard"), "policy": ("random", "explore")}
+def check(settings: Settings) -> None:
+    policies = ("random", "explore", "expert")
+    options = {"game": GAMES, "split": ("train", "test"), "mode": ("easy", "hard"), "policy": policies}
     for name, known in options.items():
         if getattr(settings, name) not in known:
             raise ValueError(f"unknown {name} {getattr(settings, name)!r}; choose from {', '.join(known)}")
@@ -229,6 +235,8 @@ def _check(settings: Settings) -> None:
         raise ValueError(f"levels should stay below {FIRST_TEST_LEVEL:,}, where the test levels begin; play fewer")
     if settings.game != "toy" and (why := available()):
         raise ValueError(f"cannot play {settings.game}: {why}")
+    if settings.policy == "expert" and (settings.game != "coinrun" or not find_spec("procgen")):
+        raise ValueError("the expert plays coinrun, and needs procgen-mirror (Python 3.11) to save games; take explore")
 
 
 def _generator(game: str) -> str:
@@ -246,6 +254,12 @@ def _start(settings: Settings, n: int, seed: int) -> Game:
     return (ProcgenGame if find_spec("procgen") else EnvPoolGame)(settings, n, seed)
 
 
+def expert_for(settings: Settings, game: Game, rng: np.random.Generator) -> Expert:
+    """An expert at `game`, with a copy of its own to search in."""
+    assert isinstance(game, ProcgenGame)
+    return Expert(game, ProcgenGame(settings, 1, 0), PROCGEN_ACTIONS, rng)
+
+
 class ProcgenGame:
     """A Procgen game, from the `procgen` module."""
 
@@ -261,6 +275,7 @@ class ProcgenGame:
             restrict_themes=not settings.themes,
             num_threads=0,
         )
+        self._buffer = self._env._ffi.new("char[]", 2**20)
         self._observe()
 
     def frames(self) -> np.ndarray:
@@ -270,8 +285,17 @@ class ProcgenGame:
         self._env.act(actions)
         self._observe()
 
+    def save(self, i: int) -> bytes:
+        """All there is to know about game `i`, to go on from; the expert reads it. `get_state` would save all games."""
+        size = self._env.call_c_func("get_state", i, self._buffer, len(self._buffer))
+        return bytes(self._env._ffi.buffer(self._buffer, size))
+
+    def restore(self, states: list[bytes]) -> None:
+        self._env.set_state(states)
+        self._observe()
+
     def _observe(self) -> None:
-        _, observation, self.first = self._env.observe()
+        self.reward, observation, self.first = self._env.observe()
         self._frames = observation["rgb"]
         self.level_seed = np.array([info["level_seed"] for info in self._env.get_info()])
 

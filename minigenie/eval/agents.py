@@ -1,0 +1,376 @@
+"""From latent actions to real ones: the imitation experiment of Genie (arXiv:2402.15391, appendix E), in CoinRun.
+
+An expert plays, and nobody writes down its keys. The world's latent action model labels the video, a policy learns to
+predict these labels from the screen, and a few labelled transitions say which key each latent action stands for. Beside
+it: a policy that was told every key, one that was told those few and no more, and players who do not look.
+
+Dimensions:  b batch   f frames seen at once   l levels   n of them still played   t steps   h w c a frame
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from minigenie.data.collect import (
+    FIRST_TEST_LEVEL,
+    FPS,
+    PROCGEN_ACTIONS,
+    ProcgenGame,
+    Settings,
+    action_plan,
+    check,
+    collect,
+    expert_for,
+)
+from minigenie.data.dataset import Dataset, sample_batch, write_atomic
+from minigenie.encode import encode_actions, encode_tokens
+from minigenie.eval.controllability import mutual_information
+from minigenie.nn.patches import to_float
+from minigenie.optim import OptimConfig
+from minigenie.pictures import save_video
+from minigenie.train import FitConfig, fit
+from minigenie.world import World, read_config
+
+SEEN = 2  # frames: where things are, and how they move
+NUM_KEYS = 15  # what Procgen calls actions
+STEP_LIMIT = 1000  # of a CoinRun level
+BATCH = 64
+SHOWN_LEVELS, SHOWN_STEPS = 6, 120  # in the picture
+PLAYING, SOLVED, FAILED = (255, 255, 255), (40, 180, 60), (220, 40, 40)
+
+Act = Callable[[np.ndarray], np.ndarray]  # which levels are still played, bool [l] -> keys, int [l]
+Player = Callable[[ProcgenGame], Act]
+ToKeys = Callable[[np.ndarray], np.ndarray]  # what a policy chose, int [n] -> keys, int [n]
+Progress = Callable[[float, float], None]
+Line = Callable[[str, str], AbstractContextManager[Progress]]  # what is being done, in which unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imitation:
+    """expert_frames: of video. labels: transitions of it whose key is told. levels: held-out ones, the same for every
+    player. steps: of training each policy, of 64 transitions."""
+
+    expert_frames: int = 20_000
+    labels: int = 200
+    levels: int = 200
+    steps: int = 1_500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("expert_frames", "labels", "levels", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, should be at least 1")
+
+
+class Policy(nn.Module):
+    """What would the expert do here?"""
+
+    def __init__(self, num_choices: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3 * SEEN, 32, 7, stride=4, padding=3), nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+            nn.Flatten(), nn.Linear(64 * 8 * 8, 256), nn.ReLU(), nn.Linear(256, num_choices),
+        )  # fmt: skip
+
+    def logits(self, frames: Tensor) -> Tensor:
+        """uint8 [b f 64 64 3] -> [b num_choices]."""
+        return self.layers(rearrange(to_float(frames) - 0.5, "b f h w c -> b (f c) h w"))
+
+    def forward(self, batch: dict[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = self.logits(batch["frames"])
+        accuracy = (logits.argmax(-1) == batch["choices"]).float().mean()
+        return F.cross_entropy(logits, batch["choices"]), {"accuracy": accuracy}
+
+
+class Played(NamedTuple):
+    solved: np.ndarray  # bool [l]
+    steps: np.ndarray  # int [l]
+    video: np.ndarray  # uint8 [t levels h w c]: the first few levels; one that is over keeps its last frame
+
+
+@contextmanager
+def in_silence(what: str, unit: str) -> Iterator[Progress]:
+    yield lambda done, total: None
+
+
+def imitate(
+    world_folder: Path, out: Path, sizes: Imitation, device: str | None = None, line: Line = in_silence
+) -> dict[str, Any]:
+    """The experiment, into the folder `out`: what it returns is also in imitation.json; imitation.gif shows it.
+
+    The same call goes on from what is saved. Raises ValueError if the world is not of CoinRun or the expert cannot play
+    on this machine, FileExistsError if `out` holds another experiment or other things.
+    """
+    look = coinrun_look(world_folder)
+    settings = Settings(
+        game="coinrun", frames=sizes.expert_frames, split="test", levels=10_000, start_level=FIRST_TEST_LEVEL,
+        policy="expert", seed=sizes.seed, num_envs=16, **look,
+    )  # fmt: skip
+    check(settings)
+    world = World.load(world_folder, device)
+    begin(out, world_folder, sizes)
+    with line("the expert plays", "frames") as progress:
+        video = collect(
+            "coinrun", out / "expert", frames=sizes.expert_frames, policy="expert", seed=sizes.seed,
+            progress=progress, **look,
+        )  # fmt: skip
+    starts = video.windows(SEEN + 1)
+    latents = infer(world, video, out / "encoded", line)[starts + SEEN - 1].astype(np.int64)
+    if sizes.labels >= len(starts):
+        raise ValueError(f"labels is {sizes.labels}, the expert's video has {len(starts)} transitions; take fewer")
+    true_keys = video.clip_actions(starts, SEEN + 1)
+    assert true_keys is not None
+    keys = true_keys[:, -1]
+    told, untold = np.split(np.random.default_rng(sizes.seed).permutation(len(starts)), [sizes.labels])
+    table = tally(latents[told], keys[told], world.num_actions)
+
+    def clone(name: str, windows: np.ndarray, choices: np.ndarray, num_choices: int) -> Policy:
+        with line(f"train {name}", "steps") as progress:
+            return train_policy(name, video, windows, choices, num_choices, sizes, out, world.device, progress)
+
+    oracle = clone("oracle", starts, keys, NUM_KEYS)
+    latent = clone("latent", starts, latents, world.num_actions)
+    few = clone("few", starts[told], keys[told], NUM_KEYS)
+    rng = np.random.default_rng(sizes.seed)
+    players: dict[str, Player] = {
+        "expert": lambda game: expert_for(settings, game, rng).act,
+        "true actions": by_policy(oracle, lambda choices: choices, sizes.seed),
+        "latent, most frequent key": by_policy(latent, lambda choices: table.argmax(1)[choices], sizes.seed),
+        "latent, key drawn": by_policy(latent, lambda choices: draw_keys(table, choices, rng), sizes.seed),
+        f"{len(told)} true actions": by_policy(few, lambda choices: choices, sizes.seed),
+        "jump-right held": by_heart(repeat(np.full(sizes.levels, PROCGEN_ACTIONS["jump-right"]))),
+        "explore": by_heart(iter(action_plan("coinrun", "explore", STEP_LIMIT, sizes.levels, rng))),
+        "random": by_heart(iter(action_plan("coinrun", "random", STEP_LIMIT, sizes.levels, rng))),
+    }
+    games = {}
+    for name, player in players.items():
+        with line(f"play: {name}", "levels") as progress:
+            games[name] = play(settings, sizes.levels, player, progress)
+    report = {
+        "settings": read_settings(out),
+        "generator": video.manifest["generator"],
+        "expert_video": {"frames": video.num_frames, "episodes": len(video.episodes), "transitions": len(starts)},
+        "map": measure_map(table, latents, keys, told, untold),
+        "players": {name: measure_play(played) for name, played in games.items()},
+    }
+    write_atomic(out / "imitation.json", json.dumps(report, indent=1).encode())
+    save_video(torch.from_numpy(side_by_side(games)), out / "imitation.gif", FPS)
+    return report
+
+
+def coinrun_look(world_folder: Path) -> dict[str, Any]:
+    """How the world's own footage looked: mode, backgrounds, themes. ValueError if it was not CoinRun."""
+    source = read_config(world_folder)["dataset"]
+    if source.get("source") != "coinrun":
+        raise ValueError(f"{world_folder} is a world of {source.get('source')}; the experiment needs one of coinrun")
+    return {name: source["settings"][name] for name in ("mode", "backgrounds", "themes")}
+
+
+def begin(out: Path, world_folder: Path, sizes: Imitation) -> None:
+    """Write settings.json into a new or empty folder, or see that the one there is of this very experiment."""
+    with open(world_folder / "lam.safetensors", "rb") as file:
+        lam = hashlib.file_digest(file, "sha256").hexdigest()
+    settings = {**asdict(sizes), "lam_sha256": lam}
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "settings.json").exists())):
+        raise FileExistsError(f"{out} already holds other things; choose a new or an empty folder with --out")
+    if not (out / "settings.json").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / "settings.json", json.dumps(settings, indent=1).encode())
+    elif read_settings(out) != settings:
+        raise FileExistsError(f"{out} holds an experiment with other settings; choose another --out or delete it")
+
+
+def read_settings(out: Path) -> dict[str, Any]:
+    return json.loads((out / "settings.json").read_bytes())
+
+
+def infer(world: World, video: Dataset, folder: Path, line: Line) -> np.ndarray:
+    """The latent action that leads on from each frame of `video`: uint8 [frames]."""
+    tokens = np.zeros((video.num_frames, 0), np.uint8)
+    clip_frames = 64 if world.config.lam.pairs else world.config.context_frames + 1
+    with line("infer latent actions", "frames") as progress:
+        if world.config.lam.input == "tokens":
+            tokens = encode_tokens(video, world.tokenizer, clip_frames, folder / "tokens.npy")
+        return encode_actions(video, world.lam, tokens, clip_frames, folder / "actions.npy", progress)
+
+
+# From latent actions to keys.
+
+
+def tally(latents: np.ndarray, keys: np.ndarray, num_latents: int) -> np.ndarray:
+    """How often each key went with each latent action: int [num_latents NUM_KEYS]. A latent action that never occurs
+    is given the counts of all together."""
+    counts = np.zeros((num_latents, NUM_KEYS), np.int64)
+    np.add.at(counts, (latents, keys), 1)
+    return np.where(counts.any(1, keepdims=True), counts, counts.sum(0))
+
+
+def draw_keys(table: np.ndarray, choices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A key for each latent action, as often as it went with it: int [n]."""
+    reached = (table / table.sum(1, keepdims=True)).cumsum(1)[choices]
+    return (rng.random((len(choices), 1)) > reached).sum(1).clip(max=NUM_KEYS - 1)
+
+
+def measure_map(
+    table: np.ndarray, latents: np.ndarray, keys: np.ndarray, told: np.ndarray, untold: np.ndarray
+) -> dict[str, Any]:
+    """How well the map, made of the transitions `told`, does on those `untold`."""
+    commonest = np.bincount(keys[told]).argmax()
+    return {
+        "labels": len(told),
+        "keys": table.argmax(1).tolist(),
+        "accuracy": float((table.argmax(1)[latents[untold]] == keys[untold]).mean()),
+        "accuracy_of_commonest_key": float((keys[untold] == commonest).mean()),
+        "mutual_information": mutual_information(latents, keys),
+        "counts": tally(latents, keys, len(table)).tolist(),
+    }
+
+
+# Policies and players.
+
+
+def train_policy(
+    name: str,
+    video: Dataset,
+    windows: np.ndarray,
+    choices: np.ndarray,
+    num_choices: int,
+    sizes: Imitation,
+    out: Path,
+    device: torch.device,
+    progress: Progress,
+) -> Policy:
+    """Behavioural cloning by cross-entropy: `choices` [windows] in 0..num_choices-1, made at the last of the frames
+    seen from each of `windows`."""
+    torch.manual_seed(sizes.seed)
+    policy = Policy(num_choices)
+
+    def batch(step: int, part: int, parts: int) -> dict[str, Tensor]:
+        mine = sample_batch(len(windows), seed=sizes.seed, step=step, batch_size=BATCH)
+        arrays = {"frames": video.clips(windows[mine], SEEN), "choices": choices[mine]}
+        return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+    optim = OptimConfig(lr=1e-3, betas=(0.9, 0.95), warmup=50, decay="linear", final_lr=0.05)
+    config = FitConfig(steps=sizes.steps, batch_size=BATCH, optim=optim, save_every=500, keep=1)
+    watch = lambda step: progress(step.step, sizes.steps)  # noqa: E731
+    fit(policy, batch, config, out, stage=name, seed=sizes.seed, device=device, watch=watch)
+    return policy
+
+
+def by_policy(policy: Policy, to_keys: ToKeys, seed: int) -> Player:
+    """Draws from what the policy predicts: who always takes the likeliest may stand before a wall for ever."""
+
+    def player(game: ProcgenGame) -> Act:
+        device = next(policy.parameters()).device
+        generator = torch.Generator().manual_seed(seed)
+        seen = [game.frames().copy()] * SEEN
+
+        @torch.no_grad()
+        def act(playing: np.ndarray) -> np.ndarray:
+            seen[:] = [*seen[1:], game.frames().copy()]
+            frames = torch.from_numpy(np.stack([frames[playing] for frames in seen], axis=1))
+            chances = policy.logits(frames.to(device)).softmax(-1).cpu()
+            keys = np.full(len(playing), PROCGEN_ACTIONS["noop"])
+            keys[playing] = to_keys(torch.multinomial(chances, 1, generator=generator)[:, 0].numpy())
+            return keys
+
+        return act
+
+    return player
+
+
+def by_heart(plan: Iterator[np.ndarray]) -> Player:
+    """Plays what was laid down before, keys int [l] a step, and looks at nothing."""
+    return lambda game: lambda playing: next(plan)
+
+
+def play(settings: Settings, levels: int, player: Player, progress: Progress = lambda done, total: None) -> Played:
+    """One attempt of `player` at each of `levels` levels. Which they are follows from the settings alone."""
+    game = ProcgenGame(settings, levels, settings.seed)
+    act = player(game)
+    playing, solved, steps = np.ones(levels, bool), np.zeros(levels, bool), np.zeros(levels, np.int64)
+    video = [game.frames()[:SHOWN_LEVELS].copy()]
+    while playing.any():
+        game.step(act(playing))
+        steps += playing
+        ended = playing & game.first
+        solved |= ended & (game.reward > 0)
+        playing &= ~ended
+        if len(video) < SHOWN_STEPS:
+            still = playing[:SHOWN_LEVELS, None, None, None]
+            video.append(np.where(still, game.frames()[:SHOWN_LEVELS], video[-1]))
+        progress(levels - int(playing.sum()), levels)
+    return Played(solved, steps, np.stack(video))
+
+
+def measure_play(played: Played) -> dict[str, Any]:
+    solved, levels = int(played.solved.sum()), len(played.solved)
+    return {
+        "solved": solved / levels,
+        "ci95": wilson(solved, levels),
+        "levels": levels,
+        "mean_return": 10 * solved / levels,  # the coin's worth
+        "mean_steps": float(played.steps.mean()),
+    }
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    z, share = 1.959964, successes / trials
+    centre, scale = share + z**2 / (2 * trials), 1 + z**2 / trials
+    reach = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    return (centre - reach) / scale, (centre + reach) / scale
+
+
+def side_by_side(games: dict[str, Played]) -> np.ndarray:
+    """A row per player, a column per level, a frame that turns green when the level is solved and red when it is not:
+    uint8 [t H W 3]."""
+    length = max(len(played.video) for played in games.values())
+    return np.concatenate([_row(name, played, length) for name, played in games.items()], axis=1)
+
+
+def _row(name: str, played: Played, length: int) -> np.ndarray:
+    label = Image.new("RGB", (164, 68), "white")
+    ImageDraw.Draw(label).text((4, 28), name, fill="black")
+    times = np.minimum(np.arange(length), len(played.video) - 1)
+    cells = [np.broadcast_to(np.asarray(label), (length, 68, 164, 3))]
+    for level in range(played.video.shape[1]):
+        cell = np.full((length, 68, 68, 3), PLAYING, np.uint8)
+        cell[np.arange(length) >= played.steps[level]] = SOLVED if played.solved[level] else FAILED
+        cell[:, 2:-2, 2:-2] = played.video[times, level]
+        cells.append(cell)
+    return np.concatenate(cells, axis=2)
+
+
+def table_rows(report: dict[str, Any]) -> list[list[str]]:
+    """Player, levels solved, its 95 % interval, mean return, mean steps."""
+    return [
+        [name, f"{of['solved']:.1%}", "{:.1%} to {:.1%}".format(*of["ci95"]), f"{of['mean_return']:.1f}",
+         f"{of['mean_steps']:.0f}"]
+        for name, of in report["players"].items()
+    ]  # fmt: skip
+
+
+def summary(report: dict[str, Any]) -> list[str]:
+    video, known = report["expert_video"], report["map"]
+    return [
+        f"expert video  {video['frames']:,} frames, {video['episodes']} levels",
+        f"map           from {known['labels']} labels: right in {known['accuracy']:.1%} of the other transitions; "
+        f"always the commonest key {known['accuracy_of_commonest_key']:.1%}",
+        f"              mutual information of latent action and key {known['mutual_information']:.3f}",
+    ]

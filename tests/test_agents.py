@@ -1,0 +1,192 @@
+"""The map from latent actions to keys, the expert, and the experiment around them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_recipe
+from PIL import Image
+
+from minigenie.__main__ import main
+from minigenie.data import collect as module
+from minigenie.data.collect import PROCGEN_ACTIONS, ProcgenGame, Settings, available, collect, expert_for
+from minigenie.data.dataset import Dataset
+from minigenie.data.expert import tiles_from_left
+from minigenie.eval.agents import Imitation, draw_keys, imitate, measure_map, play, tally, wilson
+from minigenie.pipeline import train_world
+
+needs_procgen = pytest.mark.skipif(not module.find_spec("procgen") or bool(available()), reason="needs Procgen")
+LOOK = {"mode": "easy", "backgrounds": False, "themes": False}
+HELD_OUT = Settings(
+    game="coinrun",
+    frames=1,
+    split="test",
+    levels=10_000,
+    start_level=1_000_000,
+    policy="expert",
+    seed=0,
+    num_envs=1,
+    **LOOK,
+)
+SMALL = Imitation(expert_frames=150, labels=20, levels=3, steps=2)
+
+
+@pytest.fixture(scope="session")
+def coinrun_world(tmp_path_factory):
+    """A world of CoinRun, trained for a step or two."""
+    folder = tmp_path_factory.mktemp("coinrun")
+    data = collect("coinrun", folder / "data", frames=600, policy="explore", num_envs=4, **LOOK)
+    train_world(data, small_recipe(steps=2), folder / "world", device=torch.device("cpu"))
+    return folder / "world"
+
+
+# The map.
+
+
+def test_latent_actions_that_are_keys_by_other_names_are_all_understood():
+    rng = np.random.default_rng(0)
+    keys = rng.choice([1, 4, 7, 8], size=2000)
+    names = rng.permutation(15)
+    told, untold = np.split(np.arange(2000), [200])
+    measured = measure_map(tally(names[keys[told]], keys[told], 15), names[keys], keys, told, untold)
+    assert measured["accuracy"] == 1.0
+    assert measured["accuracy_of_commonest_key"] < 0.3
+    assert measured["mutual_information"] == pytest.approx(1.0)
+
+
+def test_latent_actions_that_mean_nothing_say_no_more_than_the_commonest_key():
+    rng = np.random.default_rng(0)
+    keys = rng.choice([7, 8], p=[0.7, 0.3], size=20_000)
+    latents = rng.integers(4, size=len(keys))
+    told, untold = np.split(np.arange(len(keys)), [2000])
+    measured = measure_map(tally(latents[told], keys[told], 4), latents, keys, told, untold)
+    assert measured["accuracy"] == measured["accuracy_of_commonest_key"] == pytest.approx(0.7, abs=0.01)
+
+
+def test_a_latent_action_without_labels_takes_the_commonest_key():
+    table = tally(np.array([0, 0, 1, 1, 1]), np.array([7, 7, 8, 8, 7]), 3)
+    np.testing.assert_array_equal(table.argmax(1), [7, 8, 7])
+
+
+def test_keys_are_drawn_as_often_as_they_were_told():
+    table = tally(np.array([0] * 4 + [1] * 4), np.array([7, 7, 7, 8, 14, 14, 14, 14]), 2)
+    drawn = draw_keys(table, np.repeat([0, 1], 10_000), np.random.default_rng(0))
+    np.testing.assert_allclose(np.bincount(drawn[:10_000], minlength=15)[[7, 8]] / 10_000, [0.75, 0.25], atol=0.02)
+    assert set(drawn[10_000:]) == {14}
+
+
+def test_wilson_covers_the_true_share_and_stays_between_0_and_1():
+    solved = np.random.default_rng(0).binomial(50, 0.9, size=2000)
+    covered = [low < 0.9 < high for low, high in (wilson(int(n), 50) for n in solved)]
+    assert 0.92 < np.mean(covered) < 0.98
+    assert wilson(0, 10)[0] == pytest.approx(0)
+    assert wilson(10, 10)[1] == pytest.approx(1)
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+
+
+# The game.
+
+
+@needs_procgen
+def test_the_expert_solves_what_luck_does_not():
+    rng = np.random.default_rng(0)
+    expert = play(HELD_OUT, 10, lambda game: expert_for(HELD_OUT, game, rng).act)
+    lucky = play(HELD_OUT, 10, lambda game: lambda playing: rng.integers(15, size=10))
+    np.testing.assert_array_equal(expert.video[0], lucky.video[0])  # on the same levels
+    assert expert.solved.sum() >= 9
+    assert lucky.solved.sum() <= 6
+    assert expert.steps.max() < lucky.steps.max()
+
+
+@needs_procgen
+def test_a_saved_game_goes_on_as_it_would_have_and_says_where_the_agent_is():
+    game, copy = ProcgenGame(HELD_OUT, 2, 0), ProcgenGame(HELD_OUT, 1, 5)
+    for _ in range(3):
+        game.step(np.full(2, PROCGEN_ACTIONS["right"]))
+    before = game.save(1)
+    copy.restore([before])
+    for _ in range(5):
+        game.step(np.full(2, PROCGEN_ACTIONS["right"]))
+        copy.step(np.full(1, PROCGEN_ACTIONS["right"]))
+        np.testing.assert_array_equal(copy.frames()[0], game.frames()[1])
+    assert 1 < tiles_from_left(game.save(1)) - tiles_from_left(before) < 5 * 0.5
+
+
+@needs_procgen
+def test_who_stands_still_runs_out_of_time():
+    played = play(HELD_OUT, 2, lambda game: lambda playing: np.full(2, PROCGEN_ACTIONS["noop"]))
+    assert not played.solved.any()
+    assert set(played.steps) == {1000}
+
+
+@needs_procgen
+def test_expert_footage_is_repeatable_and_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "STEPS", 40)
+    wanted = {"frames": 160, "num_envs": 2, "policy": "expert", **LOOK}
+    alone, threaded = (collect("coinrun", tmp_path / str(n), workers=n, **wanted) for n in (1, 2))
+    assert [shard["sha256"] for shard in alone.manifest["shards"]] == [
+        shard["sha256"] for shard in threaded.manifest["shards"]
+    ]
+    actions = np.concatenate([alone.episode_actions(i) for i in range(len(alone.episodes))])
+    assert set(actions) <= set(PROCGEN_ACTIONS.values())
+    assert (actions == PROCGEN_ACTIONS["right"]).mean() > 0.4
+
+
+# The experiment.
+
+
+@needs_procgen
+def test_the_experiment_from_a_world_to_a_table(coinrun_world, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--expert-frames", "150", "--labels", "20", "--levels", "3", "--steps", "2"]
+    main(["imitate", str(coinrun_world), "--out", str(out), *options])
+    printed = capsys.readouterr().out
+    report = json.loads((out / "imitation.json").read_text())
+    assert len(report["players"]) == 8
+    for name, of in report["players"].items():
+        assert name in printed
+        assert of["ci95"][0] <= of["solved"] == of["mean_return"] / 10 <= of["ci95"][1]
+        assert of["levels"] == 3
+    assert np.sum(report["map"]["counts"]) == report["expert_video"]["transitions"]
+    assert report["map"]["labels"] == 20
+    with Image.open(out / "imitation.gif") as picture:
+        assert picture.n_frames > 10
+    before = Dataset.open(out / "expert").manifest
+    assert imitate(coinrun_world, out, SMALL) == report  # from what is saved
+    assert imitate(coinrun_world, tmp_path / "again", SMALL) == report  # and from nothing
+    assert Dataset.open(out / "expert").manifest == before
+    with pytest.raises(FileExistsError, match="other settings"):
+        imitate(coinrun_world, out, Imitation(expert_frames=150, labels=21, levels=3, steps=2))
+
+
+def test_a_world_of_another_game(trained, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["imitate", str(trained), "--out", str(tmp_path / "out")])
+    assert capsys.readouterr().err.strip() == (
+        f"error: {trained} is a world of toy; the experiment needs one of coinrun"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@needs_procgen
+def test_a_folder_that_holds_something_else(coinrun_world, tmp_path):
+    (tmp_path / "letters.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="already holds other things"):
+        imitate(coinrun_world, tmp_path, SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
+
+
+@pytest.mark.parametrize(("game", "wheel"), [("toy", True), ("coinrun", False)])
+def test_without_games_that_can_be_saved_there_is_no_expert(tmp_path, monkeypatch, game, wheel):
+    monkeypatch.setattr(module, "available", lambda: None)
+    monkeypatch.setattr(module, "find_spec", lambda name: wheel or None)
+    with pytest.raises(ValueError, match="the expert plays coinrun, and needs procgen-mirror"):
+        collect(game, tmp_path / "out", policy="expert")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["expert_frames", "labels", "levels", "steps"])
+def test_nothing_of_something_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is 0, should be at least 1"):
+        Imitation(**{name: 0})
