@@ -30,9 +30,10 @@ from minigenie.world import CONFIG_KEYS, MODELS, World
 
 VERSION = 1  # of the report
 BATCH = 32
-PROMPT, HORIZON = 4, 4  # frames given and imagined of every clip
-LONG_CLIPS, LONG_HORIZON, LONG_CONTROL = 32, 15, 8  # fewer clips go on for longer, and for longer under random actions
+PROMPT, HORIZON = 4, 8  # frames given and imagined of every clip
+LONG_CLIPS, LONG_HORIZON = 32, 15  # fewer clips go on for longer
 STARTS, HELD = 8, 4  # start frames for the actions' effects, and how long an action is held
+LOSS_CLIPS = 64  # for dynamics' loss, at most
 GALLERY = 12  # frames of the action gallery
 DRIFT_CLIPS, DRIFT_HORIZON = 8, 200
 PERCEPTUAL = {  # by key in the report: what it is called, how it is loaded, whether it compares pairs
@@ -122,7 +123,7 @@ def evaluate(
     long_starts = sitting.clips(min(clips, LONG_CLIPS), PROMPT + long_horizon, salt=1)
     sitting.total = (
         2 * len(starts) * horizon
-        + len(long_starts) * (2 * long_horizon + min(LONG_CONTROL, long_horizon))
+        + 2 * len(long_starts) * long_horizon
         + min(clips, STARTS) * world.num_actions * HELD
         + world.num_actions * (GALLERY - 1)
         + min(clips, DRIFT_CLIPS) * min(10 * clips, DRIFT_HORIZON)
@@ -136,7 +137,7 @@ def evaluate(
     actions = torch.cat([world.infer_actions(part) for part in video.split(BATCH)])
     tokens, tokenizer, pictures = _tokenizer(sitting, video)
     rollout = _rollout(sitting, video, actions)
-    long, later, dreams = _long_rollouts(sitting, sitting.frames(long_starts, PROMPT + long_horizon))
+    long, dreams = _long_rollouts(sitting, sitting.frames(long_starts, PROMPT + long_horizon))
     effects, held = _effects(sitting)
     drift, drifting = _drift(sitting)
     config = to_dict(world.config)
@@ -149,7 +150,7 @@ def evaluate(
         "tokenizer": tokenizer,
         "actions": {**_actions(sitting, actions.numpy(), truth), **effects},
         "dynamics": _dynamics(world, tokens, actions, seed),
-        "rollout": {**rollout, "delta_psnr": later | rollout["delta_psnr"]},
+        "rollout": rollout,
         "long_rollouts": long,
         "drift": drift,
         "world": {key: config[key] for key in CONFIG_KEYS},
@@ -265,6 +266,7 @@ def _merged(dataset: Dataset, truth: np.ndarray) -> np.ndarray:
 
 def _dynamics(world: World, tokens: Int[Tensor, "b t n"], actions: Int[Tensor, "b steps"], seed: int) -> dict[str, Any]:
     """The training loss of dynamics, on clips it never saw."""
+    tokens, actions = tokens[:LOSS_CLIPS], actions[:LOSS_CLIPS]
     length = min(tokens.shape[1], world.config.context_frames + 1)
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -277,44 +279,28 @@ def _dynamics(world: World, tokens: Int[Tensor, "b t n"], actions: Int[Tensor, "
 
 
 def _rollout(sitting: Sitting, video: UInt8[Tensor, "b t h w c"], actions: Int[Tensor, "b steps"]) -> dict[str, Any]:
-    """A few frames of every clip, from true ones."""
-    future, inferred = to_float(video[:, PROMPT:]), actions[:, PROMPT - 1 :]
-    imagined = to_float(sitting.rollout(video[:, :PROMPT], inferred))
+    """From the same true frames with inferred and with random actions: delta-PSNR (arXiv:2402.15391, sec. 3)."""
+    seed, future, inferred = sitting.seed, to_float(video[:, PROMPT:]), actions[:, PROMPT - 1 :]
+    random = torch.randint(sitting.world.num_actions, inferred.shape, generator=torch.Generator().manual_seed(seed))
+    imagined, astray = (to_float(sitting.rollout(video[:, :PROMPT], choice)) for choice in (inferred, random))
+    delta = (psnr(imagined, future) - psnr(astray, future)).numpy()
     repeated = to_float(video[:, PROMPT - 1 : PROMPT]).expand_as(future)
     return {
         "prompt_frames": PROMPT,
         "clips": len(video),
         "sampling": vars(sitting.world.config.sampling),
-        **quality(imagined, future, sitting.seed),
-        **pooled("repeat_last_pooled_psnr", repeated, future, sitting.seed),
-        "delta_psnr": _delta_psnr(sitting, video, imagined),
+        **quality(imagined, future, seed),
+        **pooled("repeat_last_pooled_psnr", repeated, future, seed),
+        "delta_psnr": {str(t): bootstrap(column, seed) for t, column in enumerate(delta.T, 1)},
     }
 
 
-def _delta_psnr(
-    sitting: Sitting, video: UInt8[Tensor, "b t h w c"], imagined: Float[Tensor, "b steps h w c"]
-) -> dict[str, Any]:
-    """How much nearer to the truth the inferred actions, which led to `imagined`, come than uniformly random ones do
-    (arXiv:2402.15391, sec. 3)."""
-    steps, seed = imagined.shape[1], sitting.seed
-    future = to_float(video[:, PROMPT : PROMPT + steps])
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.randint(sitting.world.num_actions, (len(video), steps), generator=generator)
-    astray = to_float(sitting.rollout(video[:, :PROMPT], random))
-    delta = (psnr(imagined, future) - psnr(astray, future)).numpy()
-    return {str(t): bootstrap(column, seed) for t, column in enumerate(delta.T, 1)}
-
-
-def _long_rollouts(
-    sitting: Sitting, video: UInt8[Tensor, "b t h w c"]
-) -> tuple[dict[str, Any], dict[str, Any], tuple[Tensor, Tensor]]:
-    """From 1 and from 4 true frames, beside the last true frame repeated. Returns delta-PSNR by horizon too, and
-    scenes: truth and imagination."""
+def _long_rollouts(sitting: Sitting, video: UInt8[Tensor, "b t h w c"]) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
+    """From 1 and from 4 true frames, beside the last true frame repeated. Returns scenes too: truth and imagination."""
     actions = torch.cat([sitting.world.infer_actions(part) for part in video.split(BATCH)])[:, PROMPT - 1 :]
     future = to_float(video[:, PROMPT:])
     repeated = to_float(video[:, PROMPT - 1 : PROMPT]).expand_as(future)
     seen = {f"from_{prompt}": sitting.rollout(video[:, PROMPT - prompt : PROMPT], actions) for prompt in (1, PROMPT)}
-    delta = _delta_psnr(sitting, video, to_float(seen[f"from_{PROMPT}"][:, :LONG_CONTROL]))
     ways = {**{name: to_float(frames) for name, frames in seen.items()}, "repeat_last": repeated}
     report = {name: quality(frames, future, sitting.seed, sitting.distances) for name, frames in ways.items()}
     for name, features in sitting.features.items():
@@ -323,7 +309,7 @@ def _long_rollouts(
                 report[way][name] = distance
     some = _some(video)
     imagined = torch.cat((video[some, :PROMPT], seen[f"from_{PROMPT}"][some]), dim=1)
-    return {"clips": len(video), "frames": future.shape[1], **report}, delta, (video[some], imagined)
+    return {"clips": len(video), "frames": future.shape[1], **report}, (video[some], imagined)
 
 
 def _some(video: Tensor) -> Tensor:

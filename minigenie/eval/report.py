@@ -74,7 +74,7 @@ def summary(report: dict[str, Any]) -> list[str]:
             f"              mutual information with the true action {actions['mutual_information']:.3f} "
             f"(chance {actions['mutual_information_chance']:.3f})"
         )
-    for t, pooled in rollout["pooled_psnr"].items():
+    for t, pooled in list(rollout["pooled_psnr"].items())[:4]:
         delta, (low, high) = rollout["delta_psnr"][t], rollout["delta_psnr"][t]["ci95"]
         lines.append(
             f"frame {t}       delta-PSNR {delta['mean']:.2f} dB [{low:.2f}, {high:.2f}], PSNR {pooled:.2f} dB, "
