@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minigenie.world import World
 
-# Threads that wait for each other should sleep, not spin. Beside another busy program spinning ones make a step of
-# training many times slower; sleeping costs a third where the machine is idle. OMP_WAIT_POLICY=ACTIVE has it otherwise.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads that wait for each other should soon sleep, not spin: beside another busy program, spinning ones make a step
+# of training ten times slower (docs/performance.md). OMP_WAIT_POLICY or GOMP_SPINCOUNT has it otherwise.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __all__ = ["World"]
 __version__ = "0.1.0"

@@ -349,9 +349,12 @@ def doctor(run: Positional[Path]) -> None:
 
 
 def bench(
-    what: Positional[Literal["play"]],
+    what: Positional[Literal["all", "train", "play", "data"]] = "all",
     world: Positional[Path | None] = None,
-    rounds: int = 15,
+    recipes: tuple[str, ...] = ("tiny",),
+    only: str = "",
+    rounds: int = 7,
+    large: bool = False,
     compiled: bool = False,
     browser: bool = False,
     frames: int = 2_000,
@@ -361,19 +364,25 @@ def bench(
     """Measure how fast this machine is, and how far from its limit.
 
     Args:
-        what: play: the seconds that a frame takes.
-        world: A world folder to measure too.
+        what: train: a step of each stage. play: a frame. data: loading and ingest.
+        world: A world folder to measure too, with play.
+        recipes: Those whose training steps to measure; coinrun and paper take minutes a step on a CPU.
+        only: Measure nothing but the items whose name has this in it.
         rounds: How often each item is timed; the items take turns.
-        compiled: Measure a compiled world too; takes a C++ compiler and a minute.
+        large: Measure the reference sizes W1, W2 and W3 too; minutes a step on a CPU.
+        compiled: Measure a compiled world too; on a CPU it takes a C++ compiler and a minute.
         browser: Measure the world in a real browser too: frames a second, key press to picture, memory.
         frames: How many to play there; memory is compared from the 1,000th on.
         device: cuda, mps or cpu; the best there is by default.
         json: File for the measurements.
     """
     from json import dumps
+    from tempfile import TemporaryDirectory
 
-    from minigenie.bench.machine import HEADINGS, describe_machine, rows
-    from minigenie.bench.play import bench_play
+    from minigenie.bench.data import data_items
+    from minigenie.bench.machine import HEADINGS, describe_machine, measure, rows
+    from minigenie.bench.play import play_items
+    from minigenie.bench.train import train_items
     from minigenie.console import table, working
     from minigenie.data.dataset import write_atomic
     from minigenie.runtime import pick_device
@@ -384,9 +393,20 @@ def bench(
         raise ValueError(
             "to play in a browser takes a world and 2 frames or more: minigenie bench play WORLD --browser"
         )
-    with working(f"bench {what}", "rounds") as progress:
-        measured = bench_play(world, rounds=rounds, compiled=compiled, device=device, watch=progress)
-    print(describe_machine(pick_device(device)))
+    where = pick_device(device)
+    with TemporaryDirectory(prefix="minigenie-bench-") as scratch, working(f"bench {what}", "rounds") as progress:
+        kinds = {
+            "train": lambda: train_items(recipes, where, large),
+            "play": lambda: play_items(world, where, compiled, large),
+            "data": lambda: data_items(Path(scratch)),
+        }
+        items = [item for kind, make in kinds.items() if what in (kind, "all") for item in make() if only in item.name]
+        if not items:
+            raise ValueError(
+                f"nothing that bench {what} measures has {only!r} in its name; leave --only out to see all"
+            )
+        measured = measure(items, where, rounds, progress)
+    print(describe_machine(where))
     table(HEADINGS, rows(measured))
     found = [each.to_json() for each in measured]
     if browser and world is not None:

@@ -6,6 +6,7 @@ Dimensions:  b batch   n patches of a frame   k codes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
@@ -33,38 +34,50 @@ def sample_frame(
     masked: Int[Tensor, "b n"],
     config: SamplingConfig,
     generator: torch.Generator,
+    fill: Callable[..., Tensor] | None = None,
 ) -> Int[Tensor, "b n"]:
     """predict: tokens, some still masked -> logits. masked: a frame of nothing but the mask token. Every patch is
-    filled exactly once; after step s of S, 1 - cos(pi/2 s/S) of them are."""
-    tokens, mask_id, n = masked, masked[0, 0], masked.shape[1]
-    steps = min(config.steps, n)
-    for step in range(1, steps + 1):
-        logits = predict(tokens)
-        choice, log_prob = _choose(logits, config.temperature, generator)
-        left = (1 - step / steps) * config.choice_noise
-        sureness = log_prob + left * _gumbel(log_prob, generator) if left else log_prob
-        sureness = sureness.masked_fill(tokens != mask_id, torch.inf)
-        keep = max(step, n - math.floor(n * math.cos(math.pi / 2 * step / steps))) if step < steps else n
-        rank = sureness.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-        tokens = torch.where((tokens == mask_id) & (rank < keep), choice, tokens)
+    filled exactly once; after step s of S, 1 - cos(pi/2 s/S) of them are. fill: in place of the function below, which
+    it is when compiled."""
+    keeps, noises = schedule(config.steps, masked.shape[1], masked.device)
+    uniforms = torch.rand(len(keeps), 2, *masked.shape, generator=generator, device=masked.device)
+    temperature = torch.full_like(noises[0], config.temperature) if config.temperature else None
+    tokens = masked
+    for uniform, keep, noise in zip(uniforms, keeps, noises * config.choice_noise, strict=True):
+        tokens = (fill or fill_surest)(tokens, masked, predict(tokens), uniform, keep, noise, temperature)
     return tokens
 
 
-def _choose(
-    logits: Float[Tensor, "b n k"], temperature: float, generator: torch.Generator
-) -> tuple[Int[Tensor, "b n"], Float[Tensor, "b n"]]:
-    """A token for every patch, and its log-probability."""
-    log_prob = logits.log_softmax(-1)
-    if temperature:  # one random number a patch, against its cumulated probabilities: Gumbel noise took four times that
-        cumulated = (log_prob / temperature).softmax(-1).cumsum(-1)
-        uniform = torch.rand(logits.shape[:-1], generator=generator, device=logits.device)[..., None]
-        choice = torch.searchsorted(cumulated, uniform * cumulated[..., -1:], right=True)
-        choice = choice.clamp(max=logits.shape[-1] - 1)
-    else:
+@lru_cache
+def schedule(steps: int, n: int, device: torch.device) -> tuple[Int[Tensor, " steps"], Float[Tensor, " steps"]]:
+    """For each step, how many of n patches are filled in after it, and the share of the noise that is left. One patch a
+    step at least, so never more steps than patches."""
+    done = [step / min(steps, n) for step in range(1, min(steps, n) + 1)]
+    keep = [max(i, n - math.floor(n * math.cos(math.pi / 2 * share))) for i, share in enumerate(done, 1)]
+    return torch.tensor([*keep[:-1], n], device=device), torch.tensor([1 - share for share in done], device=device)
+
+
+def fill_surest(
+    tokens: Int[Tensor, "b n"],
+    masked: Int[Tensor, "b n"],
+    logits: Float[Tensor, "b n k"],
+    uniform: Float[Tensor, "2 b n"],
+    keep: Int[Tensor, ""],
+    noise: Float[Tensor, ""],
+    temperature: Float[Tensor, ""] | None,
+) -> Int[Tensor, "b n"]:
+    """Draw a token for every patch and keep the surest, until `keep` of a frame are filled in. uniform: random numbers
+    in [0, 1). noise: scale of the Gumbel noise on how sure each is. temperature: None takes the likeliest token."""
+    if temperature is None:
         choice = logits.argmax(dim=-1, keepdim=True)
-    return choice[..., 0], log_prob.gather(-1, choice)[..., 0]
-
-
-def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
-    uniform = torch.rand(like.shape, generator=generator, device=like.device)
-    return -(-uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log()
+    else:  # one random number a patch, against its cumulated probabilities: Gumbel noise took four times that
+        cumulated = ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).exp().cumsum(-1)
+        choice = torch.searchsorted(cumulated, uniform[0, ..., None] * cumulated[..., -1:], right=True)
+        choice = choice.clamp(max=logits.shape[-1] - 1)
+    sureness = logits.gather(-1, choice)[..., 0] - logits.logsumexp(dim=-1)
+    sureness = sureness - noise * (-uniform[1].clamp(min=1e-20).log()).clamp(min=1e-20).log()
+    open_still = tokens == masked
+    order = sureness.masked_fill(~open_still, torch.inf).argsort(dim=-1, descending=True, stable=True)
+    first = (torch.arange(tokens.shape[1], device=keep.device) < keep).expand(order.shape)
+    chosen = torch.zeros_like(open_still).scatter(1, order, first)
+    return torch.where(open_still & chosen, choice[..., 0], tokens)

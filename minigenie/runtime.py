@@ -2,14 +2,17 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 
+Part = TypeVar("Part")
+Result = TypeVar("Result")
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -33,6 +36,26 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
+
+
+def in_parallel(call: Callable[[Part], Result], parts: Iterable[Part], device: torch.device) -> Iterator[Result]:
+    """`call` of each part, in order, without gradients. On a CPU as many at once as torch has threads, each on one of
+    them: small models gain little from threads within an operation."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+
+    @torch.no_grad()
+    def alone(part: Part) -> Result:
+        torch.set_num_threads(1)
+        return call(part)
+
+    if threads == 1:
+        yield from map(torch.no_grad()(call), parts)
+        return
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(alone, parts)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def seed_step(seed: int, stage: str, step: int, rank: int = 0) -> None:

@@ -110,38 +110,40 @@ def fit(
     step, began = notes.get("step", 0), time.monotonic() - notes.get("seconds", 0.0)
     saved = step
     log = MetricsLog(folder / "metrics.jsonl", stage, step, rank)
-    if config.compile and device.type == "cuda":  # the transformers alone: what surrounds them branches on data
-        for part in model.modules():
-            if isinstance(part, STTransformer):
-                part.compile()
+    compile_stacks(model, config, device)
     runner = DistributedDataParallel(model, broadcast_buffers=False) if dist.is_initialized() else model
+
+    def check() -> dict[str, float]:
+        """The step's metrics; not at every step, since on a GPU it waits for what was only asked for."""
+        numbers = {name: float(value) for name, value in metrics.items()}
+        if not math.isfinite(numbers["loss"]) or not math.isfinite(numbers["grad_norm"]):
+            name = "muon_lr" if config.optim.optimizer == "muon" else "lr"
+            raise Diverged(
+                f"{stage}: the loss is {numbers['loss']} at step {step}; the last good checkpoint is kept. Start again "
+                f"in a new --out with a lower rate: --set {stage}_fit.optim.{name}="
+                f"{getattr(config.optim, name) / 3:.1e}"
+            )
+        return numbers
 
     def save() -> None:
         nonlocal saved
+        if saved != step:
+            check()
         if rank == 0 and saved != step:
             checkpoints.save(step, model, optimizers, {"seconds": time.monotonic() - began})
         saved = step
 
-    with signals_noted() as stopping:
+    choosing = max_seconds is not None and device.type == "cpu" and not dist.is_initialized()
+    with signals_noted() as stopping, fastest_threads(choosing) as lap:
         while (fraction := _fraction(step, config.steps, time.monotonic() - began, max_seconds)) < 1:
             seed_step(seed, stage, step, rank)
             set_learning_rate(optimizers, config.optim, learning_rate_share(config.optim, step, fraction))
             parts = (batch_of(step, part, config.accumulate) for part in range(config.accumulate))
-            loss, metrics = _backward(runner, parts, config, device, fraction)
-            norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip))
-            if not math.isfinite(loss) or not math.isfinite(norm):
-                name = "muon_lr" if config.optim.optimizer == "muon" else "lr"
-                raise Diverged(
-                    f"{stage}: the loss is {loss} at step {step}; the last good checkpoint is kept. Start again in a "
-                    f"new --out with a lower rate: --set {stage}_fit.optim.{name}={getattr(config.optim, name) / 3:.1e}"
-                )
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            metrics = backward(runner, parts, config, device, fraction)
+            metrics["grad_norm"] = update(model, optimizers, config)
             step += 1
             if step % LOG_EVERY == 0 or step == 1:
-                numbers = {"loss": loss, "grad_norm": norm, **{name: float(value) for name, value in metrics.items()}}
-                seconds = time.monotonic() - began
+                seconds, numbers = time.monotonic() - began, check()
                 log.add(step, fraction, seconds, numbers)
                 watch(Progress(stage, step, fraction, seconds, numbers))
             if sample and rank == 0 and (step % config.sample_every == 0 or step == 1):
@@ -149,6 +151,7 @@ def fit(
                 watch(Progress(stage, step, fraction, time.monotonic() - began, shown))
             if step % config.save_every == 0:
                 save()
+            lap()
             if on_any_process(stopping()):
                 save()
                 raise Interrupted(f"{stage} stopped at step {step} and is saved; the same command goes on from there")
@@ -157,17 +160,34 @@ def fit(
     model.eval().requires_grad_(False)
 
 
-def _backward(
+def backward(
     runner: nn.Module, parts: Iterable[dict[str, Tensor]], config: FitConfig, device: torch.device, fraction: float
-) -> tuple[float, dict[str, Tensor]]:
+) -> dict[str, Tensor]:
     """Gradients of a whole batch, part by part: its mean loss, and the metrics of the last part."""
-    losses = []
+    losses, metrics = [], {}
     for batch in parts:
         with autocast(device, config.precision):
             loss, metrics = runner(batch, fraction)
         (loss / config.accumulate).backward()
         losses.append(loss.detach())
-    return float(torch.stack(losses).mean()), metrics
+    return {"loss": torch.stack(losses).mean(), **metrics}
+
+
+def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], config: FitConfig) -> Tensor:
+    """One step of the optimizers along clipped gradients, whose norm it was before."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def compile_stacks(model: nn.Module, config: FitConfig, device: torch.device) -> None:
+    """The transformers alone: what surrounds them branches on data."""
+    if config.compile and device.type == "cuda":
+        for part in model.modules():
+            if isinstance(part, STTransformer):
+                part.compile()
 
 
 def _fraction(step: int, steps: int, seconds: float, max_seconds: float | None) -> float:
@@ -218,6 +238,33 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+@contextmanager
+def fastest_threads(choosing: bool, every: int = 40, trial: int = 2) -> Iterator[Callable[[], None]]:
+    """Call after each step: now and then steps run on one thread and on all of them, those between on whichever was
+    faster. Small models hardly gain from threads, and beside a busy program these mostly wait for each other."""
+    counts = (torch.get_num_threads(), 1)
+    if not choosing or counts[0] == 1:
+        yield lambda: None
+        return
+    laps: list[float] = []
+    began = time.monotonic()
+
+    def lap() -> None:
+        nonlocal began
+        laps.append(time.monotonic() - began)
+        turn = len(laps) % every
+        if turn >= 2 * trial:
+            latest = laps[len(laps) - turn :]
+            turn = trial * (min(latest[trial : 2 * trial]) < min(latest[:trial]))
+        torch.set_num_threads(counts[turn // trial])
+        began = time.monotonic()
+
+    try:
+        yield lap
+    finally:
+        torch.set_num_threads(counts[0])
 
 
 @contextmanager

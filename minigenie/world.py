@@ -12,8 +12,9 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass, field
+from copy import copy, deepcopy
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from minigenie.checkpoint import load_model
 from minigenie.config import from_dict
 from minigenie.dynamics import Dynamics, DynamicsConfig
 from minigenie.lam import LAMConfig, LatentActionModel
-from minigenie.maskgit import SamplingConfig, sample_frame
+from minigenie.maskgit import SamplingConfig, fill_surest, sample_frame
 from minigenie.nn.patches import patch_grid, to_float, to_uint8
 from minigenie.nn.st_transformer import TimeCache
 from minigenie.runtime import pick_device
@@ -83,6 +84,10 @@ class World:
         self.lam = lam.to(self.device).eval()
         self.dynamics = dynamics.to(self.device).eval()
         self._past: Past | None = None
+        self._generator = torch.Generator(self.device)
+        self._fill = fill_surest
+        self._records = False
+        self._recording: Recording | None = None
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> "World":
@@ -102,19 +107,24 @@ class World:
 
     def compile(self) -> "World":
         """Have the passes of `step` compiled by their first calls, which then take up to a minute; for long sessions.
+        On CUDA a whole frame then becomes one graph, and float32 products may round as TF32 does.
 
         Raises ValueError on a CPU without a C++ compiler and Python's headers.
         """
         options: dict[str, Any] = {}
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+            self._records = True
         if self.device.type == "cpu":
             if not can_compile():
                 raise ValueError(
                     "there is nothing to compile the world with; install g++ and python3-dev, or do without"
                 )
             options = {"freezing": True, "max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP,ATEN"}
-        for stack in (self.dynamics.transformer, self.tokenizer.decoder):
-            compiled = torch.compile(stack.step, fullgraph=True, dynamic=False, options=options)
-            stack.step = compiled  # type: ignore[method-assign]
+        compiled = partial(torch.compile, fullgraph=True, dynamic=False, options=options)
+        for part in (self.dynamics, self.dynamics.transformer, self.tokenizer.decoder):
+            part.step = compiled(part.step)  # type: ignore[method-assign]
+        self._fill = compiled(fill_surest)
         return self
 
     @property
@@ -128,8 +138,8 @@ class World:
     @torch.no_grad()
     def reset(self, frames: UInt8[Tensor, "b t h w c"] | np.ndarray, seed: int = 0) -> None:
         """Begin anew from true frames, uint8 [b t h w c] with t >= 1. seed: of all the sampling that follows."""
-        self._past = self._remember(self._check_frames(frames))
-        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._go_on_from(self._remember(self._check_frames(frames)))
+        self._generator.manual_seed(seed)
 
     @torch.no_grad()
     def reset_some(self, worlds: list[int], frames: UInt8[Tensor, "k t h w c"] | np.ndarray) -> None:
@@ -145,9 +155,16 @@ class World:
         """Imagine the next frame of every world: actions int [b] in 0..num_actions-1 -> frames uint8 [b h w c]."""
         past = self._begun()
         leading_in = self._check_actions(actions, past.b)
+        if not self._records:
+            return self._imagine(leading_in, past).cpu()
+        if self._recording is None or not self._recording.is_of(past, self.config.sampling):
+            self._recording = Recording(self._imagine, leading_in, past, self.config.sampling, self._generator)
+        return self._recording(leading_in).cpu()
+
+    def _imagine(self, leading_in: Int[Tensor, " b"], past: "Past") -> UInt8[Tensor, "b h w c"]:
         tokens = self._sample(lambda tokens: self.dynamics.step(tokens, leading_in, past.dynamics), past.b)
         self.dynamics.commit(tokens, leading_in, past.dynamics)
-        return to_uint8(self.tokenizer.decode_next(tokens, past.decoder)).cpu()
+        return to_uint8(self.tokenizer.decode_next(tokens, past.decoder))
 
     @torch.no_grad()
     def rollout(
@@ -170,7 +187,7 @@ class World:
         return torch.stack([self.step(column) for column in actions.unbind(1)], dim=1)
 
     def _naive_rollout(self, video: Tensor, actions: Tensor, seed: int) -> Tensor:
-        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._generator.manual_seed(seed)
         keep, imagined = self.config.context_frames, []
         tokens = self.tokenizer.encode(to_float(video[:, -keep:]))
         leading_in = self._leading_in(video[:, -keep:], tokens)
@@ -185,13 +202,20 @@ class World:
             imagined.append(to_uint8(self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]).cpu())
         return torch.stack(imagined, dim=1)
 
+    def twin(self, sampling: SamplingConfig | None = None) -> "World":
+        """Another world of the same weights, at no frame yet. sampling: if not as in this one."""
+        other = copy(self)
+        other.config = replace(self.config, sampling=sampling or self.config.sampling)
+        other._past, other._generator, other._records = None, torch.Generator(self.device), False
+        return other
+
     def snapshot(self) -> "Snapshot":
         """All that the next frames depend on, to come back to: for undo, or to plan."""
         return Snapshot(deepcopy(self._begun()), self._generator.get_state())
 
     def restore(self, snapshot: "Snapshot") -> None:
         """Go on from a snapshot, as often as you like."""
-        self._past = deepcopy(snapshot.past)
+        self._go_on_from(snapshot.past)
         self._generator.set_state(snapshot.generator)
 
     @torch.no_grad()
@@ -218,6 +242,13 @@ class World:
         if leading_in.min() < 0 or leading_in.max() >= self.num_actions:
             raise ValueError(f"actions {leading_in.tolist()} are out of range; use 0 to {self.num_actions - 1}")
         return leading_in.long()
+
+    def _go_on_from(self, past: "Past") -> None:
+        """In place where it fits, so that what was recorded of the world's tensors goes on being of them."""
+        if self._past is not None and self._past.b == past.b:
+            self._past.copy_(past)
+        else:
+            self._past = deepcopy(past)
 
     def _begun(self) -> "Past":
         if self._past is None:
@@ -249,7 +280,7 @@ class World:
 
     def _sample(self, predict: Callable[[Tensor], Tensor], b: int) -> Int[Tensor, "b n"]:
         masked = torch.full((b, self.config.tokenizer.num_patches), self.dynamics.mask_id, device=self.device)
-        return sample_frame(predict, masked, self.config.sampling, self._generator)
+        return sample_frame(predict, masked, self.config.sampling, self._generator, self._fill)
 
 
 class Past(NamedTuple):
@@ -262,9 +293,48 @@ class Past(NamedTuple):
     def b(self) -> int:
         return self.dynamics.unseen.shape[1]
 
+    def copy_(self, other: "Past") -> None:
+        self.dynamics.copy_(other.dynamics)
+        self.decoder.copy_(other.decoder)
+
     def put(self, worlds: Int[Tensor, " k"], other: "Past") -> None:
         self.dynamics.put(worlds, other.dynamics)
         self.decoder.put(worlds, other.decoder)
+
+
+class Recording:
+    """A frame as one CUDA graph: its hundreds of small kernels are launched at once. It writes to the very tensors that
+    it was recorded on, so a world's past has to stay where it is."""
+
+    def __init__(
+        self,
+        imagine: Callable[[Tensor, Past], Tensor],
+        leading_in: Int[Tensor, " b"],
+        past: Past,
+        sampling: SamplingConfig,
+        generator: torch.Generator,
+    ) -> None:
+        self.past, self.sampling, self.leading_in = past, sampling, leading_in.clone()
+        before, state, stream = deepcopy(past), generator.get_state(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # what is compiled or made at a first call cannot be recorded
+                imagine(self.leading_in, past)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        self.graph.register_generator_state(generator)
+        with torch.cuda.graph(self.graph):
+            self.frames = imagine(self.leading_in, past)
+        past.copy_(before)
+        generator.set_state(state)
+
+    def is_of(self, past: Past, sampling: SamplingConfig) -> bool:
+        return self.past is past and self.sampling == sampling
+
+    def __call__(self, leading_in: Int[Tensor, " b"]) -> UInt8[Tensor, "b h w c"]:
+        self.leading_in.copy_(leading_in)
+        self.graph.replay()
+        return self.frames
 
 
 class Snapshot(NamedTuple):

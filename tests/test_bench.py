@@ -1,67 +1,129 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import small_recipe
 
 from minigenie.__main__ import main
-from minigenie.bench import play
-from minigenie.bench.machine import Item, count_flops, matmul_ceiling, measure
+from minigenie.bench import data, machine, play, train
+from minigenie.bench.machine import Call, Item, count_flops, measure
 
 CPU = torch.device("cpu")
+KEYS = {
+    "item", "device", "dtype", "threads", "seconds_median", "cpu_seconds_median", "frames_per_s", "flops",
+    "ceiling_share", "peak_gb",
+}  # fmt: skip
+
+
+@pytest.fixture
+def smaller(monkeypatch):
+    """Everything that bench measures, only smaller."""
+    monkeypatch.setattr(play, "CONTEXTS", (1,))
+    monkeypatch.setattr(play, "BATCH", 2)
+    monkeypatch.setattr(play, "SMALL", replace(play.SMALL, num_blocks=1, dim=32))
+    monkeypatch.setattr(machine, "PRODUCTS", 1)
+    monkeypatch.setattr(data, "FRAMES", 300)
+    monkeypatch.setattr(train, "recipe_named", lambda name: small_recipe())
+    monkeypatch.setattr(train, "small", lambda: replace(small_recipe(), joint=True))
 
 
 def test_a_product_of_large_matrices_is_at_the_ceiling():
     """The share is of what the machine does in the same run: the ceiling itself, measured as an item, is about 1."""
     a = torch.randn(1024, 1024)
-    item = Item(name="product", call=lambda: a @ a, frames=1, flops=count_flops(lambda: a @ a))
-    assert item.flops == 2 * 1024**3
-    (found,) = measure([item], CPU, rounds=7)
+    call = Call(lambda: [a @ a for _ in range(10)], count_flops(lambda: [a @ a for _ in range(10)]))
+    assert call.flops == 10 * 2 * 1024**3
+    ceiling, copied, found = measure([Item(name="product", make=lambda: call, frames=1)], CPU, rounds=7)
+    assert ceiling.ceiling_share == 1
+    assert copied.ceiling_share is None
     assert 0.2 < found.ceiling_share < 5
     assert found.seconds_min <= found.seconds_median <= found.seconds_max
     assert found.frames_per_s == pytest.approx(1 / found.seconds_median)
 
 
+def test_peaks_belong_to_the_item_that_reached_them():
+    def hold(megabytes):
+        return lambda: Call(lambda: torch.zeros(megabytes << 18).sum())
+
+    names = {"large": 400, "small": 1}
+    items = [Item(name=name, make=hold(size), frames=1) for name, size in names.items()]
+    large, small = measure(items, CPU, rounds=3)[-2:]
+    if Path("/proc/self/clear_refs").exists():
+        assert 0.3 < large.peak_gb - small.peak_gb < 0.5
+    assert small.peak_gb > 0.05
+
+
 def test_a_cached_frame_takes_the_arithmetic_of_one_frame():
     """26 passes over 64 tokens and one to decode, whatever the context; the naive way grows with the context."""
-    worlds = {context: play.common_size(context, CPU) for context in (1, 8)}
-    one, eight = (play._frame("", world).flops for world in worlds.values())
+    one, eight = (play.step_call(play.common_size(CPU, context)).flops for context in (1, 8))
     assert one == eight
-    assert count_flops(lambda: play._naive(worlds[8])) > 8 * eight
+    assert play.naive_call(play.common_size(CPU, 8)).flops > 8 * eight
     block, head = 16 * 128**2, 64 * 1024  # multiplications a token
     least = 2 * 64 * (27 * 4 * block + 25 * head)
     assert least < one < 1.1 * least
 
 
-def test_bench_play_prints_and_writes_what_it_measured(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(play, "CONTEXTS", (1,))
-    monkeypatch.setattr(play, "BATCH", 2)
-    monkeypatch.setattr(play, "SMALL", replace(play.SMALL, num_blocks=1, dim=32))
-    main(["bench", "play", str(trained), "--rounds", "3", "--json", str(tmp_path / "b.json")])
+def test_a_step_takes_thrice_the_arithmetic_of_its_forward_pass():
+    """Every weight is used once forward and twice backward; AdamW multiplies no matrices."""
+    item = next(item for item in train.train_items((), CPU, large=False) if "W1s" in item.name)
+    tokens, block = 4 * 16 * 64, 16 * 128**2
+    forward = 2 * tokens * (8 * block + 128 * (2 * 192 + 2 * 32) + 1024 * 32)
+    assert forward < item.make().flops / 3 < 1.2 * forward
+
+
+def test_a_timed_step_is_a_training_step():
+    """It changes every weight and leaves no gradient behind."""
+    recipe = small_recipe()
+    model, config = recipe.make_dynamics(), recipe.dynamics_fit
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    call = train.step_call(model, train._noise(recipe, torch.Size((2, 4)), CPU), config, CPU)
+    call.run()
+    stages = call.stages()
+    assert set(stages) == {"forward", "backward", "optimizer"}
+    assert min(stages.values()) > 0
+    for name, weight in model.named_parameters():
+        assert not torch.equal(weight, before[name]), name
+        assert weight.grad is None
+
+
+def test_bench_prints_and_writes_all_that_it_measured(trained, tmp_path, smaller, capsys):
+    main(["bench", "all", str(trained), "--rounds", "3", "--json", str(tmp_path / "b.json")])
     printed, measured = capsys.readouterr().out, json.loads((tmp_path / "b.json").read_text())
     assert "of matmul peak" in printed
     for each in measured:
+        assert set(each) >= KEYS
         assert each["item"] in printed
         assert each["seconds_median"] > 0
-        assert each["flops"] > 0
         assert each["peak_gb"] > 0
-    assert {"small, context 1", "small, context 8, naive", f"{trained.name}, batch 2"} <= {m["item"] for m in measured}
+        assert (each["ceiling_share"] or 1) > 0
+    names = " ".join(each["item"] for each in measured)
+    for part in (
+        "products of 1024x1024", "copy", "W1s tokenizer", "W2s dynamics", "tiny tokenizer", "tiny lam", "tiny dynamics",
+        "W3s frame, context 1", "context 8, naive", f"{trained.name} frame, batch 2", "load 64 clips", "ingest",
+    ):  # fmt: skip
+        assert part in names
+
+
+def test_only_what_is_asked_for_is_built(smaller, capsys):
+    main(["bench", "--only", "context 1", "--rounds", "3"])
+    items = [line.split("  ")[0].strip() for line in capsys.readouterr().out.splitlines()]
+    assert not any(item.startswith(("tiny", "load", "W1s")) for item in items)
+    assert any(item.startswith("W3s frame, context 1") for item in items)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rounds", "1"], "rounds is 1"),
-        (["--browser"], "takes a world and 2 frames"),
-        (["no/such/world"], "is not a world"),
+        (["play", "--rounds", "1"], "rounds is 1"),
+        (["play", "--browser"], "takes a world and 2 frames"),
+        (["play", "no/such/world"], "is not a world"),
+        (["--only", "coffee"], "nothing that bench all measures has 'coffee'"),
+        (["train", "--recipes", "huge"], "recipe 'huge' does not exist"),
     ],
 )
 def test_what_bench_refuses(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["bench", "play", *arguments])
+        main(["bench", *arguments])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def test_the_ceiling_is_a_rate():
-    assert matmul_ceiling(CPU, side=256) > 1e8

@@ -8,20 +8,44 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 Watch = Callable[[float, float], None]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRODUCTS = 10  # a time: one is over too soon to be timed
+
+
+class Call(NamedTuple):
+    """Something to time. flops: of the matrix products in it. stages: runs it once more, with what each part took."""
+
+    run: Callable[[], Any]
+    flops: int = 0
+    stages: Callable[[], dict[str, float]] = dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """make: builds what is timed, so that what is not asked for costs nothing. frames: that one call makes or sees."""
+
+    name: str
+    make: Callable[[], Call]
+    frames: int
+    threads: int = 1
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """One item of `minigenie bench`. flops: of the matrix products, each product and sum counted. ceiling_share: of the
-    rate at which this machine, in this run, multiplied large matrices. peak_gb: of the process, or of the GPU."""
+    rate at which this machine, in this run, multiplied large matrices of that dtype; None for what multiplies none.
+    peak_gb: of the process while it made and first ran the item, or of the GPU. stages: share of the time of each
+    part."""
 
     item: str
     device: str
@@ -33,8 +57,9 @@ class Measurement:
     cpu_seconds_median: float
     frames_per_s: float
     flops: int
-    ceiling_share: float
+    ceiling_share: float | None
     peak_gb: float
+    stages: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,31 +74,31 @@ def describe_machine(device: torch.device) -> str:
     return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def matmul_ceiling(device: torch.device, dtype: torch.dtype = torch.float32, side: int | None = None) -> float:
-    """FLOP/s of a large matrix product: the floor of everything else."""
-    side = side or (1024 if device.type == "cpu" else 8192)
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    seconds = [_seconds(lambda: a @ b, device)[0] for _ in range(12)]
-    return 2 * side**3 / statistics.median(seconds[2:])
+def dtypes_of(device: torch.device) -> list[str]:
+    """float32, and bfloat16 where the machine multiplies it faster than that."""
+    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
+    return ["float32", "bfloat16"] if fast else ["float32"]
 
 
-def copy_ceiling(device: torch.device, megabytes: int = 256) -> float:
-    """Bytes/s read and written by a large copy."""
-    a = torch.zeros(megabytes << 18, device=device)
-    b = torch.empty_like(a)
-    seconds = [_seconds(lambda: b.copy_(a), device)[0] for _ in range(8)]
-    return 2 * a.nbytes / statistics.median(seconds[2:])
+def ceilings(items: list[Item], device: torch.device) -> list[Item]:
+    """The machine itself, for all that `items` use: large matrix products of each dtype, and a large copy."""
+    side = 1024 if device.type == "cpu" else 8192
 
+    def product(dtype: str) -> Call:
+        a = torch.randn(side, side, device=device).to(DTYPES[dtype])
+        return Call(lambda: [a @ a for _ in range(PRODUCTS)], PRODUCTS * 2 * side**3)
 
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """Something to time: `call`, which makes `frames` frames with `flops` operations."""
+    def copy() -> Call:
+        a = torch.zeros(64 << 20, device=device)
+        b = torch.empty_like(a)
+        return Call(lambda: b.copy_(a))
 
-    name: str
-    call: Callable[[], Any]
-    frames: int
-    flops: int
-    threads: int = 1
+    kinds = sorted({(item.dtype, item.threads) for item in items}, reverse=True)
+    name = f"{PRODUCTS} products of {side}x{side}"
+    return [
+        *(Item(name=name, make=partial(product, dtype), frames=0, threads=n, dtype=dtype) for dtype, n in kinds),
+        Item(name="copy of 256 MB", make=copy, frames=0, threads=torch.get_num_threads()),
+    ]
 
 
 def count_flops(call: Callable[[], Any]) -> int:
@@ -85,46 +110,53 @@ def count_flops(call: Callable[[], Any]) -> int:
 def measure(
     items: list[Item], device: torch.device, rounds: int, watch: Watch = lambda done, total: None
 ) -> list[Measurement]:
-    """Time the items in turns, `rounds` times after a first that does not count, beside the machine's ceiling."""
-    threads_before = torch.get_num_threads()
+    """Time the machine's ceilings and the items in turns, `rounds` times after a first that does not count."""
+    items, threads = [*ceilings(items, device), *items], torch.get_num_threads()
+    calls: list[Call] = []
+    peaks: list[int] = []
     taken: list[list[tuple[float, float]]] = [[] for _ in items]
-    ceilings: dict[int, list[float]] = {item.threads: [] for item in items}
+    parts: list[list[dict[str, float]]] = [[] for _ in items]
     try:
         for item in items:
             torch.set_num_threads(item.threads)
-            item.call()
+            forget_peak(device)
+            calls.append(item.make())
+            calls[-1].run()
+            peaks.append(peak_bytes(device))
         for done in range(rounds):
-            for threads, found in ceilings.items():
-                torch.set_num_threads(threads)
-                found.append(matmul_ceiling(device))
-            for item, seconds in zip(items, taken, strict=True):
+            for item, call, seconds, stages in zip(items, calls, taken, parts, strict=True):
                 torch.set_num_threads(item.threads)
-                seconds.append(_seconds(item.call, device))
+                seconds.append(timed(call.run, device))
+                stages.append(call.stages())
             watch(done + 1, rounds)
     finally:
-        torch.set_num_threads(threads_before)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident()
-    results = []
-    for item, seconds in zip(items, taken, strict=True):
+        torch.set_num_threads(threads)
+    peak_rate: dict[tuple[str, int], float] = {}
+    found = []
+    for item, call, seconds, stages, peak in zip(items, calls, taken, parts, peaks, strict=True):
         wall, cpu = (sorted(column) for column in zip(*seconds, strict=True))
         median = statistics.median(wall)
-        results.append(
+        rate = call.flops / median
+        ceiling = peak_rate.setdefault((item.dtype, item.threads), rate)  # the product comes first
+        spent = {name: statistics.median(stage[name] for stage in stages) for name in stages[0]}
+        found.append(
             Measurement(
                 item=item.name,
                 device=device.type,
-                dtype="float32",
+                dtype=item.dtype,
                 threads=item.threads,
                 seconds_median=median,
                 seconds_min=wall[0],
                 seconds_max=wall[-1],
                 cpu_seconds_median=statistics.median(cpu),
                 frames_per_s=item.frames / median,
-                flops=item.flops,
-                ceiling_share=item.flops / median / statistics.median(ceilings[item.threads]),
+                flops=call.flops,
+                ceiling_share=rate / ceiling if call.flops else None,
                 peak_gb=peak / 1e9,
+                stages={name: part / sum(spent.values()) for name, part in spent.items()},
             )
         )
-    return results
+    return found
 
 
 def rows(measurements: Iterable[Measurement]) -> list[list[str]]:
@@ -132,30 +164,56 @@ def rows(measurements: Iterable[Measurement]) -> list[list[str]]:
     return [
         [
             m.item,
+            m.dtype,
             str(m.threads),
             f"{1e3 * m.seconds_median:.1f} ({1e3 * m.seconds_min:.1f} to {1e3 * m.seconds_max:.1f})",
             f"{m.cpu_seconds_median:.3f}",
-            f"{m.frames_per_s:.1f}",
-            f"{m.flops / 1e9:.2f}",
-            f"{m.ceiling_share:.0%}",
+            f"{m.frames_per_s:,.1f}" if m.frames_per_s else "",
+            f"{m.flops / 1e9:.2f}" if m.flops else "",
+            f"{m.flops / m.seconds_median / 1e9:.1f}" if m.flops else "",
+            "" if m.ceiling_share is None else f"{m.ceiling_share:.0%}",
+            f"{m.peak_gb:.2f}",
+            ", ".join(f"{name} {share:.0%}" for name, share in m.stages.items()),
         ]
         for m in measurements
     ]
 
 
-HEADINGS = ["item", "threads", "ms (range)", "CPU s", "frames/s", "GFLOP", "of matmul peak"]
+HEADINGS = [
+    "item", "dtype", "threads", "ms (range)", "CPU s", "frames/s", "GFLOP", "GFLOP/s", "of matmul peak", "peak GB",
+    "where it goes",
+]  # fmt: skip
 
 
-def _seconds(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:
-    """Wall and CPU seconds of one call, the device waited for."""
-    began, cpu = time.perf_counter(), time.process_time()
+def timed(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """Seconds of wall clock and of CPU, all threads together."""
+    settle(device)
+    wall, cpu = time.perf_counter(), time.process_time()
     call()
+    settle(device)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def settle(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began, time.process_time() - cpu
 
 
-def _resident() -> int:
-    """Peak memory of this process in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
+def forget_peak(device: torch.device) -> None:
+    """Where the system can, so that the next item's peak is its own and not that of one before it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif (own := Path("/proc/self/clear_refs")).exists():
+        try:
+            own.write_text("5")
+        except OSError:
+            return
+
+
+def peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if (status := Path("/proc/self/status")).exists():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)

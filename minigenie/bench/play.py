@@ -1,73 +1,81 @@
-"""What a frame costs: `minigenie bench play`."""
+"""What a frame costs."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from minigenie.bench.machine import Item, Measurement, Watch, count_flops, measure
+from minigenie.bench.machine import Call, Item, count_flops
 from minigenie.dynamics import DynamicsConfig
 from minigenie.lam import LAMConfig
 from minigenie.maskgit import SamplingConfig
 from minigenie.nn.st_transformer import STConfig
-from minigenie.runtime import pick_device
 from minigenie.tokenizer import TokenizerConfig
-from minigenie.world import World, WorldConfig
+from minigenie.world import World, WorldConfig, read_config
 
-CONTEXTS, BATCH = (1, 8, 15), 16
+CONTEXTS, BATCH = (1, 4, 8, 15), 16
 SMALL = STConfig(num_blocks=4, dim=128, num_heads=4)
+REFERENCE = STConfig(num_blocks=12)  # of the paper, at patch 4
 
 
-def bench_play(
-    folder: Path | None,
-    *,
-    rounds: int,
-    compiled: bool = False,
-    device: str | None = None,
-    watch: Watch = lambda done, total: None,
-) -> list[Measurement]:
+def play_items(folder: Path | None, device: torch.device, compiled: bool, large: bool) -> list[Item]:
     """One frame at the small size at which other implementations were measured, at several contexts and batches, and
-    as the naive reference computes it; then one frame of the world in `folder`, if there is one."""
-    where, most = pick_device(device), torch.get_num_threads()
-    own = []
-    if folder is not None:
-        for threads, b in ((1, 1), (most, 1), (1, BATCH), (most, BATCH)):
-            own.append(_frame(f"{folder.name}, batch {b}", World.load(folder, device), b, threads))
-    items = [_frame(f"small, context {c}", common_size(c, where)) for c in CONTEXTS]
+    as the naive reference computes it; at the reference size if `large`; and of the world in `folder`, if there is one.
+    """
+    most = torch.get_num_threads()
+
+    def frame(name: str, world: Callable[[], World], b: int = 1, threads: int = 1, compiled: bool = False) -> Item:
+        return Item(name=name, make=lambda: step_call(world(), b, compiled), frames=b, threads=threads)
+
+    small = partial(common_size, device)
+    items = [frame(f"W3s frame, context {c}", partial(small, c)) for c in CONTEXTS]
     if compiled:
-        items.append(_frame("small, context 8, compiled", common_size(8, where), compiled=True))
-    naive = partial(_naive, common_size(8, where))
-    items.append(Item(name="small, context 8, naive", call=naive, frames=1, flops=count_flops(naive)))
-    items += [_frame(f"small, context 8, batch {b}", common_size(8, where), b, most) for b in (1, BATCH)]
-    return measure(items + own, where, rounds, watch)
+        items.append(frame("W3s frame, context 8, compiled", partial(small, 8), compiled=True))
+    naive = Item(name="W3s frame, context 8, naive", make=lambda: naive_call(small(8)), frames=1)
+    items += [naive, *(frame(f"W3s frame, context 8, batch {b}", partial(small, 8), b, most) for b in (1, BATCH))]
+    if large:
+        items += [
+            frame(f"W3 frame, context {c}", partial(common_size, device, c, REFERENCE, 4), compiled=compiled)
+            for c in (1, 8)
+        ]
+    if folder is not None:
+        read_config(folder)
+        world = partial(World.load, folder, str(device))
+        for threads, b in ((1, 1), (most, 1), (1, BATCH), (most, BATCH)):
+            items.append(frame(f"{folder.name} frame, batch {b}", world, b, threads))
+    return items
 
 
-def common_size(context_frames: int, device: torch.device) -> World:
-    """Patch 8, width 128, 4 blocks, 4 heads, 64 tokens a frame, 25 MaskGIT steps, random weights."""
+def common_size(device: torch.device, context_frames: int, stack: STConfig = SMALL, patch: int = 8) -> World:
+    """25 MaskGIT steps, random weights; small: width 128, 4 blocks, 4 heads, 64 tokens a frame."""
     config = WorldConfig(
-        tokenizer=TokenizerConfig(patch=8, encoder=SMALL, decoder=SMALL),
+        tokenizer=TokenizerConfig(
+            patch=patch, encoder=SMALL, decoder=replace(stack, num_blocks=min(8, stack.num_blocks))
+        ),
         lam=LAMConfig(patch=16, encoder=SMALL, decoder=SMALL),
-        dynamics=DynamicsConfig(transformer=SMALL),
+        dynamics=DynamicsConfig(transformer=stack),
         sampling=SamplingConfig(steps=25),
         context_frames=context_frames,
     )
     return World(config, config.make_tokenizer(), config.make_lam(), config.make_dynamics(), device)
 
 
-def _frame(name: str, world: World, b: int = 1, threads: int = 1, compiled: bool = False) -> Item:
+def step_call(world: World, b: int = 1, compiled: bool = False) -> Call:
     """A frame with all of the context behind it."""
     world.reset(_noise(world, b, world.config.context_frames))
-    call = partial(world.step, [0] * b)
-    flops = count_flops(call)
+    run = partial(world.step, [0] * b)
+    flops = count_flops(run)
     if compiled:
         world.compile()
-    return Item(name=name, call=call, frames=b, flops=flops, threads=threads)
+    return Call(run, flops)
 
 
-def _naive(world: World) -> Any:
+def naive_call(world: World) -> Call:
     frames = _noise(world, 1, world.config.context_frames)
-    return world.rollout(frames, torch.zeros(1, 1, dtype=torch.long), cached=False)
+    run = partial(world.rollout, frames, torch.zeros(1, 1, dtype=torch.long), cached=False)
+    return Call(run, count_flops(run))
 
 
 def _noise(world: World, b: int, t: int) -> torch.Tensor:

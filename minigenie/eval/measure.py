@@ -7,8 +7,10 @@ Dimensions:  b clips   t frames   a actions   m start frames   h w c a frame
 
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +28,11 @@ from minigenie.eval.drift import Features, Watch, measure_drift, play_on
 from minigenie.eval.fidelity import decibels, mse, psnr, ssim
 from minigenie.eval.statistics import bootstrap, by_horizon, entropy, interval, perplexity
 from minigenie.nn.patches import to_float, to_uint8
+from minigenie.runtime import Part, Result, in_parallel
 from minigenie.world import CONFIG_KEYS, MODELS, World
 
 VERSION = 1  # of the report
-BATCH = 32
+BATCH = 16
 PROMPT, HORIZON = 4, 8  # frames given and imagined of every clip
 LONG_CLIPS, LONG_HORIZON = 32, 15  # fewer clips go on for longer
 STARTS, HELD = 8, 4  # start frames for the actions' effects, and how long an action is held
@@ -87,11 +90,18 @@ class Sitting:
 
     def rollout(self, frames: Tensor, actions: Tensor) -> UInt8[Tensor, "b t h w c"]:
         """As the world's own, in small batches, with progress."""
-        parts: list[Tensor] = []
-        for prompt, choice in zip(frames.split(BATCH), actions.split(BATCH), strict=True):
-            parts.append(self.world.rollout(prompt, choice, self.seed + len(parts)))
-            self.tick(choice.numel())
-        return torch.cat(parts)
+        parts = list(zip(count(self.seed), frames.split(BATCH), actions.split(BATCH), strict=False))
+        imagined, device = [], self.world.device
+        for video in in_parallel(lambda part: self.world.twin().rollout(part[1], part[2], part[0]), parts, device):
+            imagined.append(video)
+            self.tick(video.shape[0] * video.shape[1])
+        return torch.cat(imagined)
+
+    def each(self, call: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
+        return list(in_parallel(call, parts, self.world.device))
+
+    def infer_actions(self, video: UInt8[Tensor, "b t h w c"]) -> Int[Tensor, "b steps"]:
+        return torch.cat(self.each(self.world.infer_actions, video.split(BATCH)))
 
     def clips(self, count: int, length: int, salt: int) -> np.ndarray:
         """Where `count` clips begin, drawn without repetition; all there are, if they are fewer."""
@@ -134,7 +144,7 @@ def evaluate(
         )
     _load_perceptual(sitting)
     video, truth = sitting.frames(starts, PROMPT + horizon), dataset.clip_actions(starts, PROMPT + horizon)
-    actions = torch.cat([world.infer_actions(part) for part in video.split(BATCH)])
+    actions = sitting.infer_actions(video)
     tokens, tokenizer, pictures = _tokenizer(sitting, video)
     rollout = _rollout(sitting, video, actions)
     long, dreams = _long_rollouts(sitting, sitting.frames(long_starts, PROMPT + long_horizon))
@@ -213,13 +223,16 @@ def _tokenizer(
     sitting: Sitting, video: UInt8[Tensor, "b t h w c"]
 ) -> tuple[Tensor, dict[str, Any], tuple[Tensor, Tensor]]:
     """Frames through the tokenizer and back. Returns tokens too, and pictures: originals and what became of them."""
-    world, tokens, quality = sitting.world, [], []
-    for part in video.split(BATCH):
+    world = sitting.world
+
+    def there_and_back(part: Tensor) -> tuple[Tensor, Tensor]:
         truth = to_float(part)
-        tokens.append(world.tokenizer.encode(truth.to(world.device)))
-        decoded = world.tokenizer.decode(tokens[-1]).clamp(0, 1).cpu()
-        quality.append(torch.stack((psnr(decoded, truth), ssim(decoded, truth)), dim=-1).mean(dim=1))
-    per_clip, codes, some = torch.cat(quality).numpy(), torch.cat(tokens).cpu(), _some(video)
+        tokens = world.tokenizer.encode(truth.to(world.device))
+        decoded = world.tokenizer.decode(tokens).clamp(0, 1).cpu()
+        return tokens.cpu(), torch.stack((psnr(decoded, truth), ssim(decoded, truth)), dim=-1).mean(dim=1)
+
+    tokens, quality = zip(*sitting.each(there_and_back, video.split(BATCH)), strict=True)
+    per_clip, codes, some = torch.cat(quality).numpy(), torch.cat(tokens), _some(video)
     num_codes = world.config.tokenizer.quantizer.num_codes
     shown = video[some, 0], to_uint8(world.tokenizer.decode(codes[some].to(world.device)))[:, 0].cpu()
     return (
@@ -289,7 +302,7 @@ def _rollout(sitting: Sitting, video: UInt8[Tensor, "b t h w c"], actions: Int[T
         "prompt_frames": PROMPT,
         "clips": len(video),
         "sampling": vars(sitting.world.config.sampling),
-        **quality(imagined, future, seed),
+        **quality(sitting, imagined, future),
         **pooled("repeat_last_pooled_psnr", repeated, future, seed),
         "delta_psnr": {str(t): bootstrap(column, seed) for t, column in enumerate(delta.T, 1)},
     }
@@ -297,15 +310,15 @@ def _rollout(sitting: Sitting, video: UInt8[Tensor, "b t h w c"], actions: Int[T
 
 def _long_rollouts(sitting: Sitting, video: UInt8[Tensor, "b t h w c"]) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
     """From 1 and from 4 true frames, beside the last true frame repeated. Returns scenes too: truth and imagination."""
-    actions = torch.cat([sitting.world.infer_actions(part) for part in video.split(BATCH)])[:, PROMPT - 1 :]
+    actions = sitting.infer_actions(video)[:, PROMPT - 1 :]
     future = to_float(video[:, PROMPT:])
     repeated = to_float(video[:, PROMPT - 1 : PROMPT]).expand_as(future)
     seen = {f"from_{prompt}": sitting.rollout(video[:, PROMPT - prompt : PROMPT], actions) for prompt in (1, PROMPT)}
     ways = {**{name: to_float(frames) for name, frames in seen.items()}, "repeat_last": repeated}
-    report = {name: quality(frames, future, sitting.seed, sitting.distances) for name, frames in ways.items()}
+    report = {name: quality(sitting, frames, future, sitting.distances) for name, frames in ways.items()}
     for name, features in sitting.features.items():
         if name != "fvd" or future.shape[1] >= FVD_FRAMES:
-            for way, distance in _frechet(ways, future, features, name == "fvd").items():
+            for way, distance in _frechet(sitting, ways, future, features, name == "fvd").items():
                 report[way][name] = distance
     some = _some(video)
     imagined = torch.cat((video[some, :PROMPT], seen[f"from_{PROMPT}"][some]), dim=1)
@@ -318,16 +331,17 @@ def _some(video: Tensor) -> Tensor:
 
 
 def quality(
+    sitting: Sitting,
     frames: Float[Tensor, "b t h w c"],
     truth: Float[Tensor, "b t h w c"],
-    seed: int,
     distances: dict[str, Distance] | None = None,
 ) -> dict[str, Any]:
     """How near `frames` are to the truth, by horizon."""
     measures = {"psnr": psnr(frames, truth), "ssim": ssim(frames, truth)}
     for name, distance in (distances or {}).items():
-        seen, true = frames[:NETWORK_CLIPS], truth[:NETWORK_CLIPS]
-        measures[name] = distance(seen.flatten(0, 1), true.flatten(0, 1)).view(seen.shape[:2])
+        pairs = zip(frames[:NETWORK_CLIPS], truth[:NETWORK_CLIPS], strict=True)
+        measures[name] = torch.stack(sitting.each(partial(_apply, distance), pairs))
+    seed = sitting.seed
     report = pooled("pooled_psnr", frames, truth, seed)
     for name, values in measures.items():
         report |= by_horizon(name, values.numpy(), seed)
@@ -335,13 +349,24 @@ def quality(
     return report
 
 
+def _apply(distance: Distance, pair: tuple[Tensor, Tensor]) -> Tensor:
+    return distance(*pair)
+
+
 def _frechet(
-    ways: dict[str, Float[Tensor, "b t h w c"]], truth: Float[Tensor, "b t h w c"], features: Features, videos: bool
+    sitting: Sitting,
+    ways: dict[str, Float[Tensor, "b t h w c"]],
+    truth: Float[Tensor, "b t h w c"],
+    features: Features,
+    videos: bool,
 ) -> dict[str, float]:
     """Distance of all frames, or of all clips if `videos`, to the true ones as distributions."""
     from minigenie.eval.perceptual import frechet
 
-    real, *others = (features(each if videos else each.flatten(0, 1)).numpy() for each in (truth, *ways.values()))
+    def seen(clips: Tensor) -> np.ndarray:
+        return torch.cat(sitting.each(lambda clip: features(clip[None] if videos else clip), clips)).numpy()
+
+    real, *others = map(seen, (truth, *ways.values()))
     return {way: frechet(other, real) for way, other in zip(ways, others, strict=True)}
 
 
@@ -384,9 +409,16 @@ def _effects(sitting: Sitting) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c
 
 
 def _drift(sitting: Sitting) -> tuple[dict[str, Any], dict[int, Tensor]]:
-    count, horizon = min(sitting.asked, DRIFT_CLIPS), min(10 * sitting.asked, DRIFT_HORIZON)
-    starts = sitting.frames(sitting.clips(count, 1, salt=3), 1)[:, 0]
-    real = sitting.frames(sitting.clips(20 * count, 1, salt=4), 1)[:, 0]
-    frames = play_on(sitting.world, starts, horizon, sitting.seed, lambda done, total: sitting.tick(len(starts)))
+    clips, horizon = min(sitting.asked, DRIFT_CLIPS), min(10 * sitting.asked, DRIFT_HORIZON)
+    starts = sitting.frames(sitting.clips(clips, 1, salt=3), 1)[:, 0]
+    real = sitting.frames(sitting.clips(20 * clips, 1, salt=4), 1)[:, 0]
+    halves = list(zip(count(sitting.seed), starts.split(max(1, len(starts) // 2)), strict=False))
+
+    def play(half: tuple[int, Tensor]) -> dict[int, Tensor]:
+        seed, some = half
+        return play_on(sitting.world.twin(), some, horizon, seed, lambda done, total: sitting.tick(len(some)))
+
+    played = sitting.each(play, halves)
+    frames = {t: torch.cat([each[t] for each in played]) for t in played[0]}
     report = measure_drift(sitting.world, frames, real, sitting.seed, sitting.features.get("frechet"))
     return report, {0: starts} | frames

@@ -95,6 +95,14 @@ class TimeCache:
         self.slot.add_(1).remainder_(len(self.unseen))
         self.unseen.index_fill_(0, self.slot, 0)
 
+    def copy_(self, other: "TimeCache") -> None:
+        """Become another cache of as many worlds, in place."""
+        for mine, its in zip(self._tensors(), other._tensors(), strict=True):
+            mine.copy_(its)
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.keys, *self.values, self.unseen, self.slot]
+
     def put(self, worlds: Int[Tensor, " k"], other: "TimeCache") -> None:
         """Replace the past of some worlds by that of another cache, of k worlds and at the same slot."""
         for mine, its in zip(self.keys + self.values, other.keys + other.values, strict=True):

@@ -227,9 +227,8 @@ class Room:
 
 def hastier(world: World, steps: int) -> World:
     """The same world, at no frame yet, with no more than `steps` MaskGIT steps a frame."""
-    sampling = replace(world.config.sampling, steps=min(steps, world.config.sampling.steps))
-    config = replace(world.config, sampling=sampling)
-    return World(config, world.tokenizer, world.lam, world.dynamics, world.device, world.fps)
+    sampling = world.config.sampling
+    return world.twin(replace(sampling, steps=min(steps, sampling.steps)))
 
 
 def timed(call: Callable[[], Result]) -> tuple[Result, float]:

@@ -1,0 +1,121 @@
+"""What a training step costs: forward, backward and optimizer, on one part of a batch."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minigenie.bench.machine import Call, Item, count_flops, dtypes_of, timed
+from minigenie.dynamics import DynamicsConfig
+from minigenie.lam import LAMConfig
+from minigenie.nn.quantize import QuantizerConfig
+from minigenie.nn.st_transformer import STConfig
+from minigenie.optim import OptimConfig, make_optimizers, set_learning_rate
+from minigenie.pipeline import Joint, Recipe
+from minigenie.recipes import paper, recipe_named
+from minigenie.runtime import autocast
+from minigenie.tokenizer import TokenizerConfig
+from minigenie.train import FitConfig, backward, compile_stacks, update
+
+
+def train_items(recipes: tuple[str, ...], device: torch.device, large: bool) -> list[Item]:
+    """Steps of each recipe's stages, and of the sizes at which other implementations were measured: W1 and W2 are the
+    reference's, W1s and W2s small."""
+    items = []
+    for dtype in dtypes_of(device):
+        for name, recipe in {"W1s": small(), **({"W1": reference()} if large else {})}.items():
+            items.append(step_item(f"{name} tokenizer step", recipe, "tokenizer", device, dtype, threads=1))
+        for name, recipe in {"W2s": small(), **({"W2": reference()} if large else {})}.items():
+            items.append(step_item(f"{name} dynamics step, LAM too", recipe, "joint", device, dtype, threads=1))
+        for name in recipes:
+            recipe = recipe_named(name)
+            for stage in ("tokenizer", "joint") if recipe.joint else ("tokenizer", "lam", "dynamics"):
+                items.append(step_item(f"{name} {stage} step", recipe, stage, device, dtype))
+    return items
+
+
+def small() -> Recipe:
+    """4 clips of 16 frames of 64x64, patch 8, width 128, 4 heads, 4+4 blocks; dynamics and LAM alike, the LAM on pixels
+    at patch 16, both on histories."""
+    return _common(STConfig(num_blocks=4, dim=128, num_heads=4), STConfig(num_blocks=4, dim=128, num_heads=4), 8, 4)
+
+
+def reference() -> Recipe:
+    """2 clips of 16 frames of 64x64, patch 4, width 512, 8 heads, 8+8 blocks; dynamics 12 blocks."""
+    return _common(STConfig(), STConfig(num_blocks=12), 4, 2)
+
+
+def _common(stack: STConfig, dynamics: STConfig, patch: int, clips: int) -> Recipe:
+    fit = FitConfig(steps=1, batch_size=clips, clip_frames=16, optim=OptimConfig())
+    codes = QuantizerConfig(num_codes=1024, code_dim=32)
+    return replace(
+        paper(),
+        tokenizer=TokenizerConfig(patch=patch, encoder=stack, decoder=stack, quantizer=codes),
+        lam=LAMConfig(pairs=False, encoder=stack, decoder=stack),
+        dynamics=DynamicsConfig(transformer=dynamics, context="masked"),
+        tokenizer_fit=fit,
+        lam_fit=fit,
+        dynamics_fit=fit,
+    )
+
+
+def step_item(
+    name: str, recipe: Recipe, stage: str, device: torch.device, dtype: Any, threads: int | None = None
+) -> Item:
+    config: FitConfig = getattr(recipe, f"{'dynamics' if stage == 'joint' else stage}_fit")
+    config = replace(config, precision=dtype)
+    clips = config.batch_size // config.accumulate
+    make: Callable[[], nn.Module] = {
+        "tokenizer": recipe.make_tokenizer,
+        "lam": recipe.make_lam,
+        "dynamics": recipe.make_dynamics,
+        "joint": lambda: Joint(recipe.make_lam(), recipe.make_dynamics()),
+    }[stage]
+    frames = torch.Size((clips, config.clip_frames))
+    return Item(
+        name=f"{name}, {clips} x {config.clip_frames} frames",
+        make=lambda: step_call(make(), _noise(recipe, frames, device), config, device),
+        frames=frames.numel(),
+        threads=threads or torch.get_num_threads(),
+        dtype=dtype,
+    )
+
+
+def step_call(model: nn.Module, batch: dict[str, Tensor], config: FitConfig, device: torch.device) -> Call:
+    model.to(device).train()
+    optimizers = make_optimizers(model, config.optim)
+    set_learning_rate(optimizers, config.optim, 1e-3)
+
+    def run() -> None:
+        backward(model, [batch], replace(config, accumulate=1), device, 1.0)
+        update(model, optimizers, config)
+
+    flops = count_flops(run)
+    compile_stacks(model, config, device)
+
+    def stages() -> dict[str, float]:
+        losses = []
+
+        def forward() -> None:
+            with autocast(device, config.precision):
+                losses.append(model(batch, 1.0)[0])
+
+        return {
+            "forward": timed(forward, device)[0],
+            "backward": timed(lambda: losses[0].backward(), device)[0],
+            "optimizer": timed(partial(update, model, optimizers, config), device)[0],
+        }
+
+    return Call(run, flops, stages)
+
+
+def _noise(recipe: Recipe, frames: torch.Size, device: torch.device) -> dict[str, Tensor]:
+    tokenizer = recipe.tokenizer
+    return {
+        "frames": torch.randint(256, (*frames, *tokenizer.frame_size, 3), dtype=torch.uint8, device=device),
+        "tokens": torch.randint(tokenizer.quantizer.num_codes, (*frames, tokenizer.num_patches), device=device),
+        "actions": torch.randint(recipe.lam.num_actions, (frames[0], frames[1] - 1), device=device),
+    }

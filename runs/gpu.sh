@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# What the owner of a GPU would check, in parts of under nine minutes each; again, a part goes on where it stopped.
+# From a bare checkout: setup installs what is missing, from the wheels in WHEELS if that is given. Results are small
+# files in OUT.
+#
+#   runs/gpu.sh                         setup tests bench large speedrun, one after the other
+#   runs/gpu.sh setup tests             some of them
+#   DEVICE=cpu SMALL=1 runs/gpu.sh      a rehearsal without a GPU
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${OUT:-gpu-results} device=${DEVICE:-cuda}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+mkdir -p "$out"
+
+setup() {
+  python -c 'import minigenie.__main__, tyro, av, jaxtyping, pytest, gymnasium' 2>/dev/null && return
+  if [ -n "${WHEELS:-}" ]; then
+    pip install --quiet --no-index --find-links "$WHEELS" tyro einops jaxtyping av starlette uvicorn websockets rich \
+      safetensors matplotlib pillow pytest pytest-timeout beartype gymnasium envpool
+  else
+    pip install --quiet '.[coinrun,dev]'
+  fi
+}
+
+tests() { python -m pytest -q -m gpu tests 2>&1 | tee "$out/tests.txt"; }
+
+bench() {
+  python -m minigenie bench --device "$device" ${SMALL:+--rounds 3 --only W3s} --json "$out/bench.json" \
+    | tee "$out/bench.txt"
+}
+
+large() {  # the reference sizes, and the memory of a step of the large recipes
+  python -m minigenie bench train --device "$device" --recipes coinrun paper ${SMALL:+--rounds 3 --only lam} \
+    --json "$out/recipes.json" | tee "$out/recipes.txt"
+  python -m minigenie bench --device "$device" --large --compiled --only W ${SMALL:+--rounds 3 --only "W3s frame, context 8"} \
+    --json "$out/large.json" | tee "$out/large.txt"
+}
+
+speedrun() {
+  [ -z "${SMALL:-}" ] || export RECIPE=tiny FRAMES=4_000 MINUTES=0.3 CLIPS=8 MODE=easy
+  OUT=$out/speedrun WORK=${WORK:-speedrun} runs/speedrun.sh "${SPEEDRUN:-all}"
+}
+
+for part in "${@:-setup tests bench large speedrun}"; do
+  for part in $part; do
+    case $part in
+      setup | tests | bench | large | speedrun) echo "== $part"; "$part" ;;
+      *) echo "runs/gpu.sh knows setup, tests, bench, large and speedrun, not $part" >&2; exit 2 ;;
+    esac
+  done
+done
