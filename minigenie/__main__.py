@@ -380,7 +380,7 @@ def bench(
     from tempfile import TemporaryDirectory
 
     from minigenie.bench.data import data_items
-    from minigenie.bench.machine import HEADINGS, describe_machine, measure, rows
+    from minigenie.bench.machine import HEADINGS, describe_machine, measure, rows, stage_rows
     from minigenie.bench.play import play_items
     from minigenie.bench.train import train_items
     from minigenie.console import table, working
@@ -408,6 +408,8 @@ def bench(
         measured = measure(items, where, rounds, progress)
     print(describe_machine(where))
     table(HEADINGS, rows(measured))
+    if shares := stage_rows(measured):
+        table(["item", "where its time goes"], shares)
     found = [each.to_json() for each in measured]
     if browser and world is not None:
         from minigenie.bench.browser import measure_browser

@@ -164,25 +164,25 @@ def rows(measurements: Iterable[Measurement]) -> list[list[str]]:
     return [
         [
             m.item,
-            m.dtype,
-            str(m.threads),
+            f"{m.dtype} x{m.threads}",
             f"{1e3 * m.seconds_median:.1f} ({1e3 * m.seconds_min:.1f} to {1e3 * m.seconds_max:.1f})",
             f"{m.cpu_seconds_median:.3f}",
             f"{m.frames_per_s:,.1f}" if m.frames_per_s else "",
             f"{m.flops / 1e9:.2f}" if m.flops else "",
-            f"{m.flops / m.seconds_median / 1e9:.1f}" if m.flops else "",
+            f"{m.flops / m.seconds_median / 1e9:,.1f}" if m.flops else "",
             "" if m.ceiling_share is None else f"{m.ceiling_share:.0%}",
             f"{m.peak_gb:.2f}",
-            ", ".join(f"{name} {share:.0%}" for name, share in m.stages.items()),
         ]
         for m in measurements
     ]
 
 
-HEADINGS = [
-    "item", "dtype", "threads", "ms (range)", "CPU s", "frames/s", "GFLOP", "GFLOP/s", "of matmul peak", "peak GB",
-    "where it goes",
-]  # fmt: skip
+HEADINGS = ["item", "threads", "ms (range)", "CPU s", "frames/s", "GFLOP", "GFLOP/s", "of matmul peak", "peak GB"]
+
+
+def stage_rows(measurements: Iterable[Measurement]) -> list[list[str]]:
+    """Where the time of a step goes."""
+    return [[m.item, ", ".join(f"{k} {share:.0%}" for k, share in m.stages.items())] for m in measurements if m.stages]
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:
