@@ -138,7 +138,7 @@ def train(
     Args:
         dataset: Folder made by collect or ingest.
         out: Folder for the run, and the world that comes of it.
-        recipe: tiny (2 CPU cores), coinrun (one 16 GB GPU), or paper.
+        recipe: tiny or laptop (2 CPU cores), coinrun or speedrun (a GPU), or paper.
         max_steps: At most so many steps in each stage.
         max_minutes: At most so long training, all stages together; their schedules end in time.
         save_every: Steps between checkpoints.
@@ -205,7 +205,7 @@ def play(
     """Play a world in the browser.
 
     Args:
-        world: Folder made by train.
+        world: Folder made by train, or coinrun: a world that comes with the package.
         port: Where to listen; 0 takes any free one.
         host: 127.0.0.1 is this machine only; 0.0.0.0 lets the network in.
         open: Open the browser.
@@ -217,7 +217,9 @@ def play(
         compiled: Compile the world first: a minute's wait for faster frames. On CPU it takes a C++ compiler.
     """
     from minigenie.play.server import serve
+    from minigenie.world import locate
 
+    world = locate(world)
     serve(
         world, host=host, port=port, open_browser=open, max_players=max_players, fps=fps, device=device, seed=seed,
         footage=footage, compiled=compiled,
@@ -246,8 +248,9 @@ def rollout(
 
     from minigenie.console import working
     from minigenie.pictures import save_video
-    from minigenie.world import World, read_prompt
+    from minigenie.world import World, locate, read_prompt
 
+    world = locate(world)
     try:
         choices = [int(action) for action in actions.split(",") if action.strip()]
     except ValueError:
@@ -295,7 +298,7 @@ def evaluate(
     from minigenie.data.dataset import Dataset
     from minigenie.eval.measure import evaluate as measure
     from minigenie.eval.report import summary, write_report
-    from minigenie.world import World
+    from minigenie.world import World, locate
 
     if len(paths) != 2:
         raise ValueError(
@@ -303,7 +306,7 @@ def evaluate(
         )
     if clips < 2:
         raise ValueError(f"clips is {clips}; an interval takes at least 2")
-    world, dataset = paths
+    world, dataset = locate(paths[0]), paths[1]
     loaded, footage = World.load(world, device), Dataset.open(dataset)
     if footage.frame_size != loaded.frame_shape[:2]:
         raise ValueError(
@@ -337,8 +340,9 @@ def doctor(run: Positional[Path]) -> None:
         run: Folder made by train; more can be told once eval has written its report.json there.
     """
     from minigenie.eval.doctor import diagnose, read_run
+    from minigenie.world import locate
 
-    findings = diagnose(read_run(run))
+    findings = diagnose(read_run(locate(run)))
     for finding in findings:
         print(f"{finding.verdict:<9} {finding.disease:<21} {finding.measured}")
         if finding.advice:
@@ -386,7 +390,9 @@ def bench(
     from minigenie.console import table, working
     from minigenie.data.dataset import write_atomic
     from minigenie.runtime import pick_device
+    from minigenie.world import locate
 
+    world = world and locate(world)
     if rounds < 3:
         raise ValueError(f"rounds is {rounds}; a median takes at least 3")
     if browser and (world is None or frames < 2):
@@ -421,6 +427,20 @@ def bench(
         write_atomic(json, dumps(found, indent=1).encode())
 
 
+def export(world: Positional[Path], out: Path) -> None:
+    """Copy what a player needs of a trained world into a small folder of its own, weights in half the bytes.
+
+    Args:
+        world: Folder made by train.
+        out: New folder for the copy, to play, share or keep.
+    """
+    from minigenie.pipeline import export_world
+
+    export_world(world, out)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(f"{out} is a world of {size / 1e6:.1f} MB: minigenie play {out}")
+
+
 def imitate(
     world: Positional[Path],
     out: Path | None = None,
@@ -446,7 +466,9 @@ def imitate(
     from minigenie.console import table, working
     from minigenie.eval.agents import Imitation, summary, table_rows
     from minigenie.eval.agents import imitate as run
+    from minigenie.world import locate
 
+    world = locate(world)
     sizes = Imitation(expert_frames=expert_frames, labels=labels, levels=levels, steps=steps, seed=seed)
     folder = out or world / "imitation"
     report = run(world, folder, sizes, device, working)
@@ -463,7 +485,9 @@ def info(path: Positional[Path] = Path()) -> None:
         path: The folder.
     """
     from minigenie.data.dataset import MANIFEST, UNFINISHED, Dataset
+    from minigenie.world import locate
 
+    path = locate(path)
     if (path / MANIFEST).exists() or (path / UNFINISHED).exists():
         _describe_dataset(Dataset.open(path))
     elif (path / "config.json").exists():
@@ -527,6 +551,7 @@ COMMANDS: dict[str, Any] = {
     "doctor": doctor,
     "info": info,
     "imitate": imitate,
+    "export": export,
 }
 
 

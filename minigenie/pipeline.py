@@ -5,6 +5,7 @@ and the three models as they are finished.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from minigenie import __version__
-from minigenie.checkpoint import load_model, save_model
+from minigenie.checkpoint import load_model, save_model, save_tensors
 from minigenie.config import to_dict
 from minigenie.data.dataset import Dataset, sample_batch, write_atomic
 from minigenie.dynamics import Dynamics
@@ -385,6 +386,27 @@ def finish(world: World, dataset: Dataset, out: Path, prompts: int = 8) -> None:
     actions = [{"name": f"action {i}", "key": KEYS[i] if i < len(KEYS) else None} for i in range(world.num_actions)]
     write_atomic(out / "actions.json", json.dumps(actions, indent=1).encode())
     write_atomic(out / "README.md", model_card(world, dataset).encode())
+
+
+def export_world(folder: Path, out: Path) -> None:
+    """A copy of the world in `folder` without the traces of its training: matrices as bfloat16, but codebooks as they
+    are, since codes lie close together. Raises FileExistsError if `out` is there, or as World.load does."""
+    world, unfinished = World.load(folder, "cpu"), out.with_name(f"{out.name}.tmp")
+    if out.exists():
+        raise FileExistsError(f"{out} exists; choose a new folder")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for name in STAGES:
+        weights = getattr(world, name).state_dict()
+        exact = {key for key, value in weights.items() if "quantizer" in key or value.ndim < 2}
+        small = {key: value if key in exact else value.bfloat16() for key, value in weights.items()}
+        save_tensors(unfinished / f"{name}.safetensors", small)
+    beside = ("config.json", "actions.json", "README.md", "report.json", "metrics.jsonl")
+    for path in [folder / name for name in beside] + sorted((folder / "prompts").glob("*.png")):
+        if path.exists():
+            copy = unfinished / path.relative_to(folder)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
+    unfinished.rename(out)
 
 
 def model_card(world: World, dataset: Dataset) -> str:

@@ -49,6 +49,26 @@ def tiny() -> Recipe:
     )
 
 
+def laptop() -> Recipe:
+    """Full-colour CoinRun on a laptop's CPU in two hours: patch 4, since a code for 8x8 pixels cannot hold its looks,
+    and four tokens to a position of dynamics, so that a frame is 64 positions."""
+    recipe = tiny()
+    return replace(
+        recipe,
+        tokenizer=replace(
+            recipe.tokenizer,
+            patch=4,
+            decoder=replace(recipe.tokenizer.decoder, num_blocks=2),
+            quantizer=replace(recipe.tokenizer.quantizer, num_codes=2048),
+        ),
+        tokenizer_fit=replace(recipe.tokenizer_fit, steps=4_000, batch_size=8, sample_every=500, save_every=500),
+        lam_fit=replace(recipe.lam_fit, steps=1_500),
+        dynamics=replace(recipe.dynamics, transformer=replace(recipe.dynamics.transformer, num_blocks=6)),
+        dynamics_fit=replace(recipe.dynamics_fit, steps=3_000),
+        sampling=replace(recipe.sampling, steps=4),
+    )
+
+
 def coinrun() -> Recipe:
     """The case study for one 16 GB GPU (estimated, not yet run): the seed's rows (16 frames, patch 4, 1024 codes, 8
     actions, dynamics 12 x 512), a LAM on pairs, a clean context."""
@@ -64,6 +84,23 @@ def coinrun() -> Recipe:
         dynamics=DynamicsConfig(transformer=STConfig(num_blocks=12)),
         dynamics_fit=replace(fit, steps=100_000, batch_size=36, accumulate=12),
         sampling=SamplingConfig(steps=25),
+    )
+
+
+def speedrun() -> Recipe:
+    """`coinrun` against the clock on one large GPU (a plan: not yet run): Muon, no accumulation, steps without end, so
+    that --max-minutes decides."""
+    recipe = coinrun()
+    optim = OptimConfig(
+        optimizer="muon", lr=1e-3, muon_lr=0.02, betas=(0.9, 0.95), warmup=100, decay="linear", final_lr=0.0
+    )
+    fit = FitConfig(steps=1_000_000, batch_size=48, optim=optim, compile=True, sample_every=500, save_every=500)
+    return replace(
+        recipe,
+        tokenizer_fit=fit,
+        lam_fit=replace(fit, batch_size=256, clip_frames=2),
+        dynamics_fit=replace(fit, batch_size=36),
+        sampling=SamplingConfig(steps=8, temperature=0.5, choice_noise=0.5),
     )
 
 
@@ -90,7 +127,7 @@ def paper() -> Recipe:
     )
 
 
-RECIPES = {"tiny": tiny, "coinrun": coinrun, "paper": paper}
+RECIPES = {"tiny": tiny, "laptop": laptop, "coinrun": coinrun, "speedrun": speedrun, "paper": paper}
 
 
 def recipe_named(name: str) -> Recipe:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -15,12 +16,14 @@ import torch
 from conftest import small_recipe
 from torch.testing import assert_close
 
+from minigenie import world as world_module
 from minigenie.__main__ import main
 from minigenie.checkpoint import load_tensors
 from minigenie.data.dataset import Dataset
-from minigenie.pipeline import train_world
+from minigenie.nn.patches import to_float
+from minigenie.pipeline import export_world, train_world
 from minigenie.train import read_metrics
-from minigenie.world import World
+from minigenie.world import World, locate
 
 MODELS = ("tokenizer", "lam", "dynamics")
 CPU = torch.device("cpu")
@@ -170,3 +173,37 @@ def test_the_demo_of_the_toy_world(tmp_path, capsys):
     assert not seeds[0] & seeds[1]
     main(["demo", "--out", str(tmp_path / "demo"), "--minutes", "0.15", "--game", "toy", "--no-play"])
     assert "is done" in capsys.readouterr().out
+
+
+# Export.
+
+
+def test_an_exported_world_is_half_as_large_and_imagines_much_the_same(trained, toy, tmp_path, capsys):
+    main(["export", str(trained), "--out", str(tmp_path / "small")])
+    assert "is a world of" in capsys.readouterr().out
+    small = tmp_path / "small"
+    sizes = [sum(path.stat().st_size for path in folder.glob("*.safetensors")) for folder in (trained, small)]
+    assert sizes[1] < 0.7 * sizes[0]
+    one, other = World.load(trained, "cpu"), World.load(small, "cpu")
+    frames = toy.clips(toy.windows(4)[:8], 4)
+    tokens = [world.tokenizer.encode(to_float(torch.from_numpy(frames))) for world in (one, other)]
+    assert (tokens[0] == tokens[1]).float().mean() > 0.9
+    decoded = [world.tokenizer.decode(tokens[0]) for world in (one, other)]
+    assert (decoded[0] - decoded[1]).abs().mean() < 0.01
+    assert sorted(path.name for path in small.iterdir()) == sorted(
+        path.name for path in trained.iterdir() if path.name not in ("samples", "checkpoints", "encoded")
+    )
+    with pytest.raises(SystemExit):
+        main(["export", str(trained), "--out", str(tmp_path / "small")])
+    assert "exists; choose a new folder" in capsys.readouterr().err
+
+
+def test_a_shipped_world_goes_by_its_name(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(world_module, "SHIPPED", tmp_path)
+    export_world(trained, tmp_path / "cave")
+    monkeypatch.chdir(tmp_path.parent)
+    assert World.load("cave", "cpu").num_actions == World.load(trained, "cpu").num_actions
+    assert locate("cave") == tmp_path / "cave"
+    assert locate("elsewhere/cave") == Path("elsewhere/cave")
+    Path("cave").mkdir()
+    assert locate("cave") == Path("cave")
