@@ -22,7 +22,7 @@ setup() {
   fi
 }
 
-tests() { python -m pytest -q -m gpu tests 2>&1 | tee "$out/tests.txt"; }
+tests() { JAXTYPING_DISABLE=1 python -m pytest -q -m gpu tests 2>&1 | tee "$out/tests.txt"; }
 
 bench() {
   python -m minigenie bench --device "$device" ${SMALL:+--rounds 3 --only W3s} --json "$out/bench.json" \
