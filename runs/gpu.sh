@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-gpu-results} device=${DEVICE:-cuda}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+small=(${SMALL:+--rounds 3})
 mkdir -p "$out"
 
 setup() {
@@ -25,14 +26,14 @@ setup() {
 tests() { JAXTYPING_DISABLE=1 python -m pytest -q -m gpu tests 2>&1 | tee "$out/tests.txt"; }
 
 bench() {
-  python -m minigenie bench --device "$device" ${SMALL:+--rounds 3 --only W3s} --json "$out/bench.json" \
-    | tee "$out/bench.txt"
+  python -m minigenie bench --device "$device" "${small[@]}" --only "${SMALL:+W3s frame, context 1}" \
+    --json "$out/bench.json" | tee "$out/bench.txt"
 }
 
-large() {  # the reference sizes, and the memory of a step of the large recipes
-  python -m minigenie bench train --device "$device" --recipes coinrun paper ${SMALL:+--rounds 3 --only lam} \
-    --json "$out/recipes.json" | tee "$out/recipes.txt"
-  python -m minigenie bench --device "$device" --large --compiled --only W ${SMALL:+--rounds 3 --only "W3s frame, context 8"} \
+large() {  # the memory and the speed of a step of the large recipes, and the reference sizes
+  python -m minigenie bench train --device "$device" "${small[@]}" --only "${SMALL:+coinrun lam}" \
+    --recipes coinrun speedrun paper --json "$out/recipes.json" | tee "$out/recipes.txt"
+  python -m minigenie bench --device "$device" "${small[@]}" --only "W${SMALL:+1s}" --large --compiled \
     --json "$out/large.json" | tee "$out/large.txt"
 }
 

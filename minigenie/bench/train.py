@@ -49,7 +49,7 @@ def reference() -> Recipe:
 
 
 def _common(stack: STConfig, dynamics: STConfig, patch: int, clips: int) -> Recipe:
-    fit = FitConfig(steps=1, batch_size=clips, clip_frames=16, optim=OptimConfig())
+    fit = FitConfig(steps=1, batch_size=clips, clip_frames=16, optim=OptimConfig(), compile=True)
     codes = QuantizerConfig(num_codes=1024, code_dim=32)
     return replace(
         paper(),
