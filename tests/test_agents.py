@@ -91,12 +91,12 @@ def test_wilson_covers_the_true_share_and_stays_between_0_and_1():
 @needs_procgen
 def test_the_expert_solves_what_luck_does_not():
     rng = np.random.default_rng(0)
-    expert = play(HELD_OUT, 10, lambda game: expert_for(HELD_OUT, game, rng).act)
-    lucky = play(HELD_OUT, 10, lambda game: lambda playing: rng.integers(15, size=10))
+    expert = play(HELD_OUT, 24, lambda game: expert_for(HELD_OUT, game, rng).act)
+    lucky = play(HELD_OUT, 24, lambda game: lambda playing: rng.integers(15, size=24))
     np.testing.assert_array_equal(expert.video[0], lucky.video[0])  # on the same levels
-    assert expert.solved.sum() >= 9
-    assert lucky.solved.sum() <= 6
-    assert expert.steps.max() < lucky.steps.max()
+    assert expert.solved.sum() >= 22
+    assert lucky.solved.sum() <= 14
+    assert expert.steps.max() < 200  # and stands before no wall for ever
 
 
 @needs_procgen

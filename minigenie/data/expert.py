@@ -13,6 +13,7 @@ import numpy as np
 
 AHEAD = 24  # steps that a plan is tried for: a jump takes 15, and lands
 COMMIT = 2  # steps of it that are played before the next search
+STILL = 0.05  # tiles: who walks no further stands before a wall
 ENOUGH = 3.0  # tiles to the right that make a plan a good one; walking makes 12
 Plan = tuple[tuple[str, int], ...]  # actions, each with its number of steps; every plan goes on to the right
 WALK: Plan = ()
@@ -59,7 +60,8 @@ class Expert:
         if gains[WALK] >= ENOUGH:
             return WALK
         gains |= {plan: self._gain(state, plan) for plan in JUMPS}
-        for plan, later in ((JUMPS[1], JUMPS[2]), (JUMPS[0], JUMPS[1])):
+        at_a_wall = abs(gains[WALK]) < STILL  # where waiting leads nowhere
+        for plan, later in ((JUMPS[1], JUMPS[2]), (JUMPS[0], JUMPS[1]))[at_a_wall:]:
             if min(gains[plan], gains[later]) >= ENOUGH:
                 return plan
         for plan in (*WAYS_OUT, *(self._random_plan() for _ in range(RANDOM_PLANS))):
