@@ -11,11 +11,15 @@ Dimensions:  k codes   c code width
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+
+DISTANCES = 2**19  # at a time, on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +141,17 @@ class VectorQuantizer(nn.Module):
             self.total.copy_(torch.where(dead[:, None], fresh / k, self.total))
 
 
+@torch.no_grad()
 def _nearest(flat: Float[Tensor, "m c"], codebook: Float[Tensor, "k c"]) -> Int[Tensor, " m"]:
-    """In float32 whatever the precision around: bf16 would choose other codes in training than in use."""
+    """In float32 whatever the precision around: bf16 would choose other codes in training than in use. On a CPU in parts
+    whose distances stay in the caches, and by NumPy, whose argmin is four times as fast as torch's there."""
+    squares = codebook.square().sum(-1)
     with torch.autocast(flat.device.type, enabled=False):
-        return (codebook.square().sum(-1) - 2 * flat @ codebook.T).argmin(-1)
+        if flat.device.type != "cpu":
+            return torch.addmm(squares, flat, codebook.T, alpha=-2).argmin(-1)
+        parts = flat.split(max(1, DISTANCES // len(codebook)))
+        nearest = [torch.addmm(squares, part, codebook.T, alpha=-2).numpy().argmin(-1) for part in parts]
+        return torch.from_numpy(np.concatenate(nearest))
 
 
 def _of_first_process(tensor: Tensor) -> Tensor:
