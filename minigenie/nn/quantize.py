@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-
 DISTANCES = 2**19  # at a time, on a CPU
 
 
@@ -143,8 +142,8 @@ class VectorQuantizer(nn.Module):
 
 @torch.no_grad()
 def _nearest(flat: Float[Tensor, "m c"], codebook: Float[Tensor, "k c"]) -> Int[Tensor, " m"]:
-    """In float32 whatever the precision around: bf16 would choose other codes in training than in use. On a CPU in parts
-    whose distances stay in the caches, and by NumPy, whose argmin is four times as fast as torch's there."""
+    """In float32 whatever the precision around: bf16 would choose other codes in training than in use. On a CPU in
+    parts whose distances stay in the caches, and by NumPy, whose argmin is four times as fast as torch's there."""
     squares = codebook.square().sum(-1)
     with torch.autocast(flat.device.type, enabled=False):
         if flat.device.type != "cpu":
