@@ -62,9 +62,9 @@ def laptop() -> Recipe:
             quantizer=replace(recipe.tokenizer.quantizer, num_codes=2048),
         ),
         tokenizer_fit=replace(recipe.tokenizer_fit, steps=4_000, batch_size=8, sample_every=500, save_every=500),
-        lam_fit=replace(recipe.lam_fit, steps=1_500),
+        lam_fit=replace(recipe.lam_fit, steps=1_000),
         dynamics=replace(recipe.dynamics, transformer=replace(recipe.dynamics.transformer, num_blocks=6)),
-        dynamics_fit=replace(recipe.dynamics_fit, steps=3_000),
+        dynamics_fit=replace(recipe.dynamics_fit, steps=2_200),
         sampling=replace(recipe.sampling, steps=4),
     )
 

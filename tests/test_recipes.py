@@ -177,5 +177,5 @@ def test_an_override_changes_one_field():
 
 
 def test_an_unknown_recipe():
-    with pytest.raises(ValueError, match="choose one of tiny, coinrun, paper"):
+    with pytest.raises(ValueError, match="choose one of tiny, laptop, coinrun, speedrun, paper"):
         recipe_named("huge")

@@ -169,7 +169,7 @@ def imitate(
         "players": {name: measure_play(played) for name, played in games.items()},
     }
     write_atomic(out / "imitation.json", json.dumps(report, indent=1).encode())
-    save_video(torch.from_numpy(side_by_side(games)), out / "imitation.gif", FPS)
+    save_video(torch.from_numpy(side_by_side(games)), out / "imitation.gif", float(FPS))
     return report
 
 
