@@ -63,8 +63,7 @@ def laptop() -> Recipe:
         ),
         tokenizer_fit=replace(recipe.tokenizer_fit, steps=4_000, batch_size=8, sample_every=500, save_every=500),
         lam_fit=replace(recipe.lam_fit, steps=1_000),
-        dynamics=replace(recipe.dynamics, transformer=replace(recipe.dynamics.transformer, num_blocks=6)),
-        dynamics_fit=replace(recipe.dynamics_fit, steps=2_200),
+        dynamics_fit=replace(recipe.dynamics_fit, steps=2_600, batch_size=2),
         sampling=replace(recipe.sampling, steps=4),
     )
 
