@@ -127,7 +127,7 @@ def train(
     max_steps: int | None = None,
     max_minutes: float | None = None,
     save_every: int | None = None,
-    joint: bool | None = None,
+    joint: bool = False,
     device: str | None = None,
     seed: int | None = None,
     set: UseAppendAction[tuple[str, ...]] = (),
@@ -160,8 +160,8 @@ def train(
             steps = fit.steps if max_steps is None else min(fit.steps, max_steps)
             fit = dataclasses.replace(fit, steps=steps, save_every=fit.save_every if save_every is None else save_every)
             chosen = dataclasses.replace(chosen, **{name: fit})
-    if joint is not None:
-        chosen = dataclasses.replace(chosen, joint=joint)
+    if joint:
+        chosen = dataclasses.replace(chosen, joint=True)
     if seed is not None:
         chosen = dataclasses.replace(chosen, seed=seed)
     if dry_run:
@@ -435,8 +435,9 @@ def export(world: Positional[Path], out: Path) -> None:
         out: New folder for the copy, to play, share or keep.
     """
     from minigenie.pipeline import export_world
+    from minigenie.world import locate
 
-    export_world(world, out)
+    export_world(locate(world), out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out} is a world of {size / 1e6:.1f} MB: minigenie play {out}")
 

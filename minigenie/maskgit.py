@@ -6,7 +6,7 @@ Dimensions:  b batch   n patches of a frame   k codes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
@@ -48,7 +48,7 @@ def sample_frame(
     return tokens
 
 
-@lru_cache
+@cache  # a recorded frame reads these very tensors
 def schedule(steps: int, n: int, device: torch.device) -> tuple[Int[Tensor, " steps"], Float[Tensor, " steps"]]:
     """For each step, how many of n patches are filled in after it, and the share of the noise that is left. One patch a
     step at least, so never more steps than patches."""

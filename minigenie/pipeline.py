@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -391,10 +392,11 @@ def finish(world: World, dataset: Dataset, out: Path, prompts: int = 8) -> None:
 def export_world(folder: Path, out: Path) -> None:
     """A copy of the world in `folder` without the traces of its training: matrices as bfloat16, but codebooks as they
     are, since codes lie close together. Raises FileExistsError if `out` is there, or as World.load does."""
-    world, unfinished = World.load(folder, "cpu"), out.with_name(f"{out.name}.tmp")
+    world = World.load(folder, "cpu")
     if out.exists():
         raise FileExistsError(f"{out} exists; choose a new folder")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     for name in STAGES:
         weights = getattr(world, name).state_dict()
         exact = {key for key, value in weights.items() if "quantizer" in key or value.ndim < 2}
@@ -406,6 +408,7 @@ def export_world(folder: Path, out: Path) -> None:
             copy = unfinished / path.relative_to(folder)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, copy)
+    unfinished.chmod(0o755)
     unfinished.rename(out)
 
 

@@ -58,6 +58,17 @@ def in_parallel(call: Callable[[Part], Result], parts: Iterable[Part], device: t
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Inside, float32 matrix products on CUDA round as "highest" or "high" (TF32) say."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def seed_step(seed: int, stage: str, step: int, rank: int = 0) -> None:
     """All of a step's randomness follows from (seed, stage, step, rank): there is no random state to save."""
     key = hash_text(f"{seed}/{stage}/{step}/{rank}")

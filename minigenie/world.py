@@ -30,7 +30,7 @@ from minigenie.lam import LAMConfig, LatentActionModel
 from minigenie.maskgit import SamplingConfig, fill_surest, sample_frame
 from minigenie.nn.patches import patch_grid, to_float, to_uint8
 from minigenie.nn.st_transformer import TimeCache
-from minigenie.runtime import pick_device
+from minigenie.runtime import matmul_precision, pick_device
 from minigenie.tokenizer import TokenizerConfig, VideoTokenizer
 
 FORMAT, VERSION = "minigenie-world", 1
@@ -87,7 +87,7 @@ class World:
         self._past: Past | None = None
         self._generator = torch.Generator(self.device)
         self._fill = fill_surest
-        self._records = False
+        self._records: str | None = None  # the precision of matrix products in a recording
         self._recording: Recording | None = None
 
     @classmethod
@@ -115,14 +115,14 @@ class World:
         """
         options: dict[str, Any] = {}
         if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
-            self._records = True
+            self._records = "high"
         if self.device.type == "cpu":
             if not can_compile():
                 raise ValueError(
                     "there is nothing to compile the world with; install g++ and python3-dev, or do without"
                 )
             options = {"freezing": True, "max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP,ATEN"}
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # many worlds, one code
         compiled = partial(torch.compile, fullgraph=True, dynamic=False, options=options)
         for part in (self.dynamics, self.dynamics.transformer, self.tokenizer.decoder):
             part.step = compiled(part.step)  # type: ignore[method-assign]
@@ -160,7 +160,8 @@ class World:
         if not self._records:
             return self._imagine(leading_in, past).cpu()
         if self._recording is None or not self._recording.is_of(past, self.config.sampling):
-            self._recording = Recording(self._imagine, leading_in, past, self.config.sampling, self._generator)
+            with torch.cuda.device(self.device), matmul_precision(self._records):
+                self._recording = Recording(self._imagine, leading_in, past, self.config.sampling, self._generator)
         return self._recording(leading_in).cpu()
 
     def _imagine(self, leading_in: Int[Tensor, " b"], past: "Past") -> UInt8[Tensor, "b h w c"]:
@@ -208,7 +209,7 @@ class World:
         """Another world of the same weights, at no frame yet. sampling: if not as in this one."""
         other = copy(self)
         other.config = replace(self.config, sampling=sampling or self.config.sampling)
-        other._past, other._generator, other._records = None, torch.Generator(self.device), False
+        other._past, other._recording, other._generator = None, None, torch.Generator(self.device)
         return other
 
     def snapshot(self) -> "Snapshot":

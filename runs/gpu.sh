@@ -3,7 +3,7 @@
 # From a bare checkout: setup installs what is missing, from the wheels in WHEELS if that is given. Results are small
 # files in OUT.
 #
-#   runs/gpu.sh                         setup tests bench large speedrun, one after the other
+#   runs/gpu.sh                         all: setup tests bench large, and the speedrun's collect train train train measure
 #   runs/gpu.sh setup tests             some of them
 #   DEVICE=cpu SMALL=1 runs/gpu.sh      a rehearsal without a GPU
 set -euo pipefail
@@ -14,7 +14,7 @@ small=(${SMALL:+--rounds 3})
 mkdir -p "$out"
 
 setup() {
-  python -c 'import minigenie.__main__, tyro, av, jaxtyping, pytest, gymnasium' 2>/dev/null && return
+  python -c 'import torch, tyro, av, jaxtyping, pytest, pytest_timeout, gymnasium' 2>/dev/null && return
   if [ -n "${WHEELS:-}" ]; then
     pip install --quiet --no-index --find-links "$WHEELS" tyro einops jaxtyping av starlette uvicorn websockets rich \
       safetensors matplotlib pillow pytest pytest-timeout beartype gymnasium envpool
@@ -23,7 +23,10 @@ setup() {
   fi
 }
 
-tests() { JAXTYPING_DISABLE=1 python -m pytest -q -m gpu tests 2>&1 | tee "$out/tests.txt"; }
+tests() {
+  [ "$device" = cuda ] || { echo "without a GPU there is nothing to test here"; return; }
+  JAXTYPING_DISABLE=1 python -m pytest -q -m gpu tests 2>&1 | tee "$out/tests.txt"
+}
 
 bench() {
   python -m minigenie bench --device "$device" "${small[@]}" --only "${SMALL:+W3s frame, context 1}" \
@@ -39,14 +42,15 @@ large() {  # the memory and the speed of a step of the large recipes, and the re
 
 speedrun() {
   [ -z "${SMALL:-}" ] || export RECIPE=tiny FRAMES=4_000 MINUTES=0.3 CLIPS=8 MODE=easy
-  OUT=$out/speedrun WORK=${WORK:-speedrun} runs/speedrun.sh "${SPEEDRUN:-all}"
+  OUT=$out/speedrun runs/speedrun.sh "$1"
 }
 
-for part in "${@:-setup tests bench large speedrun}"; do
-  for part in $part; do
-    case $part in
-      setup | tests | bench | large | speedrun) echo "== $part"; "$part" ;;
-      *) echo "runs/gpu.sh knows setup, tests, bench, large and speedrun, not $part" >&2; exit 2 ;;
-    esac
-  done
+[ $# -gt 0 ] || set -- setup tests bench large collect train train train measure
+for part in "$@"; do
+  echo "== $part"
+  case $part in
+    setup | tests | bench | large) "$part" ;;
+    collect | train | measure) speedrun "$part" ;;
+    *) echo "runs/gpu.sh knows setup, tests, bench, large, collect, train and measure, not $part" >&2; exit 2 ;;
+  esac
 done

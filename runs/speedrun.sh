@@ -22,7 +22,7 @@ collect() {
 train() {
   [ ! -e "$work/world/README.md" ] || { echo "the world is done"; return; }
   # a signal has it save and stop; that is no failure
-  timeout --signal INT "$part_seconds" \
+  timeout --signal TERM --kill-after 60 "$part_seconds" \
     python -m minigenie train "$work/train" --recipe "$recipe" --max-minutes "$minutes" --out "$work/world" || [ $? = 124 ]
   [ -e "$work/world/README.md" ] && echo "the world is done" || echo "to be continued: run this part again"
 }

@@ -51,7 +51,7 @@ def test_peaks_belong_to_the_item_that_reached_them():
     large, small = measure(items, CPU, rounds=3)[-2:]
     if Path("/proc/self/clear_refs").exists():
         assert 0.3 < large.peak_gb - small.peak_gb < 0.5
-    assert small.peak_gb > 0.05
+    assert 0 <= small.peak_gb < 0.1
 
 
 def test_a_cached_frame_takes_the_arithmetic_of_one_frame():
@@ -95,7 +95,7 @@ def test_bench_prints_and_writes_all_that_it_measured(trained, tmp_path, smaller
         assert set(each) >= KEYS
         assert each["item"] in printed
         assert each["seconds_median"] > 0
-        assert each["peak_gb"] > 0
+        assert each["peak_gb"] >= 0
         assert (each["ceiling_share"] or 1) > 0
     names = " ".join(each["item"] for each in measured)
     for part in (

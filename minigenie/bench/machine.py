@@ -6,6 +6,7 @@ Machines are shared and noisy: things to compare are timed in turns within one r
 import platform
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -44,7 +45,8 @@ class Item:
 class Measurement:
     """One item of `minigenie bench`. flops: of the matrix products, each product and sum counted. ceiling_share: of the
     rate at which this machine, in this run, multiplied large matrices of that dtype; None for what multiplies none.
-    peak_gb: of the process while it made and first ran the item, or of the GPU. stages: share of the time of each
+    peak_gb: what making the item and running it first added to the memory of the
+    process, or of the GPU. stages: share of the time of each
     part."""
 
     item: str
@@ -112,6 +114,7 @@ def measure(
 ) -> list[Measurement]:
     """Time the machine's ceilings and the items in turns, `rounds` times after a first that does not count."""
     items, threads = [*ceilings(items, device), *items], torch.get_num_threads()
+    fitting: list[Item] = []
     calls: list[Call] = []
     peaks: list[int] = []
     taken: list[list[tuple[float, float]]] = [[] for _ in items]
@@ -120,11 +123,18 @@ def measure(
         for item in items:
             torch.set_num_threads(item.threads)
             forget_peak(device)
-            calls.append(item.make())
-            calls[-1].run()
-            peaks.append(peak_bytes(device))
+            before = peak_bytes(device)
+            try:
+                call = item.make()
+                call.run()
+            except torch.OutOfMemoryError:
+                print(f"{item.name}, {item.dtype}: left out, it does not fit in memory", file=sys.stderr)
+                continue
+            fitting.append(item)
+            calls.append(call)
+            peaks.append(peak_bytes(device) - before)
         for done in range(rounds):
-            for item, call, seconds, stages in zip(items, calls, taken, parts, strict=True):
+            for item, call, seconds, stages in zip(fitting, calls, taken, parts, strict=False):
                 torch.set_num_threads(item.threads)
                 seconds.append(timed(call.run, device))
                 stages.append(call.stages())
@@ -133,7 +143,7 @@ def measure(
         torch.set_num_threads(threads)
     peak_rate: dict[tuple[str, int], float] = {}
     found = []
-    for item, call, seconds, stages, peak in zip(items, calls, taken, parts, peaks, strict=True):
+    for item, call, seconds, stages, peak in zip(fitting, calls, taken, parts, peaks, strict=False):
         wall, cpu = (sorted(column) for column in zip(*seconds, strict=True))
         median = statistics.median(wall)
         rate = call.flops / median

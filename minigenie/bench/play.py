@@ -46,6 +46,8 @@ def play_items(folder: Path | None, device: torch.device, compiled: bool, large:
         world = partial(World.load, folder, str(device))
         for threads, b in ((1, 1), (most, 1), (1, BATCH), (most, BATCH)):
             items.append(frame(f"{folder.name} frame, batch {b}", world, b, threads))
+        if compiled:
+            items.append(frame(f"{folder.name} frame, batch 1, compiled", world, compiled=True))
     return items
 
 

@@ -30,7 +30,7 @@ def train_items(recipes: tuple[str, ...], device: torch.device, large: bool) -> 
             items.append(step_item(f"{name} tokenizer step", recipe, "tokenizer", device, dtype, threads=1))
         for name, recipe in {"W2s": small(), **({"W2": reference()} if large else {})}.items():
             items.append(step_item(f"{name} dynamics step, LAM too", recipe, "joint", device, dtype, threads=1))
-        for name in recipes:
+        for name in recipes if dtype == dtypes_of(device)[-1] else ():  # in the precision that they are trained in
             recipe = recipe_named(name)
             for stage in ("tokenizer", "joint") if recipe.joint else ("tokenizer", "lam", "dynamics"):
                 items.append(step_item(f"{name} {stage} step", recipe, stage, device, dtype))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,10 +84,12 @@ class Sitting:
     notes: list[str] = field(default_factory=list)
     distances: dict[str, Distance] = field(default_factory=dict)
     features: dict[str, Features] = field(default_factory=dict)
+    lock: Any = field(default_factory=Lock)
 
     def tick(self, frames: int) -> None:
-        self.done += frames
-        self.watch(min(self.done, self.total), self.total)
+        with self.lock:  # parts run side by side
+            self.done += frames
+            self.watch(min(self.done, self.total), self.total)
 
     def rollout(self, frames: Tensor, actions: Tensor) -> UInt8[Tensor, "b t h w c"]:
         """As the world's own, in small batches, with progress."""

@@ -52,7 +52,7 @@ class Player:
     """`reset`, then `step` and `undo`; `view` is what is seen now, replaced as a whole."""
 
     def __init__(self, base: World) -> None:
-        self.world = World(base.config, base.tokenizer, base.lam, base.dynamics, base.device, base.fps)
+        self.world = base.twin()
         self.view: View | None = None
         self.past: deque[Moment] = deque(maxlen=PAST_MOMENTS)
         self.recorded: list[np.ndarray] = []
