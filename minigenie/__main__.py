@@ -205,7 +205,7 @@ def play(
     """Play a world in the browser.
 
     Args:
-        world: Folder made by train, or coinrun: a world that comes with the package.
+        world: Folder made by train.
         port: Where to listen; 0 takes any free one.
         host: 127.0.0.1 is this machine only; 0.0.0.0 lets the network in.
         open: Open the browser.

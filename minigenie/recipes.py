@@ -50,7 +50,7 @@ def tiny() -> Recipe:
 
 
 def laptop() -> Recipe:
-    """Full-colour CoinRun on a laptop's CPU in two hours: patch 4, since a code for 8x8 pixels cannot hold its looks,
+    """Full-colour CoinRun on a laptop's CPU in about an hour: patch 4, since a code for 8x8 pixels cannot hold its looks,
     and four tokens to a position of dynamics, so that a frame is 64 positions."""
     recipe = tiny()
     return replace(
@@ -63,7 +63,7 @@ def laptop() -> Recipe:
         ),
         tokenizer_fit=replace(recipe.tokenizer_fit, steps=4_000, batch_size=8, sample_every=500, save_every=500),
         lam_fit=replace(recipe.lam_fit, steps=1_000),
-        dynamics_fit=replace(recipe.dynamics_fit, steps=2_600, batch_size=2),
+        dynamics_fit=replace(recipe.dynamics_fit, steps=2_200, batch_size=2),
         sampling=replace(recipe.sampling, steps=4),
     )
 

@@ -359,7 +359,7 @@ def can_compile() -> bool:
 
 
 def locate(world: str | Path) -> Path:
-    """A world's folder: the one given, or that of the world of this name that comes with the package ("coinrun")."""
+    """A world's folder: the one given, or else that of a world of this name which comes with the package."""
     given, shipped = Path(world), SHIPPED / Path(world).name
     return shipped if not given.exists() and given.name == str(world) and shipped.exists() else given
 
