@@ -50,8 +50,8 @@ def tiny() -> Recipe:
 
 
 def laptop() -> Recipe:
-    """Full-colour CoinRun on a laptop's CPU in about an hour: patch 4, since a code for 8x8 pixels cannot hold its looks,
-    and four tokens to a position of dynamics, so that a frame is 64 positions."""
+    """Full-colour CoinRun on a laptop's CPU in about an hour: patch 4, since a code for 8x8 pixels cannot hold its
+    looks, and four tokens to a position of dynamics, so that a frame is 64 positions."""
     recipe = tiny()
     return replace(
         recipe,
