@@ -37,7 +37,7 @@ from minigenie.data.collect import (
 )
 from minigenie.data.dataset import Dataset, sample_batch, write_atomic
 from minigenie.encode import encode_actions, encode_tokens
-from minigenie.eval.controllability import mutual_information
+from minigenie.eval.controllability import confusion, mutual_information
 from minigenie.nn.patches import to_float
 from minigenie.optim import OptimConfig
 from minigenie.pictures import save_video
@@ -215,8 +215,7 @@ def infer(world: World, video: Dataset, folder: Path, line: Line) -> np.ndarray:
 def tally(latents: np.ndarray, keys: np.ndarray, num_latents: int) -> np.ndarray:
     """How often each key went with each latent action: int [num_latents NUM_KEYS]. A latent action that never occurs
     is given the counts of all together."""
-    counts = np.zeros((num_latents, NUM_KEYS), np.int64)
-    np.add.at(counts, (latents, keys), 1)
+    counts = confusion(latents, keys, num_latents, NUM_KEYS)
     return np.where(counts.any(1, keepdims=True), counts, counts.sum(0))
 
 
@@ -237,7 +236,7 @@ def measure_map(
         "accuracy": float((table.argmax(1)[latents[untold]] == keys[untold]).mean()),
         "accuracy_of_commonest_key": float((keys[untold] == commonest).mean()),
         "mutual_information": mutual_information(latents, keys),
-        "counts": tally(latents, keys, len(table)).tolist(),
+        "counts": confusion(latents, keys, len(table), NUM_KEYS).tolist(),
     }
 
 
@@ -322,7 +321,7 @@ def measure_play(played: Played) -> dict[str, Any]:
     solved, levels = int(played.solved.sum()), len(played.solved)
     return {
         "solved": solved / levels,
-        "ci95": wilson(solved, levels),
+        "ci95": list(wilson(solved, levels)),
         "levels": levels,
         "mean_return": 10 * solved / levels,  # the coin's worth
         "mean_steps": float(played.steps.mean()),
