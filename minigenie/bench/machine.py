@@ -132,7 +132,7 @@ def measure(
                 continue
             fitting.append(item)
             calls.append(call)
-            peaks.append(peak_bytes(device) - before)
+            peaks.append(max(0, peak_bytes(device) - before))  # the kernel counts in batches
         for done in range(rounds):
             for item, call, seconds, stages in zip(fitting, calls, taken, parts, strict=False):
                 torch.set_num_threads(item.threads)
