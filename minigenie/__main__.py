@@ -217,9 +217,7 @@ def play(
         compiled: Compile the world first: a minute's wait for faster frames. On CPU it takes a C++ compiler.
     """
     from minigenie.play.server import serve
-    from minigenie.world import locate
 
-    world = locate(world)
     serve(
         world, host=host, port=port, open_browser=open, max_players=max_players, fps=fps, device=device, seed=seed,
         footage=footage, compiled=compiled,
@@ -248,9 +246,8 @@ def rollout(
 
     from minigenie.console import working
     from minigenie.pictures import save_video
-    from minigenie.world import World, locate, read_prompt
+    from minigenie.world import World, read_prompt
 
-    world = locate(world)
     try:
         choices = [int(action) for action in actions.split(",") if action.strip()]
     except ValueError:
@@ -298,7 +295,7 @@ def evaluate(
     from minigenie.data.dataset import Dataset
     from minigenie.eval.measure import evaluate as measure
     from minigenie.eval.report import summary, write_report
-    from minigenie.world import World, locate
+    from minigenie.world import World
 
     if len(paths) != 2:
         raise ValueError(
@@ -306,7 +303,7 @@ def evaluate(
         )
     if clips < 2:
         raise ValueError(f"clips is {clips}; an interval takes at least 2")
-    world, dataset = locate(paths[0]), paths[1]
+    world, dataset = paths
     loaded, footage = World.load(world, device), Dataset.open(dataset)
     if footage.frame_size != loaded.frame_shape[:2]:
         raise ValueError(
@@ -340,9 +337,8 @@ def doctor(run: Positional[Path]) -> None:
         run: Folder made by train; more can be told once eval has written its report.json there.
     """
     from minigenie.eval.doctor import diagnose, read_run
-    from minigenie.world import locate
 
-    findings = diagnose(read_run(locate(run)))
+    findings = diagnose(read_run(run))
     for finding in findings:
         print(f"{finding.verdict:<9} {finding.disease:<21} {finding.measured}")
         if finding.advice:
@@ -390,9 +386,7 @@ def bench(
     from minigenie.console import table, working
     from minigenie.data.dataset import write_atomic
     from minigenie.runtime import pick_device
-    from minigenie.world import locate
 
-    world = world and locate(world)
     if rounds < 3:
         raise ValueError(f"rounds is {rounds}; a median takes at least 3")
     if browser and (world is None or frames < 2):
@@ -434,10 +428,9 @@ def export(world: Positional[Path], out: Path) -> None:
         world: Folder made by train.
         out: New folder for the copy, to play, share or keep.
     """
-    from minigenie.pipeline import export_world
-    from minigenie.world import locate
+    from minigenie.finish import export_world
 
-    export_world(locate(world), out)
+    export_world(world, out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out} is a world of {size / 1e6:.1f} MB: minigenie play {out}")
 
@@ -467,9 +460,7 @@ def imitate(
     from minigenie.console import table, working
     from minigenie.eval.agents import Imitation, summary, table_rows
     from minigenie.eval.agents import imitate as run
-    from minigenie.world import locate
 
-    world = locate(world)
     sizes = Imitation(expert_frames=expert_frames, labels=labels, levels=levels, steps=steps, seed=seed)
     folder = out or world / "imitation"
     report = run(world, folder, sizes, device, working)
@@ -486,9 +477,7 @@ def info(path: Positional[Path] = Path()) -> None:
         path: The folder.
     """
     from minigenie.data.dataset import MANIFEST, UNFINISHED, Dataset
-    from minigenie.world import locate
 
-    path = locate(path)
     if (path / MANIFEST).exists() or (path / UNFINISHED).exists():
         _describe_dataset(Dataset.open(path))
     elif (path / "config.json").exists():
@@ -517,7 +506,8 @@ def _describe_dataset(dataset: "Dataset") -> None:
 
 def _describe_run(folder: Path) -> None:
     from minigenie.checkpoint import Checkpoints
-    from minigenie.pipeline import STAGES, count_parameters
+    from minigenie.finish import count_parameters
+    from minigenie.pipeline import STAGES
     from minigenie.world import World, read_config
 
     values = read_config(folder)

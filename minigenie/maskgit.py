@@ -29,25 +29,6 @@ class SamplingConfig:
             raise ValueError(f"temperature {self.temperature} and choice_noise {self.choice_noise} must be 0 or more")
 
 
-def sample_frame(
-    predict: Callable[[Int[Tensor, "b n"]], Float[Tensor, "b n k"]],
-    masked: Int[Tensor, "b n"],
-    config: SamplingConfig,
-    generator: torch.Generator,
-    fill: Callable[..., Tensor] | None = None,
-) -> Int[Tensor, "b n"]:
-    """predict: tokens, some still masked -> logits. masked: a frame of nothing but the mask token. Every patch is
-    filled exactly once; after step s of S, 1 - cos(pi/2 s/S) of them are. fill: in place of the function below, which
-    it is when compiled."""
-    keeps, noises = schedule(config.steps, masked.shape[1], masked.device)
-    uniforms = torch.rand(len(keeps), 2, *masked.shape, generator=generator, device=masked.device)
-    temperature = torch.full_like(noises[0], config.temperature) if config.temperature else None
-    tokens = masked
-    for uniform, keep, noise in zip(uniforms, keeps, noises * config.choice_noise, strict=True):
-        tokens = (fill or fill_surest)(tokens, masked, predict(tokens), uniform, keep, noise, temperature)
-    return tokens
-
-
 @cache  # a recorded frame reads these very tensors
 def schedule(steps: int, n: int, device: torch.device) -> tuple[Int[Tensor, " steps"], Float[Tensor, " steps"]]:
     """For each step, how many of n patches are filled in after it, and the share of the noise that is left. One patch a
@@ -81,3 +62,22 @@ def fill_surest(
     first = (torch.arange(tokens.shape[1], device=keep.device) < keep).expand(order.shape)
     chosen = torch.zeros_like(open_still).scatter(1, order, first)
     return torch.where(open_still & chosen, choice[..., 0], tokens)
+
+
+def sample_frame(
+    predict: Callable[[Int[Tensor, "b n"]], Float[Tensor, "b n k"]],
+    masked: Int[Tensor, "b n"],
+    config: SamplingConfig,
+    generator: torch.Generator,
+    fill: Callable[..., Tensor] = fill_surest,
+) -> Int[Tensor, "b n"]:
+    """predict: tokens, some still masked -> logits. masked: a frame of nothing but the mask token. Every patch is
+    filled exactly once; after step s of S, 1 - cos(pi/2 s/S) of them are. fill: `fill_surest`, or what it
+    was compiled to."""
+    keeps, noises = schedule(config.steps, masked.shape[1], masked.device)
+    uniforms = torch.rand(len(keeps), 2, *masked.shape, generator=generator, device=masked.device)
+    temperature = torch.full_like(noises[0], config.temperature) if config.temperature else None
+    tokens = masked
+    for uniform, keep, noise in zip(uniforms, keeps, noises * config.choice_noise, strict=True):
+        tokens = fill(tokens, masked, predict(tokens), uniform, keep, noise, temperature)
+    return tokens

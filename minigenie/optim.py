@@ -118,11 +118,18 @@ def orthogonal(matrices: Tensor) -> Tensor:
     x = matrices.mT if tall else matrices
     x = x / (1.01 * x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     gram = x @ x.mT
-    factor = torch.eye(x.shape[-2], device=x.device).expand_as(gram)
-    for a, b, c in QUINTICS:
-        power = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        power.diagonal(dim1=-2, dim2=-1).add_(a)
-        factor = power @ factor
+    factor = power = _quintic(gram, QUINTICS[0])
+    for coefficients in QUINTICS[1:]:
         gram = power @ (gram @ power)
+        power = _quintic(gram, coefficients)
+        factor = power @ factor
     x = factor @ x
     return x.mT if tall else x
+
+
+def _quintic(gram: Tensor, coefficients: tuple[float, float, float]) -> Tensor:
+    """a + b g + c g^2"""
+    a, b, c = coefficients
+    power = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    power.diagonal(dim1=-2, dim2=-1).add_(a)
+    return power

@@ -5,13 +5,11 @@ and the three models as they are finished.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -20,14 +18,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from minigenie import __version__
-from minigenie.checkpoint import load_model, save_model, save_tensors
+from minigenie.checkpoint import load_model, save_model
 from minigenie.config import to_dict
 from minigenie.data.dataset import Dataset, sample_batch, write_atomic
 from minigenie.dynamics import Dynamics
 from minigenie.encode import encode_actions, encode_tokens
+from minigenie.finish import finish
 from minigenie.lam import LatentActionModel
 from minigenie.nn.patches import to_float, to_uint8
-from minigenie.pictures import grid, save_picture
+from minigenie.pictures import grid
 from minigenie.runtime import wait_for_all
 from minigenie.tokenizer import VideoTokenizer
 from minigenie.train import FitConfig, MetricsLog, Progress, Sample, fit
@@ -369,68 +368,3 @@ def sample_joint(model: Joint, batch: dict[str, Tensor], tokenizer: VideoTokeniz
     dynamics = sample_dynamics(model.dynamics, {**batch, "actions": actions}, tokenizer)
     lam = sample_lam(model.lam, batch)
     return Sample({f"lam_{name}": value for name, value in lam.metrics.items()} | dynamics.metrics, dynamics.picture)
-
-
-# The finished world.
-
-KEYS = "1234567890qwertyuiopasdfghjklzxcvbnm"
-
-
-def finish(world: World, dataset: Dataset, out: Path, prompts: int = 8) -> None:
-    """Add to the world's folder what a player needs: start pictures, the actions' names and keys, a model card."""
-    if (out / "README.md").exists():
-        return
-    chosen = np.random.default_rng(0).permutation(len(dataset.episodes))[:prompts]
-    for number, episode in enumerate(chosen):
-        frames = dataset.episode_frames(int(episode))
-        save_picture(np.asarray(frames[len(frames) // 3]), out / "prompts" / f"{number:02d}.png", zoom=1)
-    actions = [{"name": f"action {i}", "key": KEYS[i] if i < len(KEYS) else None} for i in range(world.num_actions)]
-    write_atomic(out / "actions.json", json.dumps(actions, indent=1).encode())
-    write_atomic(out / "README.md", model_card(world, dataset).encode())
-
-
-def export_world(folder: Path, out: Path) -> None:
-    """A copy of the world in `folder` without the traces of its training: matrices as bfloat16, but codebooks as they
-    are, since codes lie close together. Raises FileExistsError if `out` is there, or as World.load does."""
-    world = World.load(folder, "cpu")
-    if out.exists():
-        raise FileExistsError(f"{out} exists; choose a new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    for name in STAGES:
-        weights = getattr(world, name).state_dict()
-        exact = {key for key, value in weights.items() if "quantizer" in key or value.ndim < 2}
-        small = {key: value if key in exact else value.bfloat16() for key, value in weights.items()}
-        save_tensors(unfinished / f"{name}.safetensors", small)
-    beside = ("config.json", "actions.json", "README.md", "report.json", "metrics.jsonl")
-    for path in [folder / name for name in beside] + sorted((folder / "prompts").glob("*.png")):
-        if path.exists():
-            copy = unfinished / path.relative_to(folder)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, copy)
-    unfinished.chmod(0o755)
-    unfinished.rename(out)
-
-
-def model_card(world: World, dataset: Dataset) -> str:
-    height, width, _ = world.frame_shape
-    sizes = ", ".join(f"{name} {count_parameters(getattr(world, name)) / 1e6:.1f} M" for name in STAGES)
-    return f"""# A MiniGenie world
-
-Learned from unlabelled video by [Genie](https://arxiv.org/abs/2402.15391)'s method: frames of {height}x{width},
-{world.num_actions} latent actions, {world.fps:g} frames per second.
-
-- Footage: {dataset.manifest["source"]} ({dataset.manifest["generator"]}), split {dataset.manifest["split"]},
-  {dataset.num_frames:,} frames. Settings: `{json.dumps(dataset.manifest["settings"])}`
-- Parameters: {sizes}
-- Made with MiniGenie {__version__}; `config.json` has the recipe, `metrics.jsonl` the training curves,
-  `report.json` the measurements once `minigenie eval` has run.
-
-Imagine from it: `minigenie rollout . --prompt prompts/00.png --actions 0,0,3,1 --out clip.mp4`
-
-It repeats what it saw and invents the rest; it is no faithful copy of the game. Weights are safetensors.
-"""
-
-
-def count_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

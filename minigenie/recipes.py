@@ -9,12 +9,13 @@ from torch import nn
 
 from minigenie.config import to_dict
 from minigenie.dynamics import DynamicsConfig
+from minigenie.finish import count_parameters
 from minigenie.lam import LAMConfig
 from minigenie.maskgit import SamplingConfig
 from minigenie.nn.quantize import QuantizerConfig
 from minigenie.nn.st_transformer import STConfig, STTransformer
 from minigenie.optim import OptimConfig
-from minigenie.pipeline import Recipe, count_parameters
+from minigenie.pipeline import Recipe
 from minigenie.tokenizer import TokenizerConfig
 from minigenie.train import FitConfig
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 
-Part = TypeVar("Part")
 Result = TypeVar("Result")
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -38,22 +37,14 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return nullcontext()
 
 
-def in_parallel(call: Callable[[Part], Result], parts: Iterable[Part], device: torch.device) -> Iterator[Result]:
-    """`call` of each part, in order, without gradients. On a CPU as many at once as torch has threads, each on one of
-    them: small models gain little from threads within an operation."""
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-
-    @torch.no_grad()
-    def alone(part: Part) -> Result:
-        torch.set_num_threads(1)
-        return call(part)
-
-    if threads == 1:
-        yield from map(torch.no_grad()(call), parts)
-        return
+def in_parallel(call: Callable[..., Result], *parts: Iterable[Any], device: torch.device) -> Iterator[Result]:
+    """As `map`, without gradients. On a CPU as many calls at once as torch has threads, each on one of them: small
+    models gain little from threads within an operation."""
+    threads = torch.get_num_threads()
+    workers = threads if device.type == "cpu" else 1
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(alone, parts)
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(torch.no_grad()(call), *parts)
     finally:
         torch.set_num_threads(threads)
 

@@ -35,7 +35,6 @@ from minigenie.tokenizer import TokenizerConfig, VideoTokenizer
 
 FORMAT, VERSION = "minigenie-world", 1
 MODELS = ("tokenizer", "lam", "dynamics")
-SHIPPED = Path(__file__).parent / "worlds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +91,11 @@ class World:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> "World":
-        """A world folder, or the name of a shipped one, rebuilt from its own config. device: None takes CUDA, MPS or
-        CPU, the first there is.
+        """A world folder, rebuilt from its own config. device: None takes CUDA, MPS or CPU, the first there is.
 
         Raises FileNotFoundError or ValueError, one line, if a file is missing, damaged or of another version.
         """
-        folder = locate(folder)
+        folder = Path(folder)
         values = read_config(folder)
         config = from_dict(WorldConfig, {name: values[name] for name in CONFIG_KEYS if name in values}, "config.json")
         models = (
@@ -356,12 +354,6 @@ def can_compile() -> bool:
     """Are there a C++ compiler and Python's headers?"""
     compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
     return any(map(shutil.which, compilers)) and Path(sysconfig.get_path("include"), "Python.h").exists()
-
-
-def locate(world: str | Path) -> Path:
-    """A world's folder: the one given, or else that of a world of this name which comes with the package."""
-    given, shipped = Path(world), SHIPPED / Path(world).name
-    return shipped if not given.exists() and given.name == str(world) and shipped.exists() else given
 
 
 CONFIG_KEYS = ("tokenizer", "lam", "dynamics", "sampling", "context_frames")

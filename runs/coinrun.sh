@@ -8,9 +8,8 @@
 set -euo pipefail
 frames=${FRAMES:-10_000_000} test_frames=${TEST_FRAMES:-50_000} out=${OUT:-data}
 
-for policy in "${@:-random explore}"; do
-  for policy in $policy; do
-    python -m minigenie collect coinrun --policy "$policy" --frames "$frames" --out "$out/coinrun-$policy"
-    python -m minigenie collect coinrun --policy "$policy" --split test --frames "$test_frames" --out "$out/coinrun-$policy-test"
-  done
+[ $# -gt 0 ] || set -- random explore
+for policy in "$@"; do
+  python -m minigenie collect coinrun --policy "$policy" --frames "$frames" --out "$out/coinrun-$policy"
+  python -m minigenie collect coinrun --policy "$policy" --split test --frames "$test_frames" --out "$out/coinrun-$policy-test"
 done

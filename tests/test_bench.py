@@ -99,7 +99,7 @@ def test_bench_prints_and_writes_all_that_it_measured(trained, tmp_path, smaller
         assert (each["ceiling_share"] or 1) > 0
     names = " ".join(each["item"] for each in measured)
     for part in (
-        "products of 1024x1024", "copy", "W1s tokenizer", "W2s dynamics", "tiny tokenizer", "tiny lam", "tiny dynamics",
+        "products of 1024x1024", "copy", "W1s tokenizer", "W2s joint", "tiny tokenizer", "tiny lam", "tiny dynamics",
         "W3s frame, context 1", "context 8, naive", f"{trained.name} frame, batch 2", "load 64 clips", "ingest",
     ):  # fmt: skip
         assert part in names

@@ -16,7 +16,7 @@ LAYERS = [
     ["tokenizer", "lam", "dynamics"],
     ["optim", "checkpoint"],
     ["world", "encode"],
-    ["train"],
+    ["train", "finish"],
     ["pipeline"],
     ["eval", "env", "play"],
     ["recipes", "console", "bench"],

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import av
 import numpy as np
@@ -16,14 +15,13 @@ import torch
 from conftest import small_recipe
 from torch.testing import assert_close
 
-from minigenie import world as world_module
 from minigenie.__main__ import main
 from minigenie.checkpoint import load_tensors
 from minigenie.data.dataset import Dataset
 from minigenie.nn.patches import to_float
-from minigenie.pipeline import export_world, train_world
+from minigenie.pipeline import train_world
 from minigenie.train import read_metrics
-from minigenie.world import World, locate
+from minigenie.world import World
 
 MODELS = ("tokenizer", "lam", "dynamics")
 CPU = torch.device("cpu")
@@ -196,14 +194,3 @@ def test_an_exported_world_is_half_as_large_and_imagines_much_the_same(trained, 
     with pytest.raises(SystemExit):
         main(["export", str(trained), "--out", str(tmp_path / "small")])
     assert "exists; choose a new folder" in capsys.readouterr().err
-
-
-def test_a_shipped_world_goes_by_its_name(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(world_module, "SHIPPED", tmp_path)
-    export_world(trained, tmp_path / "cave")
-    monkeypatch.chdir(tmp_path.parent)
-    assert World.load("cave", "cpu").num_actions == World.load(trained, "cpu").num_actions
-    assert locate("cave") == tmp_path / "cave"
-    assert locate("elsewhere/cave") == Path("elsewhere/cave")
-    Path("cave").mkdir()
-    assert locate("cave") == Path("cave")

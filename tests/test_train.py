@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,8 @@ from torch.testing import assert_close
 
 from minigenie.checkpoint import Checkpoints, load_tensors, save_tensors
 from minigenie.optim import OptimConfig, learning_rate_share, make_optimizers, orthogonal, set_learning_rate
-from minigenie.train import Diverged, FitConfig, Interrupted, Sample, fit, read_metrics
+from minigenie.runtime import in_parallel
+from minigenie.train import Diverged, FitConfig, Interrupted, Sample, fastest_threads, fit, read_metrics
 
 
 class Line(torch.nn.Module):
@@ -207,3 +208,44 @@ def test_what_a_model_shows_of_itself_is_seen_by_whoever_watches(tmp_path):
     seen = []
     run(tmp_path, sample=lambda model: Sample({"control": 1.5}), watch=seen.append)
     assert [progress.step for progress in seen if "control" in progress.metrics] == [1, 5, 10]
+
+
+# Threads.
+
+
+@pytest.mark.parametrize("faster", [1, 3])
+def test_where_the_clock_governs_steps_take_the_faster_number_of_threads(monkeypatch, faster):
+    """A step takes one second on the faster number of threads and two on the other."""
+    clock = [0.0]
+    monkeypatch.setattr("minigenie.train.time.monotonic", lambda: clock[0])
+    torch.set_num_threads(3)
+    used = []
+    with fastest_threads(choosing=True, every=20) as lap:
+        for _ in range(60):
+            used.append(torch.get_num_threads())
+            clock[0] += 1 if used[-1] == faster else 2
+            lap()
+    assert torch.get_num_threads() == 3
+    assert used == [3, 3, 1, 1, *[faster] * 16] * 3
+
+
+def test_where_steps_are_counted_the_threads_stay():
+    torch.set_num_threads(2)
+    with fastest_threads(choosing=False) as lap:
+        [lap() for _ in range(10)]
+        assert torch.get_num_threads() == 2
+
+
+def test_parts_side_by_side_come_back_in_order_from_one_thread_each_without_gradients():
+    torch.set_num_threads(3)
+    weight = torch.ones(1, requires_grad=True)
+
+    def call(part, number):
+        time.sleep(0.02 * (5 - number))  # the first is the slowest
+        return number, part * weight, torch.get_num_threads()
+
+    found = list(in_parallel(call, torch.arange(5.0), count(), device=torch.device("cpu")))
+    assert [number for number, _, _ in found] == [0, 1, 2, 3, 4]
+    assert not any(product.requires_grad for _, product, _ in found)
+    assert {threads for _, _, threads in found} == {1}
+    assert torch.get_num_threads() == 3

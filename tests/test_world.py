@@ -109,6 +109,35 @@ def test_a_snapshot_is_a_moment_to_come_back_to(world, video):
     assert moment.size > 0
 
 
+def test_a_worlds_past_stays_where_it_is(world, video):
+    """What was recorded of its tensors goes on being of them, however the world begins anew."""
+    made = world.twin()
+    made.reset(video)
+    places = [tensor.data_ptr() for cache in made._past for tensor in cache._tensors()]
+    moment = made.snapshot()
+    first = made.rollout(video, ACTIONS, seed=1)
+    made.restore(moment)
+    again = made.rollout(video, ACTIONS, seed=1)
+    assert (first == again).all()
+    assert [tensor.data_ptr() for cache in made._past for tensor in cache._tensors()] == places
+    made.reset(video[:1])
+    assert made.step([0]).shape == (1, 64, 64, 3)
+
+
+def test_twins_share_weights_and_nothing_else(world, video):
+    one, other = world.twin(), world.twin(SamplingConfig(steps=1))
+    one.reset(video)
+    other.reset(video.flip(0), seed=5)
+    alone = world.rollout(video, ACTIONS[:, :2])
+    side_by_side = []
+    for step in range(2):
+        side_by_side.append(one.step(ACTIONS[:, step]))
+        other.step(ACTIONS[:, step])
+    assert (torch.stack(side_by_side, 1) == alone).all()
+    assert other.config.sampling.steps == 1
+    assert one.dynamics is other.dynamics
+
+
 def test_actions_are_inferred_between_frames(world, video):
     actions = world.infer_actions(video)
     assert actions.shape == (2, 3)

@@ -45,9 +45,8 @@ class Item:
 class Measurement:
     """One item of `minigenie bench`. flops: of the matrix products, each product and sum counted. ceiling_share: of the
     rate at which this machine, in this run, multiplied large matrices of that dtype; None for what multiplies none.
-    peak_gb: what making the item and running it first added to the memory of the
-    process, or of the GPU. stages: share of the time of each
-    part."""
+    peak_gb: what making the item and running it first added to the memory of the process, or of the GPU. stages: share
+    of the time of each part."""
 
     item: str
     device: str
@@ -109,18 +108,25 @@ def count_flops(call: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
+@dataclass
+class Timing:
+    """An item as it is timed. taken: wall and CPU seconds of each round. peak: bytes. stages: seconds of each part."""
+
+    item: Item
+    call: Call
+    peak: int
+    taken: list[tuple[float, float]] = field(default_factory=list)
+    stages: list[dict[str, float]] = field(default_factory=list)
+
+
 def measure(
     items: list[Item], device: torch.device, rounds: int, watch: Watch = lambda done, total: None
 ) -> list[Measurement]:
     """Time the machine's ceilings and the items in turns, `rounds` times after a first that does not count."""
-    items, threads = [*ceilings(items, device), *items], torch.get_num_threads()
-    fitting: list[Item] = []
-    calls: list[Call] = []
-    peaks: list[int] = []
-    taken: list[list[tuple[float, float]]] = [[] for _ in items]
-    parts: list[list[dict[str, float]]] = [[] for _ in items]
+    threads = torch.get_num_threads()
+    timings: list[Timing] = []
     try:
-        for item in items:
+        for item in [*ceilings(items, device), *items]:
             torch.set_num_threads(item.threads)
             forget_peak(device)
             before = peak_bytes(device)
@@ -129,44 +135,41 @@ def measure(
                 call.run()
             except torch.OutOfMemoryError:
                 print(f"{item.name}, {item.dtype}: left out, it does not fit in memory", file=sys.stderr)
-                continue
-            fitting.append(item)
-            calls.append(call)
-            peaks.append(max(0, peak_bytes(device) - before))  # the kernel counts in batches
+            else:  # the kernel counts in batches, so that a small item may seem to take less than nothing
+                timings.append(Timing(item, call, max(0, peak_bytes(device) - before)))
         for done in range(rounds):
-            for item, call, seconds, stages in zip(fitting, calls, taken, parts, strict=False):
-                torch.set_num_threads(item.threads)
-                seconds.append(timed(call.run, device))
-                stages.append(call.stages())
+            for timing in timings:
+                torch.set_num_threads(timing.item.threads)
+                timing.taken.append(timed(timing.call.run, device))
+                timing.stages.append(timing.call.stages())
             watch(done + 1, rounds)
     finally:
         torch.set_num_threads(threads)
-    peak_rate: dict[tuple[str, int], float] = {}
-    found = []
-    for item, call, seconds, stages, peak in zip(fitting, calls, taken, parts, peaks, strict=False):
-        wall, cpu = (sorted(column) for column in zip(*seconds, strict=True))
-        median = statistics.median(wall)
-        rate = call.flops / median
-        ceiling = peak_rate.setdefault((item.dtype, item.threads), rate)  # the product comes first
-        spent = {name: statistics.median(stage[name] for stage in stages) for name in stages[0]}
-        found.append(
-            Measurement(
-                item=item.name,
-                device=device.type,
-                dtype=item.dtype,
-                threads=item.threads,
-                seconds_median=median,
-                seconds_min=wall[0],
-                seconds_max=wall[-1],
-                cpu_seconds_median=statistics.median(cpu),
-                frames_per_s=item.frames / median,
-                flops=call.flops,
-                ceiling_share=rate / ceiling if call.flops else None,
-                peak_gb=peak / 1e9,
-                stages={name: part / sum(spent.values()) for name, part in spent.items()},
-            )
-        )
-    return found
+    rates: dict[tuple[str, int], float] = {}  # of the large products, which come first
+    return [_summary(timing, device, rates) for timing in timings]
+
+
+def _summary(timing: Timing, device: torch.device, rates: dict[tuple[str, int], float]) -> Measurement:
+    item, flops = timing.item, timing.call.flops
+    wall, cpu = (sorted(column) for column in zip(*timing.taken, strict=True))
+    median = statistics.median(wall)
+    ceiling = rates.setdefault((item.dtype, item.threads), flops / median)
+    spent = {name: statistics.median(stage[name] for stage in timing.stages) for name in timing.stages[0]}
+    return Measurement(
+        item=item.name,
+        device=device.type,
+        dtype=item.dtype,
+        threads=item.threads,
+        seconds_median=median,
+        seconds_min=wall[0],
+        seconds_max=wall[-1],
+        cpu_seconds_median=statistics.median(cpu),
+        frames_per_s=item.frames / median,
+        flops=flops,
+        ceiling_share=flops / median / ceiling if flops else None,
+        peak_gb=timing.peak / 1e9,
+        stages={name: part / sum(spent.values()) for name, part in spent.items()},
+    )
 
 
 def rows(measurements: Iterable[Measurement]) -> list[list[str]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minigenie.bench.machine import Call, Item, count_flops, dtypes_of, timed
+from minigenie.bench.play import REFERENCE, SMALL
 from minigenie.dynamics import DynamicsConfig
 from minigenie.lam import LAMConfig
 from minigenie.nn.quantize import QuantizerConfig
@@ -24,28 +25,31 @@ from minigenie.train import FitConfig, backward, compile_stacks, update
 def train_items(recipes: tuple[str, ...], device: torch.device, large: bool) -> list[Item]:
     """Steps of each recipe's stages, and of the sizes at which other implementations were measured: W1 and W2 are the
     reference's, W1s and W2s small."""
-    items = []
-    for dtype in dtypes_of(device):
-        for name, recipe in {"W1s": small(), **({"W1": reference()} if large else {})}.items():
-            items.append(step_item(f"{name} tokenizer step", recipe, "tokenizer", device, dtype, threads=1))
-        for name, recipe in {"W2s": small(), **({"W2": reference()} if large else {})}.items():
-            items.append(step_item(f"{name} dynamics step, LAM too", recipe, "joint", device, dtype, threads=1))
-        for name in recipes if dtype == dtypes_of(device)[-1] else ():  # in the precision that they are trained in
-            recipe = recipe_named(name)
-            for stage in ("tokenizer", "joint") if recipe.joint else ("tokenizer", "lam", "dynamics"):
-                items.append(step_item(f"{name} {stage} step", recipe, stage, device, dtype))
-    return items
+    sizes = {"s": small()} | ({"": reference()} if large else {})
+    common = [
+        step_item(f"{name}{suffix} {stage} step", recipe, stage, device, dtype, threads=1)
+        for dtype in dtypes_of(device)
+        for suffix, recipe in sizes.items()
+        for name, stage in (("W1", "tokenizer"), ("W2", "joint"))
+    ]
+    dtype = "bfloat16" if device.type == "cuda" else "float32"  # what they are trained in
+    own = [
+        step_item(f"{name} {stage} step", recipe_named(name), stage, device, dtype)
+        for name in recipes
+        for stage in (("tokenizer", "joint") if recipe_named(name).joint else ("tokenizer", "lam", "dynamics"))
+    ]
+    return common + own
 
 
 def small() -> Recipe:
     """4 clips of 16 frames of 64x64, patch 8, width 128, 4 heads, 4+4 blocks; dynamics and LAM alike, the LAM on pixels
     at patch 16, both on histories."""
-    return _common(STConfig(num_blocks=4, dim=128, num_heads=4), STConfig(num_blocks=4, dim=128, num_heads=4), 8, 4)
+    return _common(SMALL, SMALL, 8, 4)
 
 
 def reference() -> Recipe:
     """2 clips of 16 frames of 64x64, patch 4, width 512, 8 heads, 8+8 blocks; dynamics 12 blocks."""
-    return _common(STConfig(), STConfig(num_blocks=12), 4, 2)
+    return _common(STConfig(), REFERENCE, 4, 2)
 
 
 def _common(stack: STConfig, dynamics: STConfig, patch: int, clips: int) -> Recipe:

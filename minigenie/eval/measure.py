@@ -9,7 +9,6 @@ import platform
 import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
 from pathlib import Path
 from threading import Lock
@@ -29,7 +28,7 @@ from minigenie.eval.drift import Features, Watch, measure_drift, play_on
 from minigenie.eval.fidelity import decibels, mse, psnr, ssim
 from minigenie.eval.statistics import bootstrap, by_horizon, entropy, interval, perplexity
 from minigenie.nn.patches import to_float, to_uint8
-from minigenie.runtime import Part, Result, in_parallel
+from minigenie.runtime import Result, in_parallel
 from minigenie.world import CONFIG_KEYS, MODELS, World
 
 VERSION = 1  # of the report
@@ -93,15 +92,16 @@ class Sitting:
 
     def rollout(self, frames: Tensor, actions: Tensor) -> UInt8[Tensor, "b t h w c"]:
         """As the world's own, in small batches, with progress."""
-        parts = list(zip(count(self.seed), frames.split(BATCH), actions.split(BATCH), strict=False))
-        imagined, device = [], self.world.device
-        for video in in_parallel(lambda part: self.world.twin().rollout(part[1], part[2], part[0]), parts, device):
-            imagined.append(video)
-            self.tick(video.shape[0] * video.shape[1])
-        return torch.cat(imagined)
 
-    def each(self, call: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
-        return list(in_parallel(call, parts, self.world.device))
+        def play(prompt: Tensor, choice: Tensor, seed: int) -> Tensor:
+            video = self.world.twin().rollout(prompt, choice, seed)
+            self.tick(choice.numel())
+            return video
+
+        return torch.cat(self.each(play, frames.split(BATCH), actions.split(BATCH), count(self.seed)))
+
+    def each(self, call: Callable[..., Result], *parts: Iterable[Any]) -> list[Result]:
+        return list(in_parallel(call, *parts, device=self.world.device))
 
     def infer_actions(self, video: UInt8[Tensor, "b t h w c"]) -> Int[Tensor, "b steps"]:
         return torch.cat(self.each(self.world.infer_actions, video.split(BATCH)))
@@ -342,18 +342,13 @@ def quality(
     """How near `frames` are to the truth, by horizon."""
     measures = {"psnr": psnr(frames, truth), "ssim": ssim(frames, truth)}
     for name, distance in (distances or {}).items():
-        pairs = zip(frames[:NETWORK_CLIPS], truth[:NETWORK_CLIPS], strict=True)
-        measures[name] = torch.stack(sitting.each(partial(_apply, distance), pairs))
+        measures[name] = torch.stack(sitting.each(distance, frames[:NETWORK_CLIPS], truth[:NETWORK_CLIPS]))
     seed = sitting.seed
     report = pooled("pooled_psnr", frames, truth, seed)
     for name, values in measures.items():
         report |= by_horizon(name, values.numpy(), seed)
         report[f"{name}_first_10"] = bootstrap(values[:, :10].mean(dim=1).numpy(), seed)
     return report
-
-
-def _apply(distance: Distance, pair: tuple[Tensor, Tensor]) -> Tensor:
-    return distance(*pair)
 
 
 def _frechet(
@@ -415,13 +410,11 @@ def _drift(sitting: Sitting) -> tuple[dict[str, Any], dict[int, Tensor]]:
     clips, horizon = min(sitting.asked, DRIFT_CLIPS), min(10 * sitting.asked, DRIFT_HORIZON)
     starts = sitting.frames(sitting.clips(clips, 1, salt=3), 1)[:, 0]
     real = sitting.frames(sitting.clips(20 * clips, 1, salt=4), 1)[:, 0]
-    halves = list(zip(count(sitting.seed), starts.split(max(1, len(starts) // 2)), strict=False))
 
-    def play(half: tuple[int, Tensor]) -> dict[int, Tensor]:
-        seed, some = half
+    def play(some: Tensor, seed: int) -> dict[int, Tensor]:
         return play_on(sitting.world.twin(), some, horizon, seed, lambda done, total: sitting.tick(len(some)))
 
-    played = sitting.each(play, halves)
+    played = sitting.each(play, starts.split(max(1, len(starts) // 2)), count(sitting.seed))
     frames = {t: torch.cat([each[t] for each in played]) for t in played[0]}
     report = measure_drift(sitting.world, frames, real, sitting.seed, sitting.features.get("frechet"))
     return report, {0: starts} | frames
