@@ -128,6 +128,7 @@ def train(
     max_minutes: float | None = None,
     save_every: int | None = None,
     joint: bool = False,
+    shard: bool = False,
     device: str | None = None,
     seed: int | None = None,
     set: UseAppendAction[tuple[str, ...]] = (),
@@ -143,6 +144,7 @@ def train(
         max_minutes: At most so long training, all stages together; their schedules end in time.
         save_every: Steps between checkpoints.
         joint: Train latent actions and dynamics together, as in the paper.
+        shard: Under torchrun, cut weights and optimizer state up over the processes instead of keeping all on each.
         device: cuda, mps or cpu; the best there is by default.
         seed: Of everything random.
         set: Change one field of the recipe, as in --set dynamics.transformer.dim=256.
@@ -169,10 +171,12 @@ def train(
         return
     if dataset is None or out is None:
         raise ValueError("train needs a dataset and --out; only --dry-run goes without")
-    _train(dataset, out, chosen, max_minutes, device)
+    _train(dataset, out, chosen, max_minutes, device, shard)
 
 
-def _train(folder: Path, out: Path, recipe: "Recipe", max_minutes: float | None, device_name: str | None) -> None:
+def _train(
+    folder: Path, out: Path, recipe: "Recipe", max_minutes: float | None, device_name: str | None, shard: bool = False
+) -> None:
     from minigenie.console import training
     from minigenie.data.dataset import Dataset
     from minigenie.pipeline import train_world
@@ -185,7 +189,7 @@ def _train(folder: Path, out: Path, recipe: "Recipe", max_minutes: float | None,
         dataset = Dataset.open(folder, verify=rank == 0)
         max_seconds = max_minutes and max_minutes * 60
         seen_by = watcher if rank == 0 else None
-        train_world(dataset, recipe, out, device=device, max_seconds=max_seconds, watcher=seen_by)
+        train_world(dataset, recipe, out, device=device, max_seconds=max_seconds, shard=shard, watcher=seen_by)
     if rank == 0:
         print(f"{out} is a world: minigenie rollout {out} --actions 0,0,1,1 --out clip.gif, or minigenie info {out}")
 

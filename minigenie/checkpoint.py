@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -10,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from minigenie.data.dataset import write_atomic
+from minigenie.runtime import like, whole
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -56,38 +57,55 @@ class Checkpoints:
     def paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"))
 
-    def save(self, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], notes: dict[str, Any]) -> None:
-        tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    def save(
+        self, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], notes: dict[str, Any], write: bool
+    ) -> None:
+        """On every process, since a sharded model has a part of its state on each; the one that is to `write` does."""
+        tensors = {f"model/{name}": whole(tensor) for name, tensor in model.state_dict().items()}
         for i, optimizer in enumerate(optimizers):
             for parameter, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer/{i}/{parameter}/{name}": tensor for name, tensor in state.items()}
-        save_tensors(self.folder / f"step-{step:08d}.safetensors", tensors, {"step": step, **notes})
-        for old in self.paths()[: -self.keep]:
-            old.unlink()
+                tensors |= {f"optimizer/{i}/{parameter}/{name}": whole(tensor) for name, tensor in state.items()}
+        if write:
+            save_tensors(self.folder / f"step-{step:08d}.safetensors", tensors, {"step": step, **notes})
+            for old in self.paths()[: -self.keep]:
+                old.unlink()
 
-    def load(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-        """Restore the newest state, into both. Returns its notes, {} if there is none yet."""
-        tensors, notes = self._newest()
-        if not notes:
-            return {}
-        model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
-        for i, optimizer in enumerate(optimizers):
-            states: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in tensors.items():
-                if name.startswith(f"optimizer/{i}/"):
-                    parameter, key = name.split("/")[2:]
-                    states.setdefault(int(parameter), {})[key] = tensor
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-        return notes
-
-    def _newest(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def load(self) -> "Checkpoint":
         """The newest state that can be read: that is what the others are kept for. ValueError if none of them can."""
         damage: ValueError | None = None
         for path in reversed(self.paths()):
             try:
-                return load_tensors(path)
+                return Checkpoint(*load_tensors(path))
             except ValueError as error:
                 damage = damage or error
         if damage:
             raise damage
-        return {}, {}
+        return Checkpoint({}, {})
+
+
+class Checkpoint(NamedTuple):
+    """Whole tensors by name, and notes; both are empty before the first checkpoint."""
+
+    tensors: dict[str, Tensor]
+    notes: dict[str, Any]
+
+    def restore_model(self, model: nn.Module) -> None:
+        """Before it is sharded."""
+        if self.tensors:
+            model.load_state_dict(
+                {name[6:]: tensor for name, tensor in self.tensors.items() if name.startswith("model/")}
+            )
+
+    def restore_optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Each tensor on the processes where its parameter is."""
+        for i, optimizer in enumerate(optimizers):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            states: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in self.tensors.items():
+                if name.startswith(f"optimizer/{i}/"):
+                    number, key = name.split("/")[2:]
+                    pattern = parameters[int(number)]
+                    cut = like(pattern, tensor.to(pattern.device)) if tensor.shape == pattern.shape else tensor
+                    states.setdefault(int(number), {})[key] = cut
+            if states:
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": states})

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from minigenie.runtime import like, whole
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -91,11 +93,12 @@ class Muon(torch.optim.Optimizer):
         momenta = [self.state[p]["momentum"] for p in params]
         grads: list[Tensor] = [p.grad for p in params if p.grad is not None]
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-        updates = orthogonal(torch.stack(torch._foreach_lerp(grads, momenta, group["momentum"])))
+        ahead = torch._foreach_lerp(grads, momenta, group["momentum"])
+        updates = orthogonal(torch.stack([whole(matrix) for matrix in ahead]))
         rows, columns = params[0].shape
         for p, update in zip(params, updates, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+            p.add_(like(p, update), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
 
 # The Polar Express (arXiv:2505.16932): the best quintics, one after the other, for singular values in [0.001, 1].

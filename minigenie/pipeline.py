@@ -5,6 +5,7 @@ and the three models as they are finished.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,13 +94,15 @@ def train_world(
     *,
     device: torch.device,
     max_seconds: float | None = None,
+    shard: bool = False,
     watcher: Watcher | None = None,
 ) -> World:
     """Train whatever of the world in `out` is not trained yet. max_seconds: for all stages together, by their shares.
+    shard: cut the state of training up over the processes.
 
     Raises FileExistsError if `out` holds another run or other things, ValueError if the dataset does not fit.
     """
-    run = Run(dataset, recipe, out, device, max_seconds, watcher or Watcher())
+    run = Run(dataset, recipe, out, device, max_seconds, shard, watcher or Watcher())
     tokenizer = run.tokenizer()
     tokens = run.tokens(tokenizer)
     if recipe.joint:
@@ -123,19 +126,20 @@ class Run:
         out: Path,
         device: torch.device,
         max_seconds: float | None,
+        shard: bool,
         watcher: Watcher,
     ) -> None:
         check_fits(recipe, dataset)
         self.dataset, self.recipe, self.out, self.device, self.watcher = dataset, recipe, out, device, watcher
-        self.max_seconds = max_seconds
+        self.max_seconds, self.shard = max_seconds, shard
         self.windows = lru_cache(dataset.windows)
-        self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         for stage in STAGES:
             config: FitConfig = getattr(recipe, f"{stage}_fit")
-            if config.batch_size % (config.accumulate * self.processes):
+            if config.batch_size % (parts := math.lcm(config.accumulate, processes)):
                 raise ValueError(
-                    f"{stage}_fit.batch_size {config.batch_size} does not split over {self.processes} processes and "
-                    f"{config.accumulate} parts; set it to a multiple of {config.accumulate * self.processes}"
+                    f"{stage}_fit.batch_size {config.batch_size} does not split over {processes} processes and "
+                    f"{config.accumulate} parts; set it to a multiple of {parts}"
                 )
         if self.rank == 0:
             begin(out, recipe, dataset)
@@ -234,22 +238,15 @@ class Run:
             seed=self.recipe.seed,
             device=self.device,
             max_seconds=self.max_seconds and self.max_seconds * sum(shares) / sum(self.recipe.shares),
+            shard=self.shard,
             sample=lambda model: sample(model, shown),
             watch=self.watcher.progress,
         )
 
     def _starts(self, config: FitConfig, step: int, part: int, parts: int) -> np.ndarray:
-        """First frames of this process's clips in one part of a batch."""
-        windows = self.windows(config.clip_frames)
-        mine = sample_batch(
-            len(windows),
-            seed=self.recipe.seed,
-            step=step * parts + part,
-            batch_size=config.batch_size // parts // self.processes,
-            rank=self.rank,
-            world_size=self.processes,
-        )
-        return windows[mine]
+        """First frames of the clips in one part of a batch."""
+        windows, clips = self.windows(config.clip_frames), config.batch_size // parts
+        return windows[sample_batch(len(windows), seed=self.recipe.seed, step=step * parts + part, batch_size=clips)]
 
     def _frames(self, config: FitConfig, step: int, part: int, parts: int) -> dict[str, Tensor]:
         starts = self._starts(config, step, part, parts)

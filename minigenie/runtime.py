@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 Result = TypeVar("Result")
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -60,9 +61,10 @@ def matmul_precision(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def seed_step(seed: int, stage: str, step: int, rank: int = 0) -> None:
-    """All of a step's randomness follows from (seed, stage, step, rank): there is no random state to save."""
-    key = hash_text(f"{seed}/{stage}/{step}/{rank}")
+def seed_step(seed: int, stage: str, step: int, part: int = 0) -> None:
+    """All of a step's randomness follows from (seed, stage, step, part of the batch): there is no random state to save,
+    and it does not matter which process a part falls to."""
+    key = hash_text(f"{seed}/{stage}/{step}/{part}")
     torch.manual_seed(key)
 
 
@@ -83,8 +85,39 @@ def processes(device: torch.device) -> Iterator[tuple[int, int]]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=24))
     try:
         yield dist.get_rank(), dist.get_world_size()
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise ConnectionError(
+            f"process {dist.get_rank()} lost touch with the others ({str(error).splitlines()[0]}); see what ended them "
+            "and start the same command again, it goes on from the last checkpoint"
+        ) from None
     finally:
         dist.destroy_process_group()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that FSDP has cut up, on every process; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def like(pattern: Tensor, tensor: Tensor) -> Tensor:
+    """A whole tensor that is the same on every process, cut up as `pattern` is."""
+    if not hasattr(pattern, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(pattern, DTensor)
+    return distribute_tensor(tensor, pattern.device_mesh, pattern.placements, src_data_rank=None)
+
+
+def mean_of_all(values: dict[str, Tensor]) -> dict[str, float]:
+    """Numbers of this process, as their mean over all processes."""
+    together = torch.stack([whole(value).float() for value in values.values()])
+    if dist.is_initialized():
+        dist.all_reduce(together)
+        together /= dist.get_world_size()
+    return dict(zip(values, together.tolist(), strict=True))
 
 
 def slowest(seconds: float) -> float:

@@ -1,7 +1,9 @@
 """The training loop: one for every model. `loss, metrics = model(batch, progress)`.
 
 What a step does follows from (seed, stage, step) alone, so a run that was killed and resumed is, bit for bit on a CPU
-with fixed threads, the run that never was. A time limit bends the schedule to the clock and is exempt from that.
+with fixed threads, the run that never was; and several processes do what one does that goes through the same parts of
+each batch one after the other, up to the order in which gradients are added. A time limit bends the schedule to the
+clock and is exempt from that.
 """
 
 import json
@@ -10,7 +12,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +26,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minigenie.checkpoint import Checkpoints
 from minigenie.data.dataset import write_atomic
+from minigenie.nn.quantize import VectorQuantizer
 from minigenie.nn.st_transformer import STTransformer
 from minigenie.optim import OptimConfig, learning_rate_share, make_optimizers, set_learning_rate
 from minigenie.pictures import save_picture
-from minigenie.runtime import Precision, autocast, on_any_process, seed_step, slowest
+from minigenie.runtime import Precision, autocast, mean_of_all, on_any_process, seed_step, slowest, whole
 
 LOG_EVERY = 10  # steps
 
@@ -34,8 +38,9 @@ LOG_EVERY = 10  # steps
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """steps: optimizer steps. batch_size: clips a step, over all processes. clip_frames: frames of a clip. accumulate:
-    parts that a batch is cut into to save memory. compile: torch.compile the transformers, on CUDA. sample_every,
-    save_every: steps between pictures and between checkpoints, of which the last `keep` stay."""
+    parts that a batch is cut into to save memory, shared out over the processes (one for each at least). compile:
+    torch.compile the transformers, on CUDA. sample_every, save_every: steps between pictures and between checkpoints,
+    of which the last `keep` stay."""
 
     steps: int
     batch_size: int
@@ -93,29 +98,41 @@ def fit(
     seed: int,
     device: torch.device,
     max_seconds: float | None = None,
+    shard: bool = False,
     sample: Callable[[nn.Module], Sample] | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Train `model` in place, resuming from `folder` what was begun there.
+    """Train `model` in place, resuming from `folder` what was begun there, be it by more processes or fewer.
 
-    batch_of(step, part, parts): this process's share of one part of the step's batch. max_seconds: end by then, with
-    the whole schedule run through. Writes folder/metrics.jsonl, folder/samples, folder/checkpoints/STAGE.
+    batch_of(step, part, parts): one of the parts that make up a step's batch; they are shared out over the processes.
+    max_seconds: end by then, with the whole schedule run through. shard: cut weights, gradients and optimizer state up
+    over the processes. Writes folder/metrics.jsonl, folder/samples, folder/checkpoints/STAGE.
     Raises Interrupted after a signal, Diverged if the loss is not finite: the last good checkpoint stays.
     """
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    model.to(device).train()
-    optimizers = make_optimizers(model, config.optim)
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    parts = math.lcm(config.accumulate, processes)
     checkpoints = Checkpoints(folder / "checkpoints" / stage, config.keep)
-    notes = checkpoints.load(model, optimizers)
-    step, began = notes.get("step", 0), time.monotonic() - notes.get("seconds", 0.0)
+    latest = checkpoints.load()
+    latest.restore_model(model)
+    model.to(device).train()
+    trained = sharded(model) if shard else model
+    optimizers = make_optimizers(trained, config.optim)
+    latest.restore_optimizers(optimizers)
+    step, began = latest.notes.get("step", 0), time.monotonic() - latest.notes.get("seconds", 0.0)
     saved = step
+    del latest
     log = MetricsLog(folder / "metrics.jsonl", stage, step, rank)
-    compile_stacks(model, config, device)
-    runner = DistributedDataParallel(model, broadcast_buffers=False) if dist.is_initialized() else model
+    compile_stacks(trained, config, device)
+    replicated = dist.is_initialized() and not shard
+    runner = DistributedDataParallel(trained, broadcast_buffers=False) if replicated else trained
+
+    def part_of_batch(part: int) -> dict[str, Tensor]:
+        seed_step(seed, stage, step, part)
+        return batch_of(step, part, parts)
 
     def check() -> dict[str, float]:
         """The step's metrics; not at every step, since on a GPU it waits for what was only asked for."""
-        numbers = {name: float(value) for name, value in metrics.items()}
+        numbers = mean_of_all(metrics)
         if not math.isfinite(numbers["loss"]) or not math.isfinite(numbers["grad_norm"]):
             name = "muon_lr" if config.optim.optimizer == "muon" else "lr"
             raise Diverged(
@@ -129,26 +146,33 @@ def fit(
         nonlocal saved
         if saved != step:
             check()
-        if rank == 0 and saved != step:
-            checkpoints.save(step, model, optimizers, {"seconds": time.monotonic() - began})
+            checkpoints.save(step, trained, optimizers, {"seconds": time.monotonic() - began}, write=rank == 0)
         saved = step
+
+    def gather() -> nn.Module:
+        """The model with all of its latest weights."""
+        if trained is not model:
+            model.load_state_dict({name: whole(tensor) for name, tensor in trained.state_dict().items()})
+        return model
 
     choosing = max_seconds is not None and device.type == "cpu" and not dist.is_initialized()
     with signals_noted() as stopping, fastest_threads(choosing) as lap:
         while (fraction := _fraction(step, config.steps, time.monotonic() - began, max_seconds)) < 1:
-            seed_step(seed, stage, step, rank)
             set_learning_rate(optimizers, config.optim, learning_rate_share(config.optim, step, fraction))
-            parts = (batch_of(step, part, config.accumulate) for part in range(config.accumulate))
-            metrics = backward(runner, parts, config, device, fraction)
-            metrics["grad_norm"] = update(model, optimizers, config)
+            mine = range(rank * parts // processes, (rank + 1) * parts // processes)
+            metrics = backward(runner, map(part_of_batch, mine), len(mine), config, device, fraction)
+            metrics["grad_norm"] = update(trained, optimizers, config)
             step += 1
             if step % LOG_EVERY == 0 or step == 1:
                 seconds, numbers = time.monotonic() - began, check()
                 log.add(step, fraction, seconds, numbers)
                 watch(Progress(stage, step, fraction, seconds, numbers))
-            if sample and rank == 0 and (step % config.sample_every == 0 or step == 1):
-                shown = _sample(model, sample, folder / "samples" / f"{stage}-{step:08d}.png", log, step, fraction)
-                watch(Progress(stage, step, fraction, time.monotonic() - began, shown))
+            if sample and (step % config.sample_every == 0 or step == 1):
+                whole_model = gather()
+                if rank == 0:
+                    picture = folder / "samples" / f"{stage}-{step:08d}.png"
+                    shown = _sample(whole_model, sample, picture, log, step, fraction)
+                    watch(Progress(stage, step, fraction, time.monotonic() - began, shown))
             if step % config.save_every == 0:
                 save()
             lap()
@@ -157,28 +181,51 @@ def fit(
                 raise Interrupted(f"{stage} stopped at step {step} and is saved; the same command goes on from there")
     save()
     watch(Progress(stage, step, 1.0, time.monotonic() - began, {}))
-    model.eval().requires_grad_(False)
+    gather().eval().requires_grad_(False)
+
+
+def sharded(model: nn.Module) -> nn.Module:
+    """A copy whose weights, gradients and optimizer state are cut up over the processes (FSDP2): a transformer is put
+    together while it runs, the rest for the whole pass."""
+    if not dist.is_initialized():
+        raise ValueError("there is one process only, nothing to shard over; start several with torchrun")
+    from torch.distributed.fsdp import fully_shard
+
+    copy = deepcopy(model)
+    for part in [*(part for part in copy.modules() if isinstance(part, STTransformer)), copy]:
+        fully_shard(part)
+    return copy
 
 
 def backward(
-    runner: nn.Module, parts: Iterable[dict[str, Tensor]], config: FitConfig, device: torch.device, fraction: float
+    runner: nn.Module,
+    parts: Iterable[dict[str, Tensor]],
+    count: int,
+    config: FitConfig,
+    device: torch.device,
+    fraction: float,
 ) -> dict[str, Tensor]:
-    """Gradients of a whole batch, part by part: its mean loss, and the metrics of the last part."""
-    losses, metrics = [], {}
-    for batch in parts:
-        with autocast(device, config.precision):
-            loss, metrics = runner(batch, fraction)
-        (loss / config.accumulate).backward()
-        losses.append(loss.detach())
-    return {"loss": torch.stack(losses).mean(), **metrics}
+    """Gradients of a batch of `count` parts, one after the other; the means of loss and metrics over them."""
+    seen: list[dict[str, Tensor]] = []
+    for number, batch in enumerate(parts, 1):
+        exchange = number == count  # gradients with the other processes, once
+        with nullcontext() if exchange or not isinstance(runner, DistributedDataParallel) else runner.no_sync():
+            with autocast(device, config.precision):
+                loss, metrics = runner(batch, fraction)
+            (loss / count).backward()
+        seen.append({"loss": loss.detach(), **metrics})
+    return {name: torch.stack([each[name] for each in seen]).mean() for name in seen[0]}
 
 
 def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], config: FitConfig) -> Tensor:
-    """One step of the optimizers along clipped gradients, whose norm it was before."""
+    """One step of the optimizers along clipped gradients, whose norm it was before, and of the codebooks."""
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    for part in model.modules():
+        if isinstance(part, VectorQuantizer):
+            part.settle()
     return norm
 
 

@@ -40,6 +40,7 @@ def test_running_means_find_the_clusters():
     centres = torch.tensor([[5.0, 5.0], [-5.0, 5.0], [5.0, -5.0], [-5.0, -5.0]])
     for _ in range(100):
         q(centres[torch.randint(4, (256,))] + 0.1 * torch.randn(256, 2))
+        q.settle()
     assert torch.cdist(centres, q.codebook).amin(1).max() < 0.2
 
 
@@ -47,9 +48,9 @@ def test_a_codebook_far_away_comes_alive():
     q = quantizer(num_codes=8, code_dim=2)
     q.placed.fill_(True)
     q.codebook += 100
-    q.total.copy_(q.codebook / 8)
     for _ in range(200):
         codes = q(torch.randn(256, 2)).codes
+        q.settle()
     assert len(codes.unique()) == 8
 
 
@@ -57,13 +58,33 @@ def test_warmup_is_continuous_and_then_quantizes():
     q = quantizer(warmup=0.5, noise=0.0)
     vectors = torch.randn(32, 4)
     assert_close(q(vectors, progress=0.4).vectors, vectors)
+    q.settle()
     assert not q.placed
-    assert_close(q(vectors, progress=0.6).loss.isfinite(), torch.tensor(True))
+    assert_close(q(vectors, progress=0.6).vectors, vectors)
+    q.settle()
     assert q.placed
+    out = q(vectors, progress=0.7)
+    assert_close(out.vectors, q.lookup(out.codes))
+
+
+def test_a_step_of_many_parts_settles_as_one_of_all():
+    whole, parts = quantizer(warmup=0.0), quantizer(warmup=0.0)
+    parts.load_state_dict(whole.state_dict())
+    for vectors in torch.randn(3, 64, 4):
+        torch.manual_seed(0)
+        whole(vectors)
+        whole.settle()
+        torch.manual_seed(0)
+        for part in vectors.split(16) if whole.share.std() else [vectors]:
+            parts(part)
+        parts.settle()
+        assert_close(parts.codebook, whole.codebook)
+        assert_close(parts.share, whole.share)
 
 
 def test_the_gradient_codebook_learns_by_its_loss():
     q = quantizer(codebook="gradient")
+    q.placed.fill_(True)
     q(torch.randn(32, 4)).loss.backward()
     assert q.codebook.grad is not None
     assert q.codebook.grad.abs().sum() > 0

@@ -94,7 +94,7 @@ def step_call(model: nn.Module, batch: dict[str, Tensor], config: FitConfig, dev
     set_learning_rate(optimizers, config.optim, 1e-3)
 
     def run() -> None:
-        backward(model, [batch], replace(config, accumulate=1), device, 1.0)
+        backward(model, [batch], 1, config, device, 1.0)
         update(model, optimizers, config)
 
     flops = count_flops(run)

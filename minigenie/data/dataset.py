@@ -265,17 +265,14 @@ class Dataset:
         return Dataset, (self.folder, self.manifest)
 
 
-def sample_batch(
-    windows_count: int, *, seed: int, step: int, batch_size: int, rank: int = 0, world_size: int = 1
-) -> np.ndarray:
-    """Which windows training step `step` reads on process `rank`: int64 [batch_size] in [0, windows_count).
+def sample_batch(windows_count: int, *, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """Which windows the batch number `step` is made of: int64 [batch_size] in [0, windows_count).
 
-    Epoch after epoch, each a permutation of all windows, laid end to end; a step takes the next
-    `world_size * batch_size` of them, a rank its share. So all ranks together see each window once per epoch.
+    Epoch after epoch, each a permutation of all windows, laid end to end; a batch takes the next `batch_size` of them.
     """
     if windows_count < 1:
         raise ValueError("there are no windows to sample from; use shorter clips or a larger dataset")
-    first = (step * world_size + rank) * batch_size
+    first = step * batch_size
     epochs, positions = np.divmod(np.arange(first, first + batch_size), windows_count)
     batch = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs):

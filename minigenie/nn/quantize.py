@@ -1,9 +1,10 @@
 """Vector quantization (arXiv:1711.00937) that keeps its codes alive.
 
 Two ways to learn the codebook: "ema", the running mean of the vectors that chose each code, or "gradient", the codebook
-loss of the original paper. With either, training may begin continuous: for the first `warmup` of it the vectors pass
-with noise instead of being quantized, then k-means over a batch places the codes. Codes that nothing chooses are moved
-onto vectors of the batch. Without these a small codebook, such as latent actions, collapses to one or two codes.
+loss of the original paper. With either, training begins continuous: for the first `warmup` of it, a step at least, the
+vectors pass with noise instead of being quantized, then k-means over a batch places the codes. Codes that nothing
+chooses are moved onto vectors of the batch. Without these a small codebook, such as latent actions, collapses to one or
+two codes. All this happens in `settle`, once a step, from what all parts of the batch on all processes have shown.
 
 Dimensions:  k codes   c code width
 """
@@ -17,6 +18,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from minigenie.runtime import like, whole
 
 DISTANCES = 2**19  # at a time, on a CPU
 
@@ -55,7 +58,6 @@ class Quantized(NamedTuple):
 class VectorQuantizer(nn.Module):
     codebook: Tensor
     share: Tensor
-    total: Tensor
     placed: Tensor
 
     def __init__(self, config: QuantizerConfig) -> None:
@@ -66,9 +68,9 @@ class VectorQuantizer(nn.Module):
             self.codebook = nn.Parameter(codebook)
         else:
             self.register_buffer("codebook", codebook)
-            self.register_buffer("total", codebook / config.num_codes)
         self.register_buffer("share", torch.full((config.num_codes,), 1 / config.num_codes))
         self.register_buffer("placed", torch.zeros((), dtype=torch.bool))
+        self._seen: Seen | None = None
 
     def nearest(self, vectors: Float[Tensor, "... c"]) -> Int[Tensor, "..."]:
         flat = vectors.reshape(-1, self.config.code_dim).float()
@@ -80,16 +82,16 @@ class VectorQuantizer(nn.Module):
     def forward(self, vectors: Float[Tensor, "... c"], progress: float = 1.0) -> Quantized:
         """progress: how far training has come, 0 to 1."""
         training = self.training and torch.is_grad_enabled()
-        if training and progress < self.config.warmup:
+        if training and (progress < self.config.warmup or not self.placed):
             noisy = vectors + self.config.noise * torch.randn_like(vectors)
-            return Quantized(noisy, self.nearest(vectors.detach()), vectors.new_zeros(()))
+            codes = self.nearest(vectors.detach())
+            if progress >= self.config.warmup:
+                self._show(vectors.detach().float().flatten(0, -2), codes.flatten())
+            return Quantized(noisy, codes, 0 * self.codebook.sum())  # a parameter without a gradient would halt DDP
         vectors = vectors.float()
-        flat = vectors.detach().reshape(-1, self.config.code_dim)
-        if training and not self.placed:
-            self._place(flat)
         codes = self.nearest(vectors.detach())
         if training:
-            self._update(flat, codes.flatten())
+            self._show(vectors.detach().flatten(0, -2), codes.flatten())
         chosen = self.lookup(codes)
         loss = self.config.commitment * F.mse_loss(vectors, chosen.detach())
         if self.config.codebook == "gradient":
@@ -103,41 +105,68 @@ class VectorQuantizer(nn.Module):
         return {"codes_alive": (share > 0.1 / len(share)).sum().float(), "perplexity": entropy.exp()}
 
     @torch.no_grad()
-    def _place(self, flat: Float[Tensor, "m c"]) -> None:
-        """k-means over the batch, from random members of it."""
-        k = self.config.num_codes
-        codebook = flat[torch.randint(len(flat), (k,), device=flat.device)]
-        for _ in range(10):
-            nearest = _nearest(flat, codebook)
-            count = torch.bincount(nearest, minlength=k)
-            mean = torch.zeros_like(codebook).index_add_(0, nearest, flat) / count.clamp(min=1)[:, None]
-            strays = flat[torch.randint(len(flat), (k,), device=flat.device)]
-            codebook = torch.where(count[:, None] > 0, mean, strays)
-        codebook = _of_first_process(codebook)
-        self.codebook.copy_(codebook)
-        if self.config.codebook == "ema":
-            self.total.copy_(codebook * self.share[:, None])
-        self.placed.fill_(True)
+    def _show(self, flat: Float[Tensor, "m c"], codes: Int[Tensor, " m"]) -> None:
+        k, shuffled = self.config.num_codes, flat[torch.randperm(len(flat), device=flat.device)]
+        sizes = torch.bincount(codes, minlength=k).float()
+        totals = torch.zeros(k, flat.shape[1], device=flat.device).index_add_(0, codes, flat)
+        if self._seen is None:
+            self._seen = Seen(shuffled, sizes, totals)
+        else:
+            self._seen.sizes.add_(sizes)
+            self._seen.totals.add_(totals)
 
     @torch.no_grad()
-    def _update(self, flat: Float[Tensor, "m c"], codes: Int[Tensor, " m"]) -> None:
+    def settle(self) -> None:
+        """Learn from what the step's parts have shown, on all processes together. Call it after every step."""
+        if self._seen is None:
+            return
+        seen, self._seen = self._seen, None
+        codebook = whole(self.codebook)
+        if self.placed:
+            codebook = self._follow(codebook, seen)
+        else:
+            codebook = _of_first_process(k_means(seen.vectors, self.config.num_codes))
+            self.share.fill_(1 / self.config.num_codes)
+            self.placed.fill_(True)
+        self.codebook.copy_(like(self.codebook, codebook))
+
+    def _follow(self, codebook: Float[Tensor, "k c"], seen: "Seen") -> Float[Tensor, "k c"]:
         k, decay = self.config.num_codes, self.config.decay
-        count = torch.bincount(codes, minlength=k).float()
-        total = torch.zeros_like(self.codebook).index_add_(0, codes, flat)
-        size = count.sum()
-        for statistic in (count, total, size):
+        for statistic in (seen.sizes, seen.totals):
             if dist.is_initialized():
                 dist.all_reduce(statistic)
-        self.share.lerp_(count / size, 1 - decay)
+        size, before = seen.sizes.sum(), codebook * self.share[:, None]
+        self.share.lerp_(seen.sizes / size, 1 - decay)
         if self.config.codebook == "ema":
-            self.total.lerp_(total / size, 1 - decay)
-            self.codebook.copy_(self.total / self.share.clamp(min=1e-8)[:, None])
+            codebook = before.lerp(seen.totals / size, 1 - decay) / self.share.clamp(min=1e-8)[:, None]
         dead = self.share < self.config.revive_below / k
-        fresh = _of_first_process(flat[torch.randint(len(flat), (k,), device=flat.device)])
-        self.codebook.copy_(torch.where(dead[:, None], fresh, self.codebook))
+        fresh = _of_first_process(_some(seen.vectors, k, 0))
         self.share.copy_(torch.where(dead, 1 / k, self.share))
-        if self.config.codebook == "ema":
-            self.total.copy_(torch.where(dead[:, None], fresh / k, self.total))
+        return torch.where(dead[:, None], fresh, codebook)
+
+
+class Seen(NamedTuple):
+    """Of a step. vectors: of the first part alone, in random order. sizes, totals: of those that chose each code."""
+
+    vectors: Float[Tensor, "m c"]
+    sizes: Float[Tensor, " k"]
+    totals: Float[Tensor, "k c"]
+
+
+def k_means(vectors: Float[Tensor, "m c"], k: int) -> Float[Tensor, "k c"]:
+    """From the first vectors; a centre that loses all of them moves onto one of the next."""
+    centres = _some(vectors, k, 0)
+    for turn in range(1, 11):
+        nearest = _nearest(vectors, centres)
+        count = torch.bincount(nearest, minlength=k)
+        mean = torch.zeros_like(centres).index_add_(0, nearest, vectors) / count.clamp(min=1)[:, None]
+        centres = torch.where(count[:, None] > 0, mean, _some(vectors, k, turn))
+    return centres
+
+
+def _some(vectors: Float[Tensor, "m c"], k: int, turn: int) -> Float[Tensor, "k c"]:
+    """The turn'th k of them, beginning anew where they end."""
+    return vectors[(turn * k + torch.arange(k, device=vectors.device)) % len(vectors)]
 
 
 @torch.no_grad()
