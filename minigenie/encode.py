@@ -6,22 +6,28 @@ tokens instead of 120 GB of pixels.
 Dimensions:  f frames of the whole dataset   b batch   t frames of a clip   n patches per frame
 """
 
+import io
+import json
+import math
+import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from minigenie.data.dataset import Dataset, npy_parts, write_atomic
+from minigenie.data.dataset import Dataset, write_atomic
 from minigenie.lam import LatentActionModel
 from minigenie.nn.patches import to_float
 from minigenie.tokenizer import VideoTokenizer
 
 BATCH_FRAMES = 256
+SAVE_EVERY = 30  # seconds
 Watch = Callable[[int, int], None]
+Pieces = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
-@torch.no_grad()
 def encode_tokens(
     dataset: Dataset, tokenizer: VideoTokenizer, clip_frames: int, path: Path, watch: Watch = lambda done, total: None
 ) -> np.ndarray:
@@ -29,19 +35,17 @@ def encode_tokens(
 
     A tokenizer with a sense of time reads episodes in clips of `clip_frames`, as it was trained to.
     """
-    if path.exists():
-        return np.load(path, mmap_mode="r", allow_pickle=False)
     device = next(tokenizer.parameters()).device
     kind = np.uint16 if tokenizer.config.quantizer.num_codes <= 65536 else np.uint32
-    tokens = np.zeros((dataset.num_frames, tokenizer.config.num_patches), kind)
-    for starts, frames in _pieces(dataset, clip_frames, overlap=0):
+
+    def encode(starts: np.ndarray, frames: np.ndarray, tokens: np.ndarray) -> None:
         clips = to_float(torch.from_numpy(frames).to(device))
         tokens[_spans(starts, frames.shape[1])] = tokenizer.encode(clips).cpu().numpy().astype(kind)
-        watch(int(starts[-1]) + frames.shape[1], dataset.num_frames)
-    return _keep(path, tokens)
+
+    shape = (dataset.num_frames, tokenizer.config.num_patches)
+    return _fill(path, np.dtype(kind), shape, _pieces(dataset, clip_frames, overlap=0), encode, watch)
 
 
-@torch.no_grad()
 def encode_actions(
     dataset: Dataset,
     lam: LatentActionModel,
@@ -51,23 +55,72 @@ def encode_actions(
     watch: Watch = lambda done, total: None,
 ) -> np.ndarray:
     """actions[i] leads from frame i to frame i + 1: uint8 [f], mapped from `path`; an episode's last one is 0."""
-    if path.exists():
-        return np.load(path, mmap_mode="r", allow_pickle=False)
     device = next(lam.parameters()).device
-    actions = np.zeros(dataset.num_frames, np.uint8)
-    for starts, frames in _pieces(dataset, clip_frames, overlap=1):
-        length = frames.shape[1]
-        if length > 1:
+
+    def encode(starts: np.ndarray, frames: np.ndarray, actions: np.ndarray) -> None:
+        if (length := frames.shape[1]) > 1:
             clips = {
                 "frames": torch.from_numpy(frames).to(device),
                 "tokens": torch.from_numpy(tokens[_spans(starts, length)].astype(np.int64)).to(device),
             }
             actions[_spans(starts, length - 1)] = lam.infer(lam.video(clips)).cpu().numpy()
-            watch(int(starts[-1]) + length, dataset.num_frames)
-    return _keep(path, actions)
+
+    pieces = _pieces(dataset, clip_frames, overlap=1)
+    return _fill(path, np.dtype(np.uint8), (dataset.num_frames,), pieces, encode, watch)
 
 
-def _pieces(dataset: Dataset, length: int, overlap: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+@torch.no_grad()
+def _fill(
+    path: Path,
+    kind: np.dtype,
+    shape: tuple[int, ...],
+    pieces: Pieces,
+    encode: Callable[[np.ndarray, np.ndarray, np.ndarray], None],
+    watch: Watch,
+) -> np.ndarray:
+    """The array at `path`, made if missing: in a file beside it, with a note of how many pieces are safely in it."""
+    unfinished, note = path.with_suffix(".part"), path.with_suffix(".json")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        done = json.loads(note.read_bytes()) if note.exists() and unfinished.exists() else 0
+        if not done:
+            _reserve(unfinished, kind, shape)
+        array, saved = np.lib.format.open_memmap(unfinished, mode="r+"), time.monotonic()
+        for number, (starts, frames) in enumerate(pieces):
+            if number >= done:
+                encode(starts, frames, array)
+                watch(int(starts[-1]) + frames.shape[1], shape[0])
+            if time.monotonic() - saved > SAVE_EVERY:
+                array.flush()
+                write_atomic(note, json.dumps(number + 1).encode())
+                saved = time.monotonic()
+        array.flush()
+        unfinished.replace(path)
+    note.unlink(missing_ok=True)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _reserve(path: Path, kind: np.dtype, shape: tuple[int, ...]) -> None:
+    """An .npy file of zeros whose room on the disk is sure, since a full disk kills who writes to a mapped file."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    )
+    size = len(header.getvalue()) + math.prod(shape) * kind.itemsize
+    try:
+        with open(path, "wb") as file:
+            file.write(header.getvalue())
+            file.flush()
+            os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise OSError(
+            error.errno,
+            f"cannot write {path}, {size / 1e6:.0f} MB: {error.strerror}; make room and run the same command again",
+        ) from None
+
+
+def _pieces(dataset: Dataset, length: int, overlap: int) -> Pieces:
     """Every episode in runs of `length` frames, the next beginning `overlap` before the end of the last; equally long
     ones together: first frames [b], frames [b t h w c]."""
     starts: list[int] = []
@@ -86,9 +139,3 @@ def _pieces(dataset: Dataset, length: int, overlap: int) -> Iterator[tuple[np.nd
 
 def _spans(starts: np.ndarray, length: int) -> np.ndarray:
     return starts[:, None] + np.arange(length)
-
-
-def _keep(path: Path, array: np.ndarray) -> np.ndarray:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, *npy_parts(array))
-    return np.load(path, mmap_mode="r", allow_pickle=False)

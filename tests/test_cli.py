@@ -12,6 +12,7 @@ from PIL import Image
 
 from minigenie.__main__ import main
 from minigenie.data.dataset import Dataset
+from minigenie.world import World
 
 
 def fails(capsys, *arguments, code=2) -> str:
@@ -178,33 +179,31 @@ def test_an_unknown_option_or_command(capsys):
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts a small file system")
-def test_a_full_disk_loses_nothing(toy, tmp_path):
-    """A file system of 3 MB fills up during collection; with room made, the same command ends well."""
-    small = tmp_path / "small"
+@pytest.mark.parametrize("command", ["collect", "train"])
+def test_a_full_disk_loses_nothing(toy, tmp_path, command):
+    """A file system of 3 MB fills up on the way; with room made, the same command ends well."""
+    small, out = tmp_path / "small", tmp_path / "small" / "out"
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], capture_output=True).returncode:
         pytest.skip("mounting a tmpfs takes more rights than this container has")
+    arguments = {
+        "collect": ["toy", "--out", str(out), "--frames", "1000"],
+        "train": [str(toy.folder), "--out", str(out), "--max-steps", "4", "--device", "cpu"],
+    }[command]
+    full = [sys.executable, "-m", "minigenie", command, *arguments]
     try:
-        command = [
-            sys.executable,
-            "-m",
-            "minigenie",
-            "collect",
-            "toy",
-            "--out",
-            str(small / "data"),
-            "--frames",
-            "1000",
-        ]
-        ended = subprocess.run(command, capture_output=True, text=True)
+        ended = subprocess.run(full, capture_output=True, text=True)
         assert ended.returncode == 2
         errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1
         assert "make room" in errors[0]
-        assert not list((small / "data").glob(".*.tmp"))
-        subprocess.run(["mount", "-o", "remount,size=100m", str(small)], check=True)
-        assert subprocess.run(command, capture_output=True).returncode == 0
-        assert Dataset.open(small / "data").num_frames >= 1000
+        assert not list(out.rglob(".*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=200m", str(small)], check=True)
+        assert subprocess.run(full, capture_output=True).returncode == 0
+        if command == "collect":
+            assert Dataset.open(out).num_frames >= 1000
+        else:
+            assert World.load(out, "cpu").num_actions == 8
     finally:
         subprocess.run(["umount", str(small)], check=True)
 

@@ -39,10 +39,11 @@ STAGES = {
 def struck(arguments: list[str], folder: str, blow: tuple[str, float] | None, tally: str) -> None:
     """`minigenie` with these arguments, in this process, until the blow falls. tally: file for how many operations
     there were, if it does not."""
+    from minigenie import encode
     from minigenie.__main__ import main
     from minigenie.data import collect, video
 
-    collect.STEPS, video.SHARD_FRAMES = 100, 64
+    collect.STEPS, video.SHARD_FRAMES, encode.SAVE_EVERY = 100, 64, 0
     torch.set_num_threads(1)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
