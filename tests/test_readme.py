@@ -25,7 +25,7 @@ SMALLER = [  # what makes a command quick, and nothing else
     (r"--clips 4 (.*)--clips \d+", r"--clips 4 \1"),
     (r"minigenie bench", "minigenie bench --rounds 3 --only load"),
 ]
-NOT_RUN = re.compile(r"^(pip install|apt-get|bash \.ci|git |make )")  # CI itself runs what installs and tests
+NOT_RUN = re.compile(r"^(pip install|pytest |apt-get|bash \.ci|git |make )")  # CI itself runs what installs and tests
 
 
 def commands(page: Path) -> list[str]:
