@@ -75,7 +75,7 @@ def test_the_transformers_compile_without_graph_breaks():
     model = recipe.make_dynamics().to(GPU)
     stack = next(part for part in model.modules() if isinstance(part, STTransformer))
     stack.compile(fullgraph=True)
-    metrics = backward(model, [_noise(recipe, torch.Size((4, 8)), GPU)], recipe.dynamics_fit, GPU, 1.0)
+    metrics = backward(model, [_noise(recipe, torch.Size((4, 8)), GPU)], 1, recipe.dynamics_fit, GPU, 1.0)
     update(model, [], recipe.dynamics_fit)
     assert metrics["loss"].isfinite()
 
