@@ -131,24 +131,21 @@ def test_two_hosts_train_as_one(toy, reference, tmp_path):
             for change in (("addr", "add", f"{address[host]}/24", "dev", host), ("link", "set", host, "up")):
                 ip("-n", host, *change)
             ip("-n", host, "link", "set", "lo", "up")
-        meeting = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address['mg-one']}:29400"]
+        meeting = [
+            "--nnodes",
+            "2",
+            "--nproc-per-node",
+            "1",
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-endpoint",
+            f"{address['mg-one']}:29400",
+        ]
         started = []
         for host in hosts:
-            python, module, torchrun, *rest = command(toy.folder, tmp_path / "run", 2, port=29400)
-            there = [
-                "ip",
-                "netns",
-                "exec",
-                host,
-                python,
-                module,
-                torchrun,
-                *meeting,
-                "--local-addr",
-                address[host],
-                *rest,
-            ]
-            there[there.index("--nproc-per-node") + 1] = "1"
+            python, *rest = command(toy.folder, tmp_path / "run", 2, port=29400)
+            rest[2:4] = [*meeting, "--local-addr", address[host], "--rdzv-conf", f"is_host={host == hosts[0]}"]
+            there = ["ip", "netns", "exec", host, python, *rest]
             interface = {"GLOO_SOCKET_IFNAME": host}
             started.append(subprocess.Popen(there, env=alone() | interface, stderr=subprocess.PIPE, text=True))
         for process in started:
