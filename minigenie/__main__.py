@@ -143,9 +143,10 @@ def _describe_rows(rows: "list[Row]") -> None:
     if len(shown) < len(rows):
         print(f"{len(rows) - len(shown):,} more files")
     counts = ", ".join(f"{count:,} {status}" for status, count in sorted(Counter(row.status for row in rows).items()))
-    frames, held_out, repeated = (sum(row[i] for row in rows) for i in (2, 5, 6))
+    kept, held_out = sum(row.frames for row in rows), sum(row.test_frames for row in rows)
+    repeated = sum(row.repeated for row in rows)
     print(f"files         {len(rows):,}: {counts}")
-    print(f"frames        {frames:,} kept, {held_out:,} of them held out; {repeated:,} repeat others and are left out")
+    print(f"frames        {kept:,} kept, {held_out:,} of them held out; {repeated:,} repeat others and are left out")
 
 
 def train(

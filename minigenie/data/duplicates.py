@@ -2,8 +2,8 @@
 
 A copy is footage that differs from an earlier take by less than from itself a second later, second by second and in the
 same order. That needs no threshold in brightness: a fixed camera in a still room has copies told from later recordings
-by the little that moves. Twice a second, a gray thumbnail of what is kept goes to a file; the signs of its 24 lowest
-Walsh coefficients say where in a table of fixed size its number is looked for. So memory does not grow with the footage
+by the little that moves. Twice a second, a thumbnail of what is kept goes to a file; the signs of its 24 lowest Walsh
+coefficients say where in a table of fixed size its number is looked for. So memory does not grow with the footage
 (where the table is full, first come, first kept), and a wrong guess costs a comparison, never a take.
 
 Dimensions:  t frames of a take   p thumbnails in the file
@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SIDE = 16
-RECORD = np.dtype([("video", "<u4"), ("thumbnail", "u1", (SIDE, SIDE))])
+SIDE = 8
+RECORD = np.dtype([("video", "<u4"), ("thumbnail", "u1", (SIDE, SIDE, 3))])
 KEY_BITS, ALIGNMENTS = 24, 8  # the table takes 64 MB; so many ways to lay a take over earlier ones are tried
-RATIO = 0.35  # of the change within a second
+RATIO = 0.3  # of the change within a second
 
 
 def thumbnails(take: np.ndarray) -> np.ndarray:
-    """Gray, small copies of frames [t h w 3]: uint8 [t 16 16]."""
-    small = (Image.fromarray(frame).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX) for frame in take)
+    """Small copies of frames [t h w 3]: uint8 [t 8 8 3]."""
+    small = [Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.BOX) for frame in take]
     return np.stack([np.asarray(image) for image in small])
 
 
@@ -43,7 +43,7 @@ class Seen:
             self._enter(self._read(first, min(first + 2**16, count))["thumbnail"])
 
     def add(self, video: int, take: np.ndarray) -> None:
-        """Remember a take of the video of that number, by its thumbnails [t 16 16]."""
+        """Remember a take of the video of that number, by its thumbnails [t 8 8 3]."""
         records = np.empty(len(take[:: self.step]), RECORD)
         records["video"], records["thumbnail"] = video, take[:: self.step]
         with open(self.path, "ab") as file:
@@ -53,7 +53,7 @@ class Seen:
         self._enter(records["thumbnail"])
 
     def origin(self, take: np.ndarray) -> int | None:
-        """The number of the video that most of a take, by its thumbnails [t 16 16], is a copy of. None if it is new."""
+        """The number of the video that most of a take, by its thumbnails [t 8 8 3], is a copy of. None if it is new."""
         firsts = self.table[_keys(take)].astype(int) - 1
         frames = np.flatnonzero(firsts >= 0)
         alignments, votes = np.unique(frames - self.step * firsts[frames], return_counts=True)
@@ -84,18 +84,20 @@ class Seen:
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Mean absolute difference, thumbnail by thumbnail, of [t 16 16] and as many more: float [t]."""
-    return np.abs(a.astype(np.int16) - b).mean((1, 2))
+    """Mean absolute difference, thumbnail by thumbnail, of [t 8 8 3] and as many more: float [t]."""
+    return np.abs(a.astype(np.int16) - b).mean((1, 2, 3))
 
 
 def _keys(thumbnails: np.ndarray) -> np.ndarray:
     """24 bits of each thumbnail: whether it is brighter where a slow square wave is up than where it is down."""
-    waves = thumbnails.reshape(-1, SIDE * SIDE).astype(np.float32) @ WALSH.T  # whole numbers: exact on every machine
+    waves = (
+        thumbnails.sum(-1).reshape(-1, SIDE * SIDE).astype(np.float32) @ WALSH.T
+    )  # whole numbers: exact on every machine
     return (waves > 0) @ (1 << np.arange(KEY_BITS))
 
 
 def _walsh() -> np.ndarray:
-    """The 5x5 slowest square waves over a thumbnail, less the constant one: float32 [24 256] of -1 and 1."""
+    """The 5x5 slowest square waves over a thumbnail, less the constant one: float32 [24 64] of -1 and 1."""
     hadamard = np.ones((1, 1))
     while len(hadamard) < SIDE:
         hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])

@@ -25,7 +25,7 @@ import av
 import numpy as np
 
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode, write_atomic
-from minigenie.data.duplicates import Seen, thumbnails
+from minigenie.data.duplicates import SIDE, Seen, thumbnails
 from minigenie.data.video import EXTENSIONS, Reader, Unreadable, checked, find_videos, takes
 from minigenie.data.workers import workers as start_workers
 
@@ -79,7 +79,7 @@ class Job(NamedTuple):
 
 
 class Staged(NamedTuple):
-    """A decoded file: the `lengths` of its takes, their thumbnails [t 16 16], how many frames it gave, at what `rate`.
+    """A decoded file: the `lengths` of its takes, their thumbnails [t 8 8 3], how many frames it gave, at what `rate`.
 
     `damage` says what was lost, None if nothing was; `unreadable` why there is nothing, None if there is.
     """
@@ -220,7 +220,7 @@ def ingest(
 
 def stage(job: Job, report: Callable[[float], None] = lambda share_read: None) -> Staged:
     """Decode a file: the frames of its takes go to `job.staged`, uint8 [t h w 3] without a header."""
-    lengths, small = [], [np.empty((0, 16, 16), np.uint8)]
+    lengths, small = [], [np.empty((0, SIDE, SIDE, 3), np.uint8)]
     try:
         reader = Reader(job.video, job.height_width, job.fps, job.fit, report)
         with open(job.staged, "wb") as file:
@@ -234,7 +234,7 @@ def stage(job: Job, report: Callable[[float], None] = lambda share_read: None) -
 
 
 def _staged_takes(path: Path, height_width: tuple[int, int], staged: Staged) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One after another, takes [t h w 3] and their thumbnails [t 16 16]."""
+    """One after another, takes [t h w 3] and their thumbnails [t 8 8 3]."""
     first, frame = 0, 3 * math.prod(height_width)
     for length in staged.lengths:
         take = np.fromfile(path, np.uint8, count=length * frame, offset=first * frame)

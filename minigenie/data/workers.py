@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -52,7 +52,9 @@ def _pool(count: int) -> Iterator[Workers]:
     spawn = multiprocessing.get_context("spawn")  # not fork: decoders and NumPy have threads
     pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_hang_on, initargs=(lifeline,))
     try:
-        yield Workers(lambda call, *args: partial(_result, pool.submit(call, *args)), AHEAD * count)
+        yield Workers(lambda call, *args: pool.submit(call, *args).result, AHEAD * count)
+    except BrokenProcessPool:
+        raise OSError(DIED) from None
     finally:
         held.close()
         pool.shutdown(cancel_futures=True)
@@ -63,13 +65,6 @@ def _hang_on(lifeline: Connection) -> None:
     """A worker lives as long as the other end of `lifeline` is open, and leaves Ctrl-C to the process that holds it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: (wait([lifeline]), os._exit(1)), daemon=True).start()
-
-
-def _result(future: Future) -> Any:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        raise OSError(DIED) from None
 
 
 @contextmanager
