@@ -1,12 +1,13 @@
 """Takes that were there before: videos uploaded twice, intros that videos share, other encodings and scales of them.
 
-A copy is footage that differs from an earlier take by less than from itself a second later, second by second and in the
-same order. That needs no threshold in brightness: a fixed camera in a still room has copies told from later recordings
-by the little that moves. Twice a second, a thumbnail of what is kept goes to a file; the signs of its 24 lowest Walsh
-coefficients say where in a table of fixed size its number is looked for. So memory does not grow with the footage
-(where the table is full, first come, first kept), and a wrong guess costs a comparison, never a take.
+A copy is footage that differs from an earlier take by less than from itself a second later, everywhere in the picture and
+for most of the take. That needs no threshold in brightness: a fixed camera in a still room has copies told from later
+recordings by the little that moves, and so have games that share a moving background. Twice a second, a thumbnail of
+what is kept goes to a file; the signs of its 24 lowest Walsh coefficients say where in a table of fixed size its number
+is looked for. So memory does not grow with the footage (where the table is full, first come, first kept), and a wrong
+guess costs a comparison, never a take.
 
-Dimensions:  t frames of a take   p thumbnails in the file
+Dimensions:  t frames of a take
 """
 
 import os
@@ -15,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SIDE = 8
+SIDE = 16
 RECORD = np.dtype([("video", "<u4"), ("thumbnail", "u1", (SIDE, SIDE, 3))])
 KEY_BITS, ALIGNMENTS = 24, 8  # the table takes 64 MB; so many ways to lay a take over earlier ones are tried
 RATIO = 0.3  # of the change within a second
 
 
 def thumbnails(take: np.ndarray) -> np.ndarray:
-    """Small copies of frames [t h w 3]: uint8 [t 8 8 3]."""
+    """Small copies of frames [t h w 3]: uint8 [t 16 16 3]."""
     small = [Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.BOX) for frame in take]
     return np.stack([np.asarray(image) for image in small])
 
@@ -36,24 +37,27 @@ class Seen:
         path.touch()
         whole = path.stat().st_size // RECORD.itemsize
         videos = np.memmap(path, RECORD, "r", shape=whole)["video"] if whole else np.zeros(0)
-        self.count = 0
         count = int(np.searchsorted(videos, num_videos))
         os.truncate(path, count * RECORD.itemsize)
+        self.count = 0
         for first in range(0, count, 2**16):
             self._enter(self._read(first, min(first + 2**16, count))["thumbnail"])
 
     def add(self, video: int, take: np.ndarray) -> None:
-        """Remember a take of the video of that number, by its thumbnails [t 8 8 3]."""
+        """Remember a take of the video of that number, by its thumbnails [t 16 16 3]."""
         records = np.empty(len(take[:: self.step]), RECORD)
         records["video"], records["thumbnail"] = video, take[:: self.step]
         with open(self.path, "ab") as file:
             file.write(records.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
         self._enter(records["thumbnail"])
 
+    def sync(self) -> None:
+        """To be called before a video is noted as finished."""
+        with open(self.path, "rb+") as file:
+            os.fsync(file.fileno())
+
     def origin(self, take: np.ndarray) -> int | None:
-        """The number of the video that most of a take, by its thumbnails [t 8 8 3], is a copy of. None if it is new."""
+        """The number of the video that most of a take, by its thumbnails [t 16 16 3], is a copy of. None if it is new."""
         firsts = self.table[_keys(take)].astype(int) - 1
         frames = np.flatnonzero(firsts >= 0)
         alignments, votes = np.unique(frames - self.step * firsts[frames], return_counts=True)
@@ -84,8 +88,8 @@ class Seen:
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Mean absolute difference, thumbnail by thumbnail, of [t 8 8 3] and as many more: float [t]."""
-    return np.abs(a.astype(np.int16) - b).mean((1, 2, 3))
+    """The largest difference, thumbnail by thumbnail, of [t 16 16 3] and as many more: int16 [t]."""
+    return np.abs(a.astype(np.int16) - b).max((1, 2, 3))
 
 
 def _keys(thumbnails: np.ndarray) -> np.ndarray:
@@ -97,7 +101,7 @@ def _keys(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _walsh() -> np.ndarray:
-    """The 5x5 slowest square waves over a thumbnail, less the constant one: float32 [24 64] of -1 and 1."""
+    """The 5x5 slowest square waves over a thumbnail, less the constant one: float32 [24 256] of -1 and 1."""
     hadamard = np.ones((1, 1))
     while len(hadamard) < SIDE:
         hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])

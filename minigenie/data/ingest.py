@@ -79,7 +79,7 @@ class Job(NamedTuple):
 
 
 class Staged(NamedTuple):
-    """A decoded file: the `lengths` of its takes, their thumbnails [t 8 8 3], how many frames it gave, at what `rate`.
+    """A decoded file: the `lengths` of its takes, their thumbnails [t 16 16 3], how many frames it gave, at what `rate`.
 
     `damage` says what was lost, None if nothing was; `unreadable` why there is nothing, None if there is.
     """
@@ -197,6 +197,8 @@ def ingest(
                 test_shards.add(take[num_train_frames:].copy())  # so as not to keep the whole take
             train_shards.flush()
             test_shards.flush()
+            if seen:
+                seen.sync()
             staged.unlink(missing_ok=True)
             rows.append(_row(names[i], decoded, train_shards, test_shards, repeated, fps, min_frames))
             _append_to_log(out / LOG, rows[-1])
@@ -234,7 +236,7 @@ def stage(job: Job, report: Callable[[float], None] = lambda share_read: None) -
 
 
 def _staged_takes(path: Path, height_width: tuple[int, int], staged: Staged) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One after another, takes [t h w 3] and their thumbnails [t 8 8 3]."""
+    """One after another, takes [t h w 3] and their thumbnails [t 16 16 3]."""
     first, frame = 0, 3 * math.prod(height_width)
     for length in staged.lengths:
         take = np.fromfile(path, np.uint8, count=length * frame, offset=first * frame)
