@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
+from test_dataset import make
 
 from minigenie.__main__ import main
 from minigenie.data import dataset as datasets
@@ -31,28 +33,12 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def address(footage):
-    """The footage in a bucket of a real server that speaks S3."""
+def address(footage, bucket) -> str:
+    """The footage in object storage."""
     import s3fs
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        storage = s3fs.S3FileSystem()
-        storage.mkdir("footage")
-        storage.put(str(footage.folder), "footage/toy", recursive=True)
-        yield "s3://footage/toy"
-    server.stop()
+    s3fs.S3FileSystem().put(f"{footage.folder}/", "my-bucket/footage/", recursive=True)
+    return f"{bucket}/footage"
 
 
 @pytest.fixture
@@ -81,11 +67,12 @@ def test_it_equals_the_local_one_and_comes_once(address, footage, counted):
 def test_train_eval_and_info_take_an_address(address, trained, tmp_path, capsys):
     small = ["--recipe", "tiny", "--max-steps", "2", "--set", "tokenizer_fit.batch_size=4"]
     main(["train", address, "--out", str(tmp_path / "world"), *small])
-    main(["eval", str(trained), address, "--clips", "2", "--out", str(tmp_path / "report")])
     main(["info", address])
     printed = capsys.readouterr().out
     assert f"{address}: 3," in printed
     assert str(cache_folder(address)) in printed
+    fsspec.filesystem("memory").put(f"{make(tmp_path / 'small').folder}/", "/small/", recursive=True)
+    assert "memory://small has frames of 8x6" in refused(capsys, "eval", trained, "memory://small")
 
 
 def test_processes_copy_at_once(address, footage):
@@ -131,8 +118,6 @@ def test_a_damaged_copy_is_made_again(address, footage):
 
 
 def test_a_dataset_made_anew_is_read_anew(footage, tmp_path):
-    import fsspec
-
     storage = fsspec.filesystem("memory")
     storage.put(str(footage.folder), "/anew", recursive=True)
     old = Dataset.open("memory://anew").episode_frames(0).copy()
@@ -178,7 +163,7 @@ def refused(capsys, *arguments) -> str:
 
 
 def test_what_is_not_there_is_one_line(address, tmp_path, capsys):
-    assert "there is no s3://footage/gone/manifest.json" in refused(capsys, "info", "s3://footage/gone")
+    assert "there is no s3://my-bucket/gone/manifest.json" in refused(capsys, "info", "s3://my-bucket/gone")
     assert "there is no s3://nowhere/toy/manifest.json" in refused(capsys, "info", "s3://nowhere/toy")
     assert "Protocol not known: floppy" in refused(capsys, "train", "floppy://toy", "--out", tmp_path / "run")
 
@@ -203,8 +188,6 @@ def test_no_network_is_one_line(tmp_path):
 
 
 def test_damage_over_there_is_one_line(footage, tmp_path, capsys):
-    import fsspec
-
     storage = fsspec.filesystem("memory")
     copy = shutil.copytree(footage.folder, tmp_path / "copy")
     shard = copy / "shard-00000.npy"

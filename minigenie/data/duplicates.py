@@ -1,11 +1,11 @@
 """Takes that were there before: videos uploaded twice, intros that videos share, other encodings and scales of them.
 
-A copy is footage that differs from an earlier take by less than from itself a second later, everywhere in the picture and
-for most of the take. That needs no threshold in brightness: a fixed camera in a still room has copies told from later
-recordings by the little that moves, and so have games that share a moving background. Twice a second, a thumbnail of
-what is kept goes to a file; the signs of its 24 lowest Walsh coefficients say where in a table of fixed size its number
-is looked for. So memory does not grow with the footage (where the table is full, first come, first kept), and a wrong
-guess costs a comparison, never a take.
+A copy is footage that differs from an earlier take by less than from itself a second later, everywhere in the picture
+and for most of the take. That needs no threshold in brightness: a fixed camera in a still room has copies told from
+later recordings by the little that moves, and so have games that share a moving background. Twice a second, a thumbnail
+of what is kept goes to a file; the signs of its 24 lowest Walsh coefficients say where in a table of fixed size its
+number is looked for. So memory does not grow with the footage (where the table is full, first come, first kept), and a
+wrong guess costs a comparison, never a take.
 
 Dimensions:  t frames of a take
 """
@@ -57,7 +57,7 @@ class Seen:
             os.fsync(file.fileno())
 
     def origin(self, take: np.ndarray) -> int | None:
-        """The number of the video that most of a take, by its thumbnails [t 16 16 3], is a copy of. None if it is new."""
+        """The number of the video that a take, by its thumbnails [t 16 16 3], mostly copies. None if it is new."""
         firsts = self.table[_keys(take)].astype(int) - 1
         frames = np.flatnonzero(firsts >= 0)
         alignments, votes = np.unique(frames - self.step * firsts[frames], return_counts=True)

@@ -79,7 +79,7 @@ class Job(NamedTuple):
 
 
 class Staged(NamedTuple):
-    """A decoded file: the `lengths` of its takes, their thumbnails [t 16 16 3], how many frames it gave, at what `rate`.
+    """A decoded file: `lengths` of its takes, their thumbnails [t 16 16 3], how many frames it gave, at what `rate`.
 
     `damage` says what was lost, None if nothing was; `unreadable` why there is nothing, None if there is.
     """
