@@ -19,7 +19,7 @@ from PIL import Image
 SIDE = 16
 RECORD = np.dtype([("video", "<u4"), ("thumbnail", "u1", (SIDE, SIDE, 3))])
 KEY_BITS, ALIGNMENTS = 24, 8  # the table takes 64 MB; so many ways to lay a take over earlier ones are tried
-RATIO = 0.3  # of the change within a second
+RATIO = 0.25  # of the change within a second
 
 
 def thumbnails(take: np.ndarray) -> np.ndarray:
