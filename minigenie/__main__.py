@@ -10,7 +10,10 @@ from tyro.conf import Positional, UseAppendAction
 
 if TYPE_CHECKING:
     from minigenie.data.dataset import Dataset
+    from minigenie.data.ingest import Row
     from minigenie.pipeline import Recipe
+
+MAX_ROWS = 100  # of a table of files
 
 
 def demo(
@@ -88,6 +91,9 @@ def ingest(
     fit: Literal["crop", "letterbox"] = "crop",
     split: float = 0.0,
     min_frames: int = 16,
+    keep_duplicates: bool = False,
+    workers: int | None = None,
+    ray: str | None = None,
 ) -> None:
     """Turn video files, or folders of them, into a dataset.
 
@@ -99,29 +105,52 @@ def ingest(
         fit: crop fills the square and loses the edges; letterbox keeps them and adds black.
         split: Share of the footage to hold out, in the folder OUT-test.
         min_frames: Shortest take worth keeping, in frames.
+        keep_duplicates: Keep takes that repeat an earlier one.
+        workers: Processes that decode; one per core by default. The dataset does not depend on it.
+        ray: Decode on a Ray cluster instead: its address, auto for the one here, local for a new one. Its machines must
+            see the files and the dataset under the same names.
     """
-    from minigenie.console import table, working
-    from minigenie.data.video import NoUsableVideo
-    from minigenie.data.video import ingest as run
+    from minigenie.console import working
+    from minigenie.data.ingest import LOG, NoUsableVideo
+    from minigenie.data.ingest import ingest as run
+    from minigenie.data.workers import cores
 
     try:
         with working("ingest", "videos") as progress:
             result = run(
                 list(paths), out, size=size, fps=fps, fit=fit, split=split, min_frames=min_frames,
+                keep_duplicates=keep_duplicates, workers=cores() if workers is None else workers, ray=ray,
                 progress=lambda done, total, name: progress(done, total),
             )  # fmt: skip
     except NoUsableVideo as error:
-        table(["file", "status", "frames", "episodes", "reason"], error.rows)
+        _describe_rows(error.rows)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    table(["file", "status", "frames", "episodes", "reason"], result.rows)
+    _describe_rows(result.rows)
+    print(f"every row     {out / LOG}")
     for dataset in (result.dataset, result.test_dataset):
         if dataset is not None:
             _describe_dataset(dataset)
 
 
+def _describe_rows(rows: "list[Row]") -> None:
+    from collections import Counter
+
+    from minigenie.console import table
+
+    shown = rows if len(rows) <= MAX_ROWS else [row for row in rows if row.reason][:MAX_ROWS]
+    table(["file", "status", "frames", "episodes", "reason", "held out", "repeated"], shown)
+    if len(shown) < len(rows):
+        print(f"{len(rows) - len(shown):,} more files")
+    counts = ", ".join(f"{count:,} {status}" for status, count in sorted(Counter(row.status for row in rows).items()))
+    kept, held_out = sum(row.frames for row in rows), sum(row.test_frames for row in rows)
+    repeated = sum(row.repeated for row in rows)
+    print(f"files         {len(rows):,}: {counts}")
+    print(f"frames        {kept:,} kept, {held_out:,} of them held out; {repeated:,} repeat others and are left out")
+
+
 def train(
-    dataset: Positional[Path | None] = None,
+    dataset: Positional[str | None] = None,
     out: Path | None = None,
     recipe: str = "tiny",
     max_steps: int | None = None,
@@ -137,7 +166,7 @@ def train(
     """Train a world: tokenizer, latent actions, dynamics. On the folder of an earlier run it goes on with that.
 
     Args:
-        dataset: Folder made by collect or ingest.
+        dataset: Folder made by collect or ingest, or its address in object storage, such as s3://bucket/folder.
         out: Folder for the run, and the world that comes of it.
         recipe: tiny or laptop (2 CPU cores), coinrun or speedrun (a GPU), or paper.
         max_steps: At most so many steps in each stage.
@@ -175,7 +204,7 @@ def train(
 
 
 def _train(
-    folder: Path, out: Path, recipe: "Recipe", max_minutes: float | None, device_name: str | None, shard: bool = False
+    folder: str, out: Path, recipe: "Recipe", max_minutes: float | None, device_name: str | None, shard: bool = False
 ) -> None:
     from minigenie.console import training
     from minigenie.data.dataset import Dataset
@@ -203,7 +232,7 @@ def play(
     fps: float | None = None,
     device: str | None = None,
     seed: int = 0,
-    footage: Path | None = None,
+    footage: str | None = None,
     compiled: bool = False,
 ) -> None:
     """Play a world in the browser.
@@ -275,7 +304,7 @@ def rollout(
 
 
 def evaluate(
-    paths: Positional[tuple[Path, ...]],
+    paths: Positional[tuple[str, ...]],
     out: Path | None = None,
     clips: int = 128,
     seed: int = 0,
@@ -293,7 +322,7 @@ def evaluate(
         compare: Put worlds side by side, from the report.json of each.
     """
     if compare:
-        _compare(list(paths), out)
+        _compare(list(map(Path, paths)), out)
         return
     from minigenie.console import working
     from minigenie.data.dataset import Dataset
@@ -307,7 +336,7 @@ def evaluate(
         )
     if clips < 2:
         raise ValueError(f"clips is {clips}; an interval takes at least 2")
-    world, dataset = paths
+    world, dataset = Path(paths[0]), paths[1]
     loaded, footage = World.load(world, device), Dataset.open(dataset)
     if footage.frame_size != loaded.frame_shape[:2]:
         raise ValueError(
@@ -474,15 +503,19 @@ def imitate(
     print(f"picture       {folder / 'imitation.gif'}")
 
 
-def info(path: Positional[Path] = Path()) -> None:
+def info(folder: Positional[str] = ".") -> None:
     """Say what a folder is: a dataset (with a contact sheet), a run, or a world.
 
     Args:
-        path: The folder.
+        folder: The folder; of a dataset also its address in object storage.
     """
     from minigenie.data.dataset import MANIFEST, UNFINISHED, Dataset
+    from minigenie.data.remote import is_url
 
-    if (path / MANIFEST).exists() or (path / UNFINISHED).exists():
+    path = Path(folder)
+    if is_url(folder):
+        _describe_dataset(Dataset.open(folder))
+    elif (path / MANIFEST).exists() or (path / UNFINISHED).exists():
         _describe_dataset(Dataset.open(path))
     elif (path / "config.json").exists():
         _describe_run(path)
@@ -498,7 +531,7 @@ def _describe_dataset(dataset: "Dataset") -> None:
 
     manifest, lengths = dataset.manifest, sorted(episode.length for episode in dataset.episodes)
     height, width = dataset.frame_size
-    print(f"{dataset.folder}: {dataset.num_frames:,} frames of {height}x{width} at {dataset.fps:g} a second")
+    print(f"{dataset.name}: {dataset.num_frames:,} frames of {height}x{width} at {dataset.fps:g} a second")
     print(f"source        {manifest['source']} ({manifest['generator']}), split {manifest['split']}")
     print(f"episodes      {len(lengths):,}, {lengths[0]} to {lengths[-1]} frames, median {lengths[len(lengths) // 2]}")
     print(f"true actions  {'yes, for evaluation only' if dataset.has_actions else 'none'}")

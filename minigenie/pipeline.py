@@ -268,7 +268,7 @@ def check_fits(recipe: Recipe, dataset: Dataset) -> None:
     if dataset.frame_size != recipe.tokenizer.frame_size:
         here, wanted = ("x".join(map(str, size)) for size in (dataset.frame_size, recipe.tokenizer.frame_size))
         raise ValueError(
-            f"{dataset.folder} has frames of {here}, the recipe wants {wanted}; ingest with --size "
+            f"{dataset.name} has frames of {here}, the recipe wants {wanted}; ingest with --size "
             f"{recipe.tokenizer.frame_size[0]}, or --set 'tokenizer.frame_size={list(dataset.frame_size)}'"
         )
     for stage in STAGES:

@@ -1,5 +1,6 @@
 """Shared by all tests: small models, a toy dataset, checked shapes."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,3 +72,24 @@ def trained(toy, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("world") / "toy"
     train_world(toy, small_recipe(), out, device=torch.device("cpu"))
     return out
+
+
+@pytest.fixture(scope="session")
+def bucket(toy) -> Iterator[str]:
+    """The address of a bucket with the toy dataset in its folder toy, on a real server that speaks S3."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        storage = s3fs.S3FileSystem()
+        storage.mkdir("my-bucket")
+        storage.put(f"{toy.folder}/", "my-bucket/toy/", recursive=True)
+        yield "s3://my-bucket"
+    server.stop()

@@ -47,7 +47,7 @@ def test_imports_only_go_down(path):
 
 
 @pytest.mark.parametrize(
-    "module", ["minigenie", "minigenie.__main__", "minigenie.data.collect", "minigenie.data.video"]
+    "module", ["minigenie", "minigenie.__main__", "minigenie.data.collect", "minigenie.data.ingest"]
 )
 def test_torch_is_not_imported_before_it_is_needed(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

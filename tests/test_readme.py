@@ -44,7 +44,7 @@ def smaller(command: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(toy, tmp_path_factory):
+def folder(toy, bucket, tmp_path_factory):
     """Where all pages' commands run, with what a reader is assumed to have."""
     folder = tmp_path_factory.mktemp("reader")
     play = np.concatenate([toy.episode_frames(i) for i in range(3)])
@@ -61,6 +61,7 @@ RAN: set[str] = set()  # the pages begin alike, and what has run is there
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
 def test_every_command_runs(page, folder):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment["MINIGENIE_CACHE"] = str(folder / "cache")
     for command in map(smaller, commands(page)):
         if command in RAN:
             continue

@@ -9,7 +9,7 @@ import torch
 from minigenie.bench.machine import Call, Item
 from minigenie.data.collect import collect
 from minigenie.data.dataset import sample_batch
-from minigenie.data.video import ingest
+from minigenie.data.ingest import ingest
 from minigenie.pictures import save_video
 
 CLIPS, CLIP_FRAMES, FRAMES = 64, 16, 2_000

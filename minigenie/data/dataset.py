@@ -4,6 +4,8 @@
     shard-00000.npy     frames, uint8 [frames h w c]; episodes lie one after another
     actions-00000.npy   optional, integer [frames]: actions[i] leads from frame i to i + 1; only to evaluate with
 
+A dataset may also lie in object storage: its shards are copied whole, each when it is first read, into a cache here.
+
 Slicing a mapped array is the whole reader: more clips per CPU-second than record files, or than decoding video.
 Writing is atomic, the manifest comes last, so a killed writer resumes and a reader never sees half a dataset.
 Which clips a training step sees is a pure function of (seed, step, rank): there is no loader state to save.
@@ -15,17 +17,24 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterable
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock
+
+from minigenie.data.remote import cache_folder, is_url, read
 
 FORMAT, VERSION = "minigenie-dataset", 1
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 HEADER_KEYS = {"format", "version", "frame_size", "fps", "source", "generator", "split", "settings"}
 SHARD_KEYS = {"file", "frames", "sha256", "actions", "actions_sha256"}
+CHECKSUMS = {"file": "sha256", "actions": "actions_sha256"}
+FETCHES = 8  # shards that one batch of clips copies at once
 MAX_MAPPED = 100  # a mapped file holds a file descriptor, and macOS allows a process 256
 
 
@@ -168,10 +177,15 @@ class DatasetWriter:
 
 
 class Dataset:
-    """Frames and episodes of a finished folder. Frames are counted through all shards, in the manifest's order."""
+    """Frames and episodes of a finished folder. Frames are counted through all shards, in the manifest's order.
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]):
-        self.folder = folder
+    `folder` is where its files lie: of a dataset at `url`, copies of those that were read. `name` is what it was opened
+    by.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], url: str | None = None):
+        self.folder, self.url = folder, url
+        self.name = url or str(folder)
         self.manifest = manifest
         self.frame_size: tuple[int, int] = tuple(manifest["frame_size"])
         self.fps: float = manifest["fps"]
@@ -186,8 +200,14 @@ class Dataset:
     def open(cls, folder: str | Path, verify: bool = True) -> "Dataset":
         """Check the folder against its manifest and map it; `verify` reads every byte to compare checksums.
 
-        FileNotFoundError if it is not there or unfinished, ValueError if it is damaged: one line, with the cure.
+        `folder` may be an address, such as "s3://bucket/folder". Then shards are checked when they are copied, and
+        `verify` is for earlier copies: a damaged one is made again.
+
+        FileNotFoundError if it is not there or unfinished, ValueError if it is damaged, OSError if storage cannot be
+        read: one line, with the cure.
         """
+        if is_url(folder):
+            return cls._open_url(str(folder).rstrip("/"), verify)
         folder = Path(folder)
         if not (folder / MANIFEST).exists():
             if (folder / UNFINISHED).exists():
@@ -197,12 +217,24 @@ class Dataset:
             cure = "make one with `minigenie collect` or `minigenie ingest`"
             raise FileNotFoundError(f"{folder} is not a dataset, it has no {MANIFEST}: {cure}")
         manifest = _read_json(folder / MANIFEST)
-        _check_manifest(folder / MANIFEST, manifest)
+        _check_manifest(str(folder / MANIFEST), manifest)
         dataset = cls(folder, manifest)
         for shard in manifest["shards"]:
             _check_file(folder / shard["file"], (shard["frames"], *dataset.frame_size, 3), shard["sha256"], verify)
             if shard["actions"]:
                 _check_file(folder / shard["actions"], (shard["frames"],), shard["actions_sha256"], verify)
+        return dataset
+
+    @classmethod
+    def _open_url(cls, url: str, verify: bool) -> "Dataset":
+        where = f"{url}/{MANIFEST}"
+        manifest = _parse_json(where, read(where))
+        _check_manifest(where, manifest)
+        dataset = cls(cache_folder(url), manifest, url)
+        if verify:
+            for copy in dataset.folder.glob("*.npy"):
+                if _sha256(copy) != copy.stem:
+                    copy.unlink()
         return dataset
 
     @property
@@ -225,7 +257,7 @@ class Dataset:
         counts = np.maximum(lengths - length + 1, 0)
         if not counts.any():
             raise ValueError(
-                f"{self.folder}: longest episode has {lengths.max()} frames, a window needs {length}; use shorter clips"
+                f"{self.name}: longest episode has {lengths.max()} frames, a window needs {length}; use shorter clips"
             )
         before = np.cumsum(counts) - counts  # windows of all earlier episodes
         return np.repeat(firsts - before, counts) + np.arange(counts.sum())
@@ -249,6 +281,9 @@ class Dataset:
         if (starts + length > self._ends[shards]).any():
             raise ValueError(f"a clip of {length} frames runs past the end of its shard; take starts from windows()")
         locals_ = starts - self._firsts[shards]
+        if self.url:
+            with ThreadPoolExecutor(FETCHES) as pool:
+                list(pool.map(partial(self._path, kind), np.unique(shards).tolist()))
         for row, shard, first in zip(out, shards.tolist(), locals_.tolist(), strict=True):
             row[:] = self._map(kind, shard)[first : first + length]
         return out
@@ -259,10 +294,26 @@ class Dataset:
 
     def _map_file(self, kind: str, shard: int) -> np.ndarray:
         # a plain view: slicing the memmap class itself is several times slower
-        return _load(self.folder / self.manifest["shards"][shard][kind]).view(np.ndarray)
+        return _load(self._path(kind, shard)).view(np.ndarray)
+
+    def _path(self, kind: str, shard: int) -> Path:
+        """The file of a shard. Of a dataset at a URL its copy, under its checksum: that name cannot be out of date."""
+        entry = self.manifest["shards"][shard]
+        if not self.url:
+            return self.folder / entry[kind]
+        sha256 = entry[CHECKSUMS[kind]]
+        path = self.folder / f"{sha256}.npy"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / f".{sha256}.lock"):  # what one process copies the others wait for
+                if not path.exists():
+                    _copy(f"{self.url}/{entry[kind]}", path, sha256)
+            shape = (entry["frames"], *self.frame_size, 3) if kind == "file" else (entry["frames"],)
+            _check_file(path, shape, sha256, verify=False)
+        return path
 
     def __reduce__(self) -> tuple:
-        return Dataset, (self.folder, self.manifest)
+        return Dataset, (self.folder, self.manifest, self.url)
 
 
 def sample_batch(windows_count: int, *, seed: int, step: int, batch_size: int) -> np.ndarray:
@@ -319,9 +370,26 @@ def _to_json(value: Any) -> bytes:
     return json.dumps(value, indent=1).encode()
 
 
+def _copy(url: str, path: Path, sha256: str) -> None:
+    data = read(url)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        cure = "copy it there again, or make the dataset again"
+        raise ValueError(f"{url} is damaged (the sha256 of its {len(data):,} bytes is not the manifest's); {cure}")
+    write_atomic(path, data)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _read_json(path: Path) -> dict[str, Any]:
+    return _parse_json(str(path), path.read_bytes())
+
+
+def _parse_json(path: str, data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(data)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); make the dataset again in another folder") from None
     if not isinstance(value, dict):
@@ -329,7 +397,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
+def _check_manifest(path: str, manifest: dict[str, Any]) -> None:
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: format is {manifest.get('format')!r}, should be {FORMAT!r}; choose another folder")
     if manifest.get("version") != VERSION:
@@ -348,6 +416,9 @@ def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
         names = [shard["file"], *([shard["actions"]] if shard["actions"] else [])]
         plain = all(isinstance(name, str) and Path(name).name == name for name in names)
         _check(path, plain, f"shard {i} should name files of this folder, not {names}")
+        sums = [shard["sha256"], *([shard["actions_sha256"]] if shard["actions"] else [])]
+        hexadecimal = all(isinstance(sum, str) and re.fullmatch("[0-9a-f]{64}", sum) for sum in sums)
+        _check(path, hexadecimal, f"shard {i} should have checksums of 64 hexadecimal digits, not {sums}")
         _check(path, isinstance(shard["frames"], int), f"shard {i} should count its frames, not {shard['frames']!r}")
     for i, entry in enumerate(episodes):
         _check_keys(path, f"episode {i}", entry, set(Episode._fields))
@@ -361,10 +432,8 @@ def _check_file(path: Path, shape: tuple[int, ...], sha256: str, verify: bool) -
     cure = "copy it again, or make the dataset again in another folder"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; {cure}")
-    if verify:
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise ValueError(f"{path} is damaged (its sha256 is not the manifest's); {cure}")
+    if verify and _sha256(path) != sha256:
+        raise ValueError(f"{path} is damaged (its sha256 is not the manifest's); {cure}")
     try:
         array = _load(path)
     except (ValueError, EOFError) as error:
@@ -373,13 +442,13 @@ def _check_file(path: Path, shape: tuple[int, ...], sha256: str, verify: bool) -
         raise ValueError(f"{path} holds {array.dtype} {list(array.shape)}, the manifest says {list(shape)}; {cure}")
 
 
-def _check_keys(path: Path, what: str, entry: dict, keys: Iterable[str]) -> None:
+def _check_keys(path: str, what: str, entry: dict, keys: Iterable[str]) -> None:
     missing, unknown = sorted(set(keys) - set(entry)), sorted(set(entry) - set(keys))
     _check(path, not missing, f"{what} lacks {', '.join(missing)}")
     _check(path, not unknown, f"{what} has unknown {', '.join(unknown)}")
 
 
-def _check(path: Path, ok: bool, fault: str) -> None:
+def _check(path: str, ok: bool, fault: str) -> None:
     if not ok:
         raise ValueError(f"{path} is damaged: {fault}; make the dataset again in another folder")
 

@@ -1,4 +1,4 @@
-"""Video files in, one dataset of uncut takes out: `ingest`. All frames of one file: `read_video`.
+"""What is in a video file: all its frames, `read_video`, or frame by frame, `Reader`, and cut into `takes`.
 
 Files are streamed: decoded packet by packet, thinned to `fps`, each kept frame scaled at once, each finished take
 handed on. An hour of full HD needs no more memory than a few minutes, and a damaged file gives whatever still decodes.
@@ -14,15 +14,11 @@ handed on. An hour of full HD needs no more memory than a few minutes, and a dam
 Dimensions:  t frames   h height   w width
 """
 
-import hashlib
-import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +31,6 @@ from av.video.stream import VideoStream
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from minigenie.data.dataset import Dataset, DatasetWriter, Episode, write_atomic
-
 EXTENSIONS = ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv"
 KNOWN_STARTS = b"ftyp", b"\x1aE\xdf\xa3", b"RIFF", b"GIF8", b"FLV", b"OggS"  # of files that are, or were, video
 CUT_DIFFERENCE, CUT_RATIO, CUT_SHIFT = 12, 4, 4
@@ -44,8 +38,6 @@ STILL_DIFFERENCE, STILL_SECONDS = 8, 1.0
 MAX_FAULTS = 100  # in reading one file, before giving up on the rest of it
 COLOR_SPACES, UNSPECIFIED = {0, 1, 2, 4, 5, 6, 7, 9}, 2  # that libswscale converts; it refuses the rare others
 EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT  # the same pixels on every machine
-SHARD_FRAMES, SHARD_BYTES, SHARDS_PER_VIDEO = 8192, 2**26, 10_000
-LOG = "videos.jsonl"  # a row per finished video: where a killed ingest goes on, and where the frames came from
 
 
 class Video(NamedTuple):
@@ -55,37 +47,7 @@ class Video(NamedTuple):
     warning: str | None
 
 
-class Row(NamedTuple):
-    """What became of one file: `status` "kept", "partly" (damaged) or "skipped", and why; `reason` may be "".
-
-    `frames` and `episodes` count what is in the datasets, `test_frames` those of `frames` that were held out.
-    """
-
-    file: str
-    status: str
-    frames: int
-    episodes: int
-    reason: str
-    test_frames: int = 0
-
-
-class IngestResult(NamedTuple):
-    """`test_dataset` is None if nothing is held out: `split` is 0, or no other video or take was long enough to."""
-
-    dataset: Dataset
-    test_dataset: Dataset | None
-    rows: list[Row]
-
-
-class NoUsableVideo(ValueError):
-    """Not one file gave a take; `rows` say why, file by file."""
-
-    def __init__(self, message: str, rows: list[Row]):
-        super().__init__(message)
-        self.rows = rows
-
-
-class _Unreadable(ValueError):
+class Unreadable(ValueError):
     """The reason why a file has no frames to give."""
 
 
@@ -97,11 +59,11 @@ def read_video(path: str | Path, *, size: int | tuple[int, int], fps: float, fit
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{path} does not exist; name a video file")
-    height_width = _checked(size, fps, fit)
+    height_width = checked(size, fps, fit)
     try:
-        reader = _Reader(Path(path), height_width, fps, fit)
+        reader = Reader(Path(path), height_width, fps, fit)
         frames = [frame for frame, _ in reader]
-    except _Unreadable as reason:
+    except Unreadable as reason:
         raise ValueError(f"{path}: {reason}") from None
     return Video(np.stack(frames), reader.damage())
 
@@ -121,99 +83,7 @@ def find_videos(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     return sorted(found)
 
 
-def ingest(
-    paths: str | Path | Iterable[str | Path],
-    out: str | Path,
-    *,
-    size: int | tuple[int, int] = 64,
-    fps: float = 10,
-    fit: str = "crop",
-    split: float = 0.0,
-    min_frames: int = 16,
-    progress: Callable[[float, int, str], None] | None = None,
-) -> IngestResult:
-    """Turn videos and folders of videos into the dataset `out`; the share `split` is held out, into `<out>-test`.
-
-    Takes shorter than `min_frames` (one training window) are left out. Whole videos are held out, chosen by a hash of
-    their names; where `split` comes to less than one video, the last part of long takes. After a kill the same call
-    goes on where it was and ends with the same bytes. `progress(done, total, name)` counts videos, `done` in fractions.
-
-    NoUsableVideo, and nothing left on disk, if no file gives a take; FileNotFoundError for a missing path;
-    FileExistsError if `out` holds anything else, be it this dataset from a different list of files.
-    """
-    height_width = _checked(size, fps, fit)
-    if not (min_frames >= 2 and 0 <= split < 1):
-        raise ValueError(f"min_frames should be at least 2 and split in [0, 1), got {min_frames} and {split}")
-    paths = [paths] if isinstance(paths, str | Path) else list(paths)
-    videos = find_videos(paths)
-    if not videos:
-        where = ", ".join(map(str, paths)) or "an empty list of paths"
-        raise NoUsableVideo(f"no video in {where}; files in folders should end in {EXTENSIONS}", [])
-    root = os.path.commonpath([video.parent for video in videos])
-    names = [video.relative_to(root).as_posix() for video in videos]
-    listing = "\n".join(f"{name} {video.stat().st_size}" for name, video in zip(names, videos, strict=True))
-    digest = hashlib.sha256(listing.encode()).hexdigest()[:12]
-    header: dict[str, Any] = {
-        "frame_size": height_width,
-        "fps": float(fps),
-        "source": "video",
-        "generator": f"minigenie ingest, av {av.__version__}",
-        "settings": {
-            "videos": f"{len(videos)} files with listing {digest}",
-            "fit": fit,
-            "held_out": split,
-            "min_frames": min_frames,
-        },
-    }
-
-    def report(done: int, name: str, share: float) -> None:
-        if progress:
-            progress(done + share, len(videos), name)
-
-    out = Path(out)
-    test_out = Path(f"{out}-test")
-    train = DatasetWriter(out, **header, split="train")
-    rows = _read_log(out / LOG)
-    if train.finished:
-        return IngestResult(train.close(), Dataset.open(test_out) if test_out.exists() else None, sorted(rows))
-    test = DatasetWriter(test_out, **header, split="test") if split else None
-
-    order = list(range(len(videos)))
-    num_test_videos = round(split * len(videos))
-    if num_test_videos:
-        order.sort(key=lambda i: hashlib.sha256(names[i].encode()).digest())
-    max_frames = max(2 * min_frames, min(SHARD_FRAMES, SHARD_BYTES // (3 * math.prod(height_width))))
-    for i in order[len(rows) :]:
-        train_shards, test_shards = (_Shards(writer, i, names[i], max_frames) for writer in (train, test))
-        num_test_frames = _hold_out(rows, split, num_test_videos, min_frames)
-        try:
-            reader = _Reader(videos[i], height_width, fps, fit, partial(report, len(rows), names[i]))
-            for take in _takes(reader, fps, min_frames, max_frames):
-                num_train_frames = len(take) - num_test_frames(len(take))
-                train_shards.add(take[:num_train_frames])
-                test_shards.add(take[num_train_frames:].copy())  # so as not to keep the whole take
-            row = _row(names[i], reader, train_shards, test_shards, min_frames)
-        except _Unreadable as reason:
-            row = Row(names[i], "skipped", 0, 0, str(reason))
-        train_shards.flush()
-        test_shards.flush()
-        rows.append(row)
-        _append_to_log(out / LOG, row)
-    report(len(videos), names[-1], 0.0)
-
-    if not any(row.episodes for row in rows):
-        for writer in filter(None, (train, test)):
-            shutil.rmtree(writer.folder)
-        first = min(rows)
-        raise NoUsableVideo(f"none of {len(rows)} files can be used; {first.file}: {first.reason}", sorted(rows))
-    has_test = any(row.test_frames for row in rows)
-    if test and not has_test:
-        shutil.rmtree(test_out)
-    test_dataset = test.close() if test and has_test else None  # first, so that a finished `out` says that both are
-    return IngestResult(train.close(), test_dataset, sorted(rows))
-
-
-def _checked(size: int | tuple[int, int], fps: float, fit: str) -> tuple[int, int]:
+def checked(size: int | tuple[int, int], fps: float, fit: str) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:
         raise ValueError(f"size should be positive, one number or (height, width), got {size}")
@@ -224,85 +94,7 @@ def _checked(size: int | tuple[int, int], fps: float, fit: str) -> tuple[int, in
     return height, width
 
 
-def _read_log(path: Path) -> list[Row]:
-    """Rows of the finished videos. A last line that a kill cut short is taken off the file."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    if lines and not lines[-1].endswith(b"\n"):
-        write_atomic(path, *lines[:-1])
-        lines.pop()
-    return [Row(**json.loads(line)) for line in lines]
-
-
-def _append_to_log(path: Path, row: Row) -> None:
-    with open(path, "ab") as log:
-        log.write(json.dumps(row._asdict()).encode() + b"\n")
-        log.flush()
-        os.fsync(log.fileno())
-
-
-def _hold_out(rows: list[Row], split: float, num_videos: int, min_frames: int) -> Callable[[int], int]:
-    """How many frames to hold out at the end of a take of given length, given the videos before it.
-
-    With `num_videos`, whole videos: the first usable one is for training, the next ones are held out. Otherwise, the
-    share `split` in tails of a window or more, of takes that leave as much for training.
-    """
-    if num_videos:
-        has_train, num_held_out = any(r.frames > r.test_frames for r in rows), sum(r.test_frames > 0 for r in rows)
-        return lambda length: length if has_train and num_held_out < num_videos else 0
-    owed = split * sum(row.frames for row in rows) - sum(row.test_frames for row in rows)
-
-    def tail(length: int) -> int:
-        nonlocal owed
-        owed += split * length
-        count = min(max(int(owed), min_frames), length - min_frames) if owed > 0 and length >= 2 * min_frames else 0
-        owed -= count
-        return count
-
-    return tail
-
-
-class _Shards:
-    """Packs takes of one video into shards of at most `max_frames`; what a killed run wrote already stays."""
-
-    def __init__(self, writer: DatasetWriter | None, video: int, name: str, max_frames: int):
-        self.writer, self.index, self.name, self.max_frames = writer, video * SHARDS_PER_VIDEO, name, max_frames
-        self.takes: list[np.ndarray] = []
-        self.num_frames = self.num_takes = 0
-
-    def add(self, take: np.ndarray) -> None:
-        if sum(map(len, self.takes)) + len(take) > self.max_frames:
-            self.flush()
-        if len(take):
-            self.takes.append(take)
-            self.num_frames += len(take)
-            self.num_takes += 1
-
-    def flush(self) -> None:
-        if self.writer and self.takes:
-            if self.index not in self.writer:
-                offsets = np.cumsum([0, *map(len, self.takes)]).tolist()
-                at = zip(offsets, map(len, self.takes), strict=False)
-                episodes = [Episode(self.index, offset, length, source=self.name) for offset, length in at]
-                self.writer.write(self.index, np.concatenate(self.takes), episodes)
-            self.index += 1
-            self.takes.clear()
-
-
-def _row(name: str, reader: "_Reader", train: _Shards, test: _Shards, min_frames: int) -> Row:
-    frames, damage = train.num_frames + test.num_frames, reader.damage()
-    reasons = [damage] if damage else []
-    if reader.num_given < min_frames:
-        reasons.append(f"{reader.num_given} frames at {reader.fps:g} per second, a take needs {min_frames}")
-    elif reader.num_given > frames:
-        left_out = f"{reader.num_given - frames} of {reader.num_given} frames left out"
-        reasons.append(f"{left_out}: still, or in takes of fewer than {min_frames}")
-    if reader.rate < 0.9 * reader.fps:
-        reasons.append(f"its {reader.rate:.3g} frames per second are below {reader.fps:g}: each kept once")
-    status = "skipped" if not frames else "partly" if damage else "kept"
-    return Row(name, status, frames, train.num_takes + test.num_takes, "; ".join(reasons), test.num_frames)
-
-
-def _takes(
+def takes(
     frames: Iterable[tuple[np.ndarray, bool]], fps: float, min_frames: int, max_frames: int
 ) -> Iterator[np.ndarray]:
     """Cut frames [h w 3], each with whether others are missing before it, into takes [t h w 3] of min to max frames."""
@@ -342,7 +134,7 @@ def _difference(before: np.ndarray, after: np.ndarray) -> float:
     return float(np.nanmean(np.abs(shifted[:, :, 0] - before), axis=(2, 3, 4)).min())
 
 
-class _Reader:
+class Reader:
     """One file. Iterate over it once: frames uint8 [h w 3], each with whether others are missing just before it."""
 
     def __init__(
@@ -376,7 +168,7 @@ class _Reader:
                 self.report(min(self.end / total, 1.0) if total > 0 else 0.0)
                 yield placed, after_hole
         if not self.num_given:
-            raise _Unreadable("truncated before the first frame")
+            raise Unreadable("truncated before the first frame")
 
     @property
     def rate(self) -> float:
@@ -451,20 +243,20 @@ def _open(path: Path) -> tuple[InputContainer, VideoStream, bool]:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
             last = file.read()
     except OSError as error:
-        raise _Unreadable(f"cannot be read: {error.strerror}") from None
+        raise Unreadable(f"cannot be read: {error.strerror}") from None
     if not first:
-        raise _Unreadable("empty file")
+        raise Unreadable("empty file")
     try:
         # "file:" and the whitelist, so that no name, nor playlist inside, makes it open anything else or go online
         container = av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
     except av.FFmpegError:
         was_video = any(magic in first for magic in KNOWN_STARTS)
-        raise _Unreadable("truncated before the first frame" if was_video else "not a video") from None
+        raise Unreadable("truncated before the first frame" if was_video else "not a video") from None
     if container.format.name == "tty":  # how it takes a text file
-        raise _Unreadable("not a video")
+        raise Unreadable("not a video")
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
-        raise _Unreadable("no video stream")
+        raise Unreadable("no video stream")
     streams[0].codec_context.thread_count = 1  # on several, H.264 finds damage by chance or, in slices, never
     return container, streams[0], container.format.name == "gif" and last != b";"
 

@@ -129,7 +129,7 @@ def evaluate(
     horizon, long_horizon = min(HORIZON, longest - PROMPT), min(LONG_HORIZON, longest - PROMPT)
     if horizon < 1:
         raise ValueError(
-            f"{dataset.folder}: longest episode has {longest} frames; give footage with episodes of {PROMPT + 1}"
+            f"{dataset.name}: longest episode has {longest} frames; give footage with episodes of {PROMPT + 1}"
         )
     sitting = Sitting(world, dataset, clips, seed, watch)
     starts = sitting.clips(clips, PROMPT + horizon, salt=0)
@@ -143,7 +143,7 @@ def evaluate(
     )
     if len(starts) < clips:
         sitting.notes.append(
-            f"{len(starts)} clips were measured, not {clips}: {dataset.folder} has no more of {PROMPT + horizon} frames"
+            f"{len(starts)} clips were measured, not {clips}: {dataset.name} has no more of {PROMPT + horizon} frames"
         )
     _load_perceptual(sitting)
     video, truth = sitting.frames(starts, PROMPT + horizon), dataset.clip_actions(starts, PROMPT + horizon)

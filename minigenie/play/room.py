@@ -87,7 +87,7 @@ class Room:
         fps: float | None,
         max_players: int,
         seed: int,
-        footage: Path | None,
+        footage: str | Path | None,
         compiled: bool = False,
     ) -> None:
         if max_players < 1:
@@ -111,7 +111,7 @@ class Room:
         self.shifts: dict[bytes, dict[int, tuple[np.ndarray, float]]] = {}
         self.saving = asyncio.Lock()
 
-    def _open_footage(self, folder: Path) -> Dataset:
+    def _open_footage(self, folder: str | Path) -> Dataset:
         footage, shape = Dataset.open(folder), self.world.frame_shape
         if footage.frame_size != shape[:2]:
             sizes = f"{footage.frame_size[0]}x{footage.frame_size[1]}, this world imagines {shape[0]}x{shape[1]}"

@@ -208,7 +208,7 @@ def serve(
     fps: float | None = None,
     device: str | None = None,
     seed: int = 0,
-    footage: Path | None = None,
+    footage: str | Path | None = None,
     compiled: bool = False,
 ) -> None:
     """Play the world in `folder` until Ctrl-C. ValueError or OSError, one line, if that cannot be."""

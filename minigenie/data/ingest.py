@@ -1,0 +1,328 @@
+"""Many video files in, one dataset of uncut takes out, the same whatever decodes it and however often it is killed.
+
+Workers decode whole files, out of order, each into a file of its takes in a staging folder inside the dataset. One
+process goes through these in the order of the files: it drops copies of what came before, holds out, writes shards.
+All that depends on earlier files is decided there, so the bytes do not depend on how many workers there are. A line in
+a log ends each file; a killed run decodes again what was staged without a line, and goes on from there.
+
+Dimensions:  t frames   h height   w width
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+
+from minigenie.data.dataset import Dataset, DatasetWriter, Episode, write_atomic
+from minigenie.data.duplicates import SIDE, Seen, thumbnails
+from minigenie.data.video import EXTENSIONS, Reader, Unreadable, checked, find_videos, takes
+from minigenie.data.workers import workers as start_workers
+
+SHARD_FRAMES, SHARD_BYTES, SHARDS_PER_VIDEO = 8192, 2**26, 10_000
+LOG = "videos.jsonl"  # a row per finished video: where a killed ingest goes on, and where the frames came from
+SEEN, STAGING = ".seen", ".staging-"  # gone when the dataset is finished
+
+
+class Row(NamedTuple):
+    """What became of one file: `status` "kept", "partly" (damaged) or "skipped", and why; `reason` may be "".
+
+    `frames` and `episodes` count what is in the datasets, `test_frames` those of `frames` that were held out,
+    `repeated` the frames left out because an earlier file has them.
+    """
+
+    file: str
+    status: str
+    frames: int
+    episodes: int
+    reason: str
+    test_frames: int = 0
+    repeated: int = 0
+
+
+class IngestResult(NamedTuple):
+    """`test_dataset` is None if nothing is held out: `split` is 0, or no other video or take was long enough to."""
+
+    dataset: Dataset
+    test_dataset: Dataset | None
+    rows: list[Row]
+
+
+class NoUsableVideo(ValueError):
+    """Not one file gave a take; `rows` say why, file by file."""
+
+    def __init__(self, message: str, rows: list[Row]):
+        super().__init__(message)
+        self.rows = rows
+
+
+class Job(NamedTuple):
+    """A file to decode into `staged`, and how."""
+
+    video: Path
+    staged: Path
+    height_width: tuple[int, int]
+    fps: float
+    fit: str
+    min_frames: int
+    max_frames: int
+
+
+class Staged(NamedTuple):
+    """A decoded file: `lengths` of its takes, their thumbnails [t 16 16 3], how many frames it gave, at what `rate`.
+
+    `damage` says what was lost, None if nothing was; `unreadable` why there is nothing, None if there is.
+    """
+
+    lengths: list[int]
+    thumbnails: np.ndarray
+    num_given: int = 0
+    rate: float = math.inf
+    damage: str | None = None
+    unreadable: str | None = None
+
+
+def ingest(
+    paths: str | Path | Iterable[str | Path],
+    out: str | Path,
+    *,
+    size: int | tuple[int, int] = 64,
+    fps: float = 10,
+    fit: str = "crop",
+    split: float = 0.0,
+    min_frames: int = 16,
+    keep_duplicates: bool = False,
+    workers: int = 1,
+    ray: str | None = None,
+    progress: Callable[[float, int, str], None] | None = None,
+) -> IngestResult:
+    """Turn videos and folders of videos into the dataset `out`; the share `split` is held out, into `<out>-test`.
+
+    Takes shorter than `min_frames` (one training window) are left out, and so are copies of earlier ones, unless
+    `keep_duplicates`. Whole videos are held out, chosen by a hash of their names; where `split` comes to less than one
+    video, the last part of long takes. Files are decoded by so many processes, `workers`, or by all of the Ray cluster
+    at the address `ray`, whose machines must see `paths` and `out` under the same names. After a kill the same call
+    goes on where it was and ends with the same bytes, whatever the workers. `progress(done, total, name)` counts
+    videos, `done` in fractions if this process decodes them.
+
+    NoUsableVideo, and nothing left on disk, if no file gives a take; FileNotFoundError for a missing path;
+    FileExistsError if `out` holds anything else, be it this dataset from a different list of files.
+    """
+    height_width = checked(size, fps, fit)
+    if not (min_frames >= 2 and 0 <= split < 1):
+        raise ValueError(f"min_frames should be at least 2 and split in [0, 1), got {min_frames} and {split}")
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; it takes at least 1 to decode")
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    videos = find_videos(paths)
+    if not videos:
+        where = ", ".join(map(str, paths)) or "an empty list of paths"
+        raise NoUsableVideo(f"no video in {where}; files in folders should end in {EXTENSIONS}", [])
+    root = os.path.commonpath([video.parent for video in videos])
+    names = [video.relative_to(root).as_posix() for video in videos]
+    listing = "\n".join(f"{name} {video.stat().st_size}" for name, video in zip(names, videos, strict=True))
+    digest = hashlib.sha256(listing.encode()).hexdigest()[:12]
+    header: dict[str, Any] = {
+        "frame_size": height_width,
+        "fps": float(fps),
+        "source": "video",
+        "generator": f"minigenie ingest, av {av.__version__}",
+        "settings": {
+            "videos": f"{len(videos)} files with listing {digest}",
+            "fit": fit,
+            "held_out": split,
+            "min_frames": min_frames,
+            "duplicates": "kept" if keep_duplicates else "dropped",
+        },
+    }
+
+    def report(done: int, name: str, share: float) -> None:
+        if progress:
+            progress(done + share, len(videos), name)
+
+    out = Path(out)
+    test_out = Path(f"{out}-test")
+    train = DatasetWriter(out, **header, split="train")
+    rows = _read_log(out / LOG)
+    if train.finished:
+        return IngestResult(train.close(), Dataset.open(test_out) if test_out.exists() else None, sorted(rows))
+    test = DatasetWriter(test_out, **header, split="test") if split else None
+
+    order = list(range(len(videos)))
+    num_test_videos = round(split * len(videos))
+    if num_test_videos:
+        order.sort(key=lambda i: hashlib.sha256(names[i].encode()).digest())
+    max_frames = max(2 * min_frames, min(SHARD_FRAMES, SHARD_BYTES // (3 * math.prod(height_width))))
+    seen = None if keep_duplicates else Seen(out / SEEN, len(rows), fps)
+
+    for left_behind in out.glob(f"{STAGING}*"):
+        shutil.rmtree(left_behind)
+    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=out.absolute()))
+    todo = range(len(rows), len(order))
+    with start_workers(min(workers, max(1, len(todo))), ray if todo else None) as (submit, ahead):
+
+        def begin(k: int) -> tuple[Path, Callable[[], Staged]]:
+            i, staged = order[k], staging / str(k)
+            job = Job(videos[i], staged, height_width, fps, fit, min_frames, max_frames)
+            return staged, submit(stage, job, *([partial(report, k, names[i])] if ahead == 1 else []))
+
+        beginning = map(begin, todo)
+        begun = deque(islice(beginning, ahead))
+        while begun:
+            staged, result = begun.popleft()
+            decoded, k = result(), len(rows)
+            i = order[k]
+            train_shards, test_shards = (_Shards(writer, i, names[i], max_frames) for writer in (train, test))
+            num_test_frames = _hold_out(rows, split, num_test_videos, min_frames)
+            repeated: Counter[str] = Counter()
+            for take, small in _staged_takes(staged, height_width, decoded):
+                origin = seen.origin(small) if seen else None
+                if origin is not None:
+                    repeated[names[order[origin]]] += len(take)
+                    continue
+                if seen:
+                    seen.add(k, small)
+                num_train_frames = len(take) - num_test_frames(len(take))
+                train_shards.add(take[:num_train_frames])
+                test_shards.add(take[num_train_frames:].copy())  # so as not to keep the whole take
+            train_shards.flush()
+            test_shards.flush()
+            if seen:
+                seen.sync()
+            staged.unlink(missing_ok=True)
+            rows.append(_row(names[i], decoded, train_shards, test_shards, repeated, fps, min_frames))
+            _append_to_log(out / LOG, rows[-1])
+            report(len(rows), names[i], 0.0)
+            begun.extend(islice(beginning, 1))
+    report(len(videos), names[-1], 0.0)
+    shutil.rmtree(staging)
+    (out / SEEN).unlink(missing_ok=True)
+
+    if not any(row.episodes for row in rows):
+        for writer in filter(None, (train, test)):
+            shutil.rmtree(writer.folder)
+        first = min(rows)
+        raise NoUsableVideo(f"none of {len(rows)} files can be used; {first.file}: {first.reason}", sorted(rows))
+    has_test = any(row.test_frames for row in rows)
+    if test and not has_test:
+        shutil.rmtree(test_out)
+    test_dataset = test.close() if test and has_test else None  # first, so that a finished `out` says that both are
+    return IngestResult(train.close(), test_dataset, sorted(rows))
+
+
+def stage(job: Job, report: Callable[[float], None] = lambda share_read: None) -> Staged:
+    """Decode a file: the frames of its takes go to `job.staged`, uint8 [t h w 3] without a header."""
+    lengths, small = [], [np.empty((0, SIDE, SIDE, 3), np.uint8)]
+    try:
+        reader = Reader(job.video, job.height_width, job.fps, job.fit, report)
+        with open(job.staged, "wb") as file:
+            for take in takes(reader, job.fps, job.min_frames, job.max_frames):
+                file.write(take.data)
+                lengths.append(len(take))
+                small.append(thumbnails(take))
+    except Unreadable as reason:
+        return Staged([], small[0], unreadable=str(reason))
+    return Staged(lengths, np.concatenate(small), reader.num_given, reader.rate, reader.damage())
+
+
+def _staged_takes(path: Path, height_width: tuple[int, int], staged: Staged) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """One after another, takes [t h w 3] and their thumbnails [t 16 16 3]."""
+    first, frame = 0, 3 * math.prod(height_width)
+    for length in staged.lengths:
+        take = np.fromfile(path, np.uint8, count=length * frame, offset=first * frame)
+        yield take.reshape(length, *height_width, 3), staged.thumbnails[first : first + length]
+        first += length
+
+
+def _read_log(path: Path) -> list[Row]:
+    """Rows of the finished videos. A last line that a kill cut short is taken off the file."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith(b"\n"):
+        write_atomic(path, *lines[:-1])
+        lines.pop()
+    return [Row(**json.loads(line)) for line in lines]
+
+
+def _append_to_log(path: Path, row: Row) -> None:
+    with open(path, "ab") as log:
+        log.write(json.dumps(row._asdict()).encode() + b"\n")
+        log.flush()
+        os.fsync(log.fileno())
+
+
+def _hold_out(rows: list[Row], split: float, num_videos: int, min_frames: int) -> Callable[[int], int]:
+    """How many frames to hold out at the end of a take of given length, given the videos before it.
+
+    With `num_videos`, whole videos: the first usable one is for training, the next ones are held out. Otherwise, the
+    share `split` in tails of a window or more, of takes that leave as much for training.
+    """
+    if num_videos:
+        has_train, num_held_out = any(r.frames > r.test_frames for r in rows), sum(r.test_frames > 0 for r in rows)
+        return lambda length: length if has_train and num_held_out < num_videos else 0
+    owed = split * sum(row.frames for row in rows) - sum(row.test_frames for row in rows)
+
+    def tail(length: int) -> int:
+        nonlocal owed
+        owed += split * length
+        count = min(max(int(owed), min_frames), length - min_frames) if owed > 0 and length >= 2 * min_frames else 0
+        owed -= count
+        return count
+
+    return tail
+
+
+class _Shards:
+    """Packs takes of one video into shards of at most `max_frames`; what a killed run wrote already stays."""
+
+    def __init__(self, writer: DatasetWriter | None, video: int, name: str, max_frames: int):
+        self.writer, self.index, self.name, self.max_frames = writer, video * SHARDS_PER_VIDEO, name, max_frames
+        self.takes: list[np.ndarray] = []
+        self.num_frames = self.num_takes = 0
+
+    def add(self, take: np.ndarray) -> None:
+        if sum(map(len, self.takes)) + len(take) > self.max_frames:
+            self.flush()
+        if len(take):
+            self.takes.append(take)
+            self.num_frames += len(take)
+            self.num_takes += 1
+
+    def flush(self) -> None:
+        if self.writer and self.takes:
+            if self.index not in self.writer:
+                offsets = np.cumsum([0, *map(len, self.takes)]).tolist()
+                at = zip(offsets, map(len, self.takes), strict=False)
+                episodes = [Episode(self.index, offset, length, source=self.name) for offset, length in at]
+                self.writer.write(self.index, np.concatenate(self.takes), episodes)
+            self.index += 1
+            self.takes.clear()
+
+
+def _row(
+    name: str, staged: Staged, train: _Shards, test: _Shards, repeated: Counter[str], fps: float, min_frames: int
+) -> Row:
+    if staged.unreadable:
+        return Row(name, "skipped", 0, 0, staged.unreadable)
+    frames, num_repeated = train.num_frames + test.num_frames, repeated.total()
+    reasons = [staged.damage] if staged.damage else []
+    reasons += [f"{count} frames repeat {origin}" for origin, count in sorted(repeated.items())]
+    if staged.num_given < min_frames:
+        reasons.append(f"{staged.num_given} frames at {fps:g} per second, a take needs {min_frames}")
+    elif staged.num_given > frames + num_repeated:
+        left_out = f"{staged.num_given - frames - num_repeated} of {staged.num_given} frames left out"
+        reasons.append(f"{left_out}: still, or in takes of fewer than {min_frames}")
+    if staged.rate < 0.9 * fps:
+        reasons.append(f"its {staged.rate:.3g} frames per second are below {fps:g}: each kept once")
+    status = "skipped" if not frames else "partly" if staged.damage else "kept"
+    num_takes = train.num_takes + test.num_takes
+    return Row(name, status, frames, num_takes, "; ".join(reasons), test.num_frames, num_repeated)
