@@ -7,6 +7,10 @@ which is control. The decoder exists only for training.
 With `pairs` (the default) encoder and decoder see one pair of frames instead of the history: the less the decoder knows
 of the past, the more the action has to say.
 
+With `relative` (the default, for pixels) an error counts by how little the picture changed at that step. A fall changes
+far more of it than a step to the side: by plain error all actions go into telling speeds of falling, and none is left
+for left and right.
+
 Dimensions:  b batch   t frames   n patches per frame   d model width   c code width
 """
 
@@ -25,17 +29,19 @@ from minigenie.nn.st_transformer import STConfig, STTransformer
 from minigenie.tokenizer import TokenizerConfig
 
 MAX_ACTIONS = 64
+STILL = 1e-3  # a mean squared change of less, a PSNR of more than 30 dB, hardly counts as one
 
 
 @dataclass(frozen=True, kw_only=True)
 class LAMConfig:
     """input: what the model sees, "pixels" or the tokenizer's "tokens". patch: side in pixels (with tokens it is the
-    tokenizer's). pairs: see the module's docstring. sigmoid: on the decoder's pixels, as in the paper.
+    tokenizer's). pairs, relative: see the module's docstring. sigmoid: on the decoder's pixels, as in the paper.
     quantizer.num_codes is the number of actions."""
 
     input: Literal["pixels", "tokens"] = "pixels"
     patch: int = 16
     pairs: bool = True
+    relative: bool = True
     sigmoid: bool = False
     encoder: STConfig = field(default_factory=STConfig)
     decoder: STConfig = field(default_factory=STConfig)
@@ -102,10 +108,18 @@ class LatentActionModel(nn.Module):
         predicted = self.head(self.decoder(hidden))
         return predicted.sigmoid() - 0.5 if self.config.sigmoid else predicted
 
-    def _loss(self, predicted: Tensor, seen: Tensor) -> Tensor:
+    def _errors(self, predicted: Tensor, seen: Tensor) -> Float[Tensor, "pairs steps"]:
+        """Mean squared error of pixels, or cross-entropy of tokens."""
         if self.config.input == "tokens":
-            return F.cross_entropy(predicted.flatten(0, -2).float(), seen[:, 1:].flatten())
-        return F.mse_loss(predicted.float(), seen[:, 1:])
+            return F.cross_entropy(predicted.movedim(-1, 1).float(), seen[:, 1:], reduction="none").mean(-1)
+        return (predicted.float() - seen[:, 1:]).square().mean((-2, -1))
+
+    def _weights(self, seen: Tensor) -> Float[Tensor, "pairs steps"] | float:
+        """How much an error counts at each step; 1 on average."""
+        if not self.config.relative or self.config.input == "tokens":
+            return 1.0
+        weights = 1 / ((seen[:, 1:] - seen[:, :-1]).square().mean((-2, -1)) + STILL)
+        return weights / weights.mean()
 
     def infer(self, video: Tensor) -> Int[Tensor, "b steps"]:
         """video: frames [b t h w c], float in [0, 1], or tokens [b t n] -> actions [b t-1], 0..num_actions-1."""
@@ -119,9 +133,9 @@ class LatentActionModel(nn.Module):
         """batch["frames"] uint8 [b t h w c], or batch["tokens"] [b t n] -> loss (prediction + commitment), metrics."""
         seen = self._see(self.video(batch))
         quantized = self.quantizer(self._actions(seen), progress)
-        loss = self._loss(self._predict(seen[:, :-1], quantized.vectors), seen)
-        name = "psnr" if self.config.input == "pixels" else "cross_entropy"
-        metrics = {name: -10 * loss.detach().log10() if name == "psnr" else loss.detach()}
+        errors = self._errors(self._predict(seen[:, :-1], quantized.vectors), seen)
+        loss, error = (self._weights(seen) * errors).mean(), errors.detach().mean()
+        metrics = {"psnr": -10 * error.log10()} if self.config.input == "pixels" else {"cross_entropy": error}
         return loss + quantized.loss * 0.1, metrics | self.quantizer.use()
 
     @torch.no_grad()
@@ -131,7 +145,7 @@ class LatentActionModel(nn.Module):
         seen = self._see(self.video(batch))
         codes = self.quantizer.nearest(self._actions(seen))
         right, wrong = (
-            self._loss(self._predict(seen[:, :-1], self.quantizer.lookup(choice)), seen)
+            self._errors(self._predict(seen[:, :-1], self.quantizer.lookup(choice)), seen).mean()
             for choice in (codes, torch.randint_like(codes, self.config.num_actions))
         )
         return 10 * (wrong / right).log10() if self.config.input == "pixels" else wrong - right

@@ -51,8 +51,8 @@ def tiny() -> Recipe:
 
 
 def laptop() -> Recipe:
-    """Full-colour CoinRun on a laptop's CPU in about an hour: patch 4, since a code for 8x8 pixels cannot hold its
-    looks, and four tokens to a position of dynamics, so that a frame is 64 positions."""
+    """Full-colour CoinRun on a laptop's CPU overnight: patch 4, since a code for 8x8 pixels cannot hold its looks, four
+    tokens to a position of dynamics, so that a frame is 64 positions, and a LAM that sees steps of a pixel."""
     recipe = tiny()
     return replace(
         recipe,
@@ -63,8 +63,9 @@ def laptop() -> Recipe:
             quantizer=replace(recipe.tokenizer.quantizer, num_codes=2048),
         ),
         tokenizer_fit=replace(recipe.tokenizer_fit, steps=4_000, batch_size=8, sample_every=500, save_every=500),
+        lam=replace(recipe.lam, patch=8),
         lam_fit=replace(recipe.lam_fit, steps=1_000),
-        dynamics_fit=replace(recipe.dynamics_fit, steps=2_200, batch_size=2),
+        dynamics_fit=replace(recipe.dynamics_fit, steps=20_000, batch_size=2, sample_every=1_000),
         sampling=replace(recipe.sampling, steps=4),
     )
 
@@ -118,7 +119,7 @@ def paper() -> Recipe:
     return Recipe(
         tokenizer=TokenizerConfig(patch=4, quantizer=gradient),
         tokenizer_fit=tokenizer_fit,
-        lam=LAMConfig(patch=16, pairs=False, sigmoid=True, quantizer=replace(gradient, num_codes=6)),
+        lam=LAMConfig(patch=16, pairs=False, relative=False, sigmoid=True, quantizer=replace(gradient, num_codes=6)),
         lam_fit=dynamics_fit,
         dynamics=DynamicsConfig(transformer=STConfig(num_blocks=12), context="masked", min_mask=0.5),
         dynamics_fit=dynamics_fit,

@@ -41,9 +41,9 @@ def struck(arguments: list[str], folder: str, blow: tuple[str, float] | None, ta
     there were, if it does not."""
     from minigenie import encode
     from minigenie.__main__ import main
-    from minigenie.data import collect, video
+    from minigenie.data import collect, ingest
 
-    collect.STEPS, video.SHARD_FRAMES, encode.SAVE_EVERY = 100, 64, 0
+    collect.STEPS, ingest.SHARD_FRAMES, encode.SAVE_EVERY = 100, 64, 0
     torch.set_num_threads(1)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -79,7 +79,7 @@ def strike(tmp_path_factory):
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"minigenie.{name}" for name in ("pipeline", "recipes", "console", "data.video")])
+    context.set_forkserver_preload([f"minigenie.{name}" for name in ("pipeline", "recipes", "console", "data.ingest")])
     tally = tmp_path_factory.mktemp("tally") / "operations"
 
     def strike(arguments: list[str], folder: Path, blow: tuple[str, float] | None = None) -> tuple[bool, int]:
@@ -190,6 +190,6 @@ def test_ingest(toy, tmp_path, strike, count):
         save_video(torch.from_numpy(frames), videos / f"{number}.mp4", 10.0)
 
     def arguments(out: Path) -> list[str]:
-        return ["ingest", str(videos), "--out", str(out), "--size", "32", "--split", "0.2"]
+        return ["ingest", str(videos), "--out", str(out), "--size", "32", "--split", "0.2", "--workers", "1"]
 
     kill_until(lambda kills: sum(kills.values()) >= count, arguments, tmp_path, strike)

@@ -58,7 +58,7 @@ def _common(stack: STConfig, dynamics: STConfig, patch: int, clips: int) -> Reci
     return replace(
         paper(),
         tokenizer=TokenizerConfig(patch=patch, encoder=stack, decoder=stack, quantizer=codes),
-        lam=LAMConfig(pairs=False, encoder=stack, decoder=stack),
+        lam=LAMConfig(pairs=False, relative=False, encoder=stack, decoder=stack),
         dynamics=DynamicsConfig(transformer=dynamics, context="masked"),
         tokenizer_fit=fit,
         lam_fit=fit,
