@@ -110,6 +110,7 @@ class Room:
         self.previews: OrderedDict[tuple[bytes, int], asyncio.Task[bytes]] = OrderedDict()
         self.shifts: dict[bytes, dict[int, tuple[np.ndarray, float]]] = {}
         self.saving = asyncio.Lock()
+        self.large = asyncio.Lock()  # one picture decoded or video encoded at a time: each may take 500 MB
 
     def _open_footage(self, folder: Path) -> Dataset:
         footage, shape = Dataset.open(folder), self.world.frame_shape

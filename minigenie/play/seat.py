@@ -42,9 +42,10 @@ class Seat:
         self.single: int | None = None  # a step asked for, paused or not
         self.paused, self.show = False, False
         self.sent, self.acknowledged = 0, 0
-        self.news = asyncio.Event()
+        self.news, self.busy = asyncio.Event(), asyncio.Lock()
         self.tasks: set[asyncio.Task[None]] = set()
         self.previewing: asyncio.Task[None] | None = None
+        self.telling: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Play until one side leaves."""
@@ -65,12 +66,15 @@ class Seat:
         return self.player.view is not None and not self.paused
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Say it when there is time."""
-        self._spawn(self._say(message))
+        """Say it when there is time, if nothing newer has come until then."""
+        if self.telling:
+            self.telling.cancel()
+        self.telling = self._spawn(self._say(message))
 
     async def upload(self, data: bytes) -> None:
         """Begin anew from a picture. ValueError if it is none."""
-        self.start = await asyncio.to_thread(fit_picture, data, self.room.world.frame_shape)
+        async with self.room.large:
+            self.start = await asyncio.to_thread(fit_picture, data, self.room.world.frame_shape)
         self.start_index = self.clip_index = self.clip = None
         await self._begin()
 
@@ -190,11 +194,11 @@ class Seat:
             if message["type"] == "websocket.disconnect":
                 return
             try:
-                await self._answer(message.get("text"))
+                await self._answer(message.get("text") or message.get("bytes"))
             except ValueError as error:
                 await self._say({"type": "error", "text": str(error)})
 
-    async def _answer(self, text: str | None) -> None:
+    async def _answer(self, text: str | bytes | None) -> None:
         try:
             message = json.loads(text or "")
         except (ValueError, RecursionError):
