@@ -73,8 +73,8 @@ class Seat:
 
     async def upload(self, data: bytes) -> None:
         """Begin anew from a picture. ValueError if it is none."""
-        async with self.room.large:
-            self.start = await asyncio.to_thread(fit_picture, data, self.room.world.frame_shape)
+        decode = partial(fit_picture, data, self.room.world.frame_shape)
+        self.start = await asyncio.get_running_loop().run_in_executor(self.room.large, decode)
         self.start_index = self.clip_index = self.clip = None
         await self._begin()
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import webbrowser
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def make_app(
         try:
             async with seat.busy:
                 await seat.upload(await _body(request, UPLOAD_BYTES))
-        except ClientDisconnect:
+        except (ClientDisconnect, Gone):
             return Response()  # to nobody
         except ValueError as error:
             return error_response(str(error), 400)
@@ -95,8 +96,9 @@ def make_app(
             return error_response("there is no such recording", 404)
         if not (frames := list(seat.player.recorded)):
             return error_response("nothing is recorded yet; press Record, play, and press it again", 404)
-        async with seat.busy, room.large:
-            data = await asyncio.to_thread(_video, frames, kind, room.fps)
+        async with seat.busy:
+            encode = partial(_video, frames, kind, room.fps)
+            data = await asyncio.get_running_loop().run_in_executor(room.large, encode)
         name = f'attachment; filename="minigenie.{kind}"'
         return Response(data, media_type=VIDEOS[kind], headers={**HEADERS, "Content-Disposition": name})
 
