@@ -1,6 +1,7 @@
 """Tensors on disk: safetensors written atomically, the last few checkpoints of a run, never a pickle."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from minigenie.config import parse_json
 from minigenie.data.dataset import write_atomic
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -27,7 +29,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileNotFoundError(f"{path} is missing; copy the folder again, or train it again")
     try:
         with safe_open(path, "pt") as file:
-            notes = json.loads((file.metadata() or {}).get("notes", "{}"))
+            notes = parse_json((file.metadata() or {}).get("notes", "{}"))
+            if not isinstance(notes, dict):
+                raise ValueError("its notes are no object")
             return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy the folder again, or train it again") from None
@@ -37,13 +41,15 @@ def save_model(path: Path, model: nn.Module) -> None:
     save_tensors(path, model.state_dict())
 
 
-def load_model(path: Path, model: Module) -> Module:
-    """`model` with the weights of `path`, ready for use: evaluating, without gradients."""
+def load_model(path: Path, make: Callable[[], Module]) -> Module:
+    """The model that `make` makes, with the weights of `path`, ready for use: evaluating, without gradients."""
     tensors, _ = load_tensors(path)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError:
-        raise ValueError(f"{path} does not fit the config.json beside it; copy both from one world") from None
+    with torch.device("meta"):  # what a config that lies asks for may be larger than any memory
+        expected = make().state_dict()
+    if {name: each.shape for name, each in tensors.items()} != {name: each.shape for name, each in expected.items()}:
+        raise ValueError(f"{path} does not fit the config.json beside it; copy both from one world")
+    model = make()
+    model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)
 
 
@@ -67,27 +73,31 @@ class Checkpoints:
 
     def load(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
         """Restore the newest state, into both. Returns its notes, {} if there is none yet."""
-        tensors, notes = self._newest()
+        path, tensors, notes = self._newest()
         if not notes:
             return {}
-        model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
-        for i, optimizer in enumerate(optimizers):
-            states: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in tensors.items():
-                if name.startswith(f"optimizer/{i}/"):
-                    parameter, key = name.split("/")[2:]
-                    states.setdefault(int(parameter), {})[key] = tensor
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-        return notes
+        try:
+            model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
+            for i, optimizer in enumerate(optimizers):
+                states: dict[int, dict[str, Tensor]] = {}
+                for name, tensor in tensors.items():
+                    if name.startswith(f"optimizer/{i}/"):
+                        parameter, key = name.split("/")[2:]
+                        states.setdefault(int(parameter), {})[key] = tensor
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+            return {"step": int(notes["step"]), **notes}
+        except (RuntimeError, ValueError, KeyError, TypeError):
+            cure = "delete it to go on from the one before, or begin again in a new --out"
+            raise ValueError(f"{path} is no state of this training; {cure}") from None
 
-    def _newest(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _newest(self) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
         """The newest state that can be read: that is what the others are kept for. ValueError if none of them can."""
         damage: ValueError | None = None
         for path in reversed(self.paths()):
             try:
-                return load_tensors(path)
+                return path, *load_tensors(path)
             except ValueError as error:
                 damage = damage or error
         if damage:
             raise damage
-        return {}, {}
+        return self.folder, {}, {}

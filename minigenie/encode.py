@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minigenie.data.dataset import Dataset, npy_parts, write_atomic
+from minigenie.data.dataset import Dataset, load_npy, npy_parts, write_atomic
 from minigenie.lam import LatentActionModel
 from minigenie.nn.patches import to_float
 from minigenie.tokenizer import VideoTokenizer
 
 BATCH_FRAMES = 256
+MAKE_AGAIN = "delete it, and it is made again"
 Watch = Callable[[int, int], None]
 
 
@@ -30,7 +31,7 @@ def encode_tokens(
     A tokenizer with a sense of time reads episodes in clips of `clip_frames`, as it was trained to.
     """
     if path.exists():
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return _kept(path, (dataset.num_frames, tokenizer.config.num_patches), tokenizer.config.quantizer.num_codes)
     device = next(tokenizer.parameters()).device
     kind = np.uint16 if tokenizer.config.quantizer.num_codes <= 65536 else np.uint32
     tokens = np.zeros((dataset.num_frames, tokenizer.config.num_patches), kind)
@@ -52,7 +53,7 @@ def encode_actions(
 ) -> np.ndarray:
     """actions[i] leads from frame i to frame i + 1: uint8 [f], mapped from `path`; an episode's last one is 0."""
     if path.exists():
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return _kept(path, (dataset.num_frames,), lam.config.num_actions)
     device = next(lam.parameters()).device
     actions = np.zeros(dataset.num_frames, np.uint8)
     for starts, frames in _pieces(dataset, clip_frames, overlap=1):
@@ -91,4 +92,14 @@ def _spans(starts: np.ndarray, length: int) -> np.ndarray:
 def _keep(path: Path, array: np.ndarray) -> np.ndarray:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, *npy_parts(array))
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return load_npy(path, MAKE_AGAIN)
+
+
+def _kept(path: Path, shape: tuple[int, ...], below: int) -> np.ndarray:
+    """What was encoded before. ValueError, one line, if it is not of this dataset and this model."""
+    array = load_npy(path, MAKE_AGAIN)
+    if array.shape != shape or array.dtype.kind != "u" or array.max(initial=0) >= below:
+        raise ValueError(
+            f"{path} holds {array.dtype} {list(array.shape)}, not {list(shape)} below {below}; {MAKE_AGAIN}"
+        )
+    return array

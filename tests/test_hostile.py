@@ -329,9 +329,9 @@ def test_a_flood_is_cut_before_it_fills_the_memory(server, name):
         link.recv(100)
         link.sendall(visit.first)
         again = visit.again * (1 + 65_536 // len(visit.again))
-        with pytest.raises(OSError):  # noqa: PT011: reset, or a broken pipe
-            for _ in range(500):
-                link.sendall(again)
+        flood = again * 500
+        with pytest.raises(OSError):  # noqa: PT011
+            link.sendall(flood)
     assert use(server.pid).megabytes < before + 20
 
 
@@ -342,14 +342,18 @@ def test_who_says_nothing_or_never_ends_is_cut(folder, monkeypatch):
         for visit in (Visit(b""), VISITS["slow header"], VISITS["half a handshake"], VISITS["half an upload"]):
             with socket.create_connection(address, timeout=20) as link:
                 link.sendall(visit.first)
-                assert not link.recv(100)
+                while link.recv(1000):
+                    pass
 
 
 def test_of_too_many_connections_the_oldest_are_cut(folder, monkeypatch):
     monkeypatch.setattr(door, "STRANGERS", 3)
     with in_this_process(folder) as url, contextlib.ExitStack() as opened:
-        links = [opened.enter_context(socket.create_connection(Server(url, 0).address, timeout=20)) for _ in range(6)]
-        assert [link.recv(1) for link in links[:2]] == [b"", b""]
+        links = []
+        for _ in range(6):
+            links.append(opened.enter_context(socket.create_connection(Server(url, 0).address, timeout=20)))
+            time.sleep(0.25)
+        assert [link.recv(1) for link in links[:3]] == [b""] * 3
         assert urllib.request.urlopen(url).status == 200
 
 

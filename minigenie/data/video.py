@@ -24,7 +24,7 @@ from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import av
 import numpy as np
@@ -35,6 +35,7 @@ from av.video.stream import VideoStream
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
+from minigenie.config import parse_json
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode, write_atomic
 
 EXTENSIONS = ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv"
@@ -230,7 +231,14 @@ def _read_log(path: Path) -> list[Row]:
     if lines and not lines[-1].endswith(b"\n"):
         write_atomic(path, *lines[:-1])
         lines.pop()
-    return [Row(**json.loads(line)) for line in lines]
+    try:
+        rows = [Row(**parse_json(line)) for line in lines]
+        kinds = tuple(get_type_hints(Row).values())
+        if any(tuple(map(type, row)) != kinds for row in rows):
+            raise ValueError("a value is of another kind")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); ingest into another folder") from None
+    return rows
 
 
 def _append_to_log(path: Path, row: Row) -> None:

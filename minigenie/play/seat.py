@@ -6,7 +6,6 @@ To the browser, as JSON: hello, actions, state, error. Binary: frames and previe
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from minigenie.config import parse_json
 from minigenie.pictures import fit_picture
 from minigenie.play.player import Clip, Player
 from minigenie.play.room import Room, new_token, pack_frame
@@ -200,8 +200,8 @@ class Seat:
 
     async def _answer(self, text: str | bytes | None) -> None:
         try:
-            message = json.loads(text or "")
-        except (ValueError, RecursionError):
+            message = parse_json(text or "")
+        except ValueError:
             raise ValueError("a message must be JSON") from None
         kind = message.get("type") if isinstance(message, dict) else None
         answer = getattr(self, f"on_{kind}", None) if kind in MESSAGES else None

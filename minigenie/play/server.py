@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
-import json
 import secrets
 import socket
 import sys
@@ -27,6 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from minigenie.config import parse_json
 from minigenie.pictures import save_video
 from minigenie.play.door import (
     HEADERS,
@@ -81,10 +81,10 @@ def make_app(
 
     async def edit(request: Request) -> Response:
         try:
-            await room.edit_actions(json.loads(await _body(request, EDIT_BYTES)))
+            await room.edit_actions(parse_json(await _body(request, EDIT_BYTES)))
         except ClientDisconnect:
             return Response()
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             return error_response(f"the actions are not saved: {error}", 400)
         except OSError as error:
             return error_response(f"the actions hold until the server stops: {error}", 500)
