@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -315,7 +316,7 @@ def load_npy(path: Path, cure: str) -> np.memmap:
     """An .npy file, mapped. ValueError, one line, if it is none; nothing in it is unpickled."""
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError, SyntaxError, EOFError, TokenError, OSError) as error:  # numpy's
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); {cure}") from None
 
 

@@ -1,5 +1,7 @@
 """What ails a run? The usual diseases, each by a number that training or `minigenie eval` noted, and their cures."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -57,16 +59,25 @@ def read_report(folder: Path) -> Report:
     path = folder / "report.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no report.json; make one with `minigenie eval {folder} DATASET`")
-    try:
+    with as_damage(path):
         report = parse_json(path.read_bytes())
         report["tokenizer"]["psnr"], report["actions"]["usage"], report["rollout"]["delta_psnr"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged; delete it and run minigenie eval again") from None
     return report
 
 
+@contextmanager
+def as_damage(path: Path) -> Iterator[None]:
+    """What goes wrong in here is that a report is not as `minigenie eval` writes it: ValueError, one line."""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError):
+        raise ValueError(f"{path} is damaged; delete it and run minigenie eval again") from None
+
+
 def diagnose(run: Run) -> list[Finding]:
-    return [check(run) for check in CHECKS]
+    """ValueError, one line, if the report is damaged."""
+    with as_damage(Path("report.json")):
+        return [check(run) for check in CHECKS]
 
 
 def collapsed_actions(run: Run) -> Finding:
