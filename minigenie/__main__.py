@@ -561,10 +561,13 @@ def _describe_run(folder: Path) -> None:
         sizes = ", ".join(f"{stage} {count_parameters(getattr(world, stage)) / 1e6:.2f} M" for stage in STAGES)
         print(f"parameters    {sizes}; {world.num_actions} actions, frames {world.frame_shape}")
     if (folder / "report.json").exists():
-        from minigenie.eval.doctor import read_report
+        from minigenie.eval.doctor import as_damage, read_report
         from minigenie.eval.report import summary
 
-        print("\n".join(summary(read_report(folder))))
+        report = read_report(folder)
+        with as_damage(folder / "report.json"):
+            lines = summary(report)
+        print("\n".join(lines))
 
 
 COMMANDS: dict[str, Any] = {

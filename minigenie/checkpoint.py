@@ -1,6 +1,8 @@
 """Tensors on disk: safetensors written atomically, the last few checkpoints of a run, never a pickle."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from minigenie.config import parse_json
 from minigenie.data.dataset import write_atomic
 from minigenie.runtime import like, whole
 
@@ -28,7 +31,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileNotFoundError(f"{path} is missing; copy the folder again, or train it again")
     try:
         with safe_open(path, "pt") as file:
-            notes = json.loads((file.metadata() or {}).get("notes", "{}"))
+            notes = parse_json((file.metadata() or {}).get("notes", "{}"))
+            if not isinstance(notes, dict):
+                raise ValueError("its notes are no object")
             return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy the folder again, or train it again") from None
@@ -38,13 +43,15 @@ def save_model(path: Path, model: nn.Module) -> None:
     save_tensors(path, model.state_dict())
 
 
-def load_model(path: Path, model: Module) -> Module:
-    """`model` with the weights of `path`, ready for use: evaluating, without gradients."""
+def load_model(path: Path, make: Callable[[], Module]) -> Module:
+    """The model that `make` makes, with the weights of `path`, ready for use: evaluating, without gradients."""
     tensors, _ = load_tensors(path)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError:
-        raise ValueError(f"{path} does not fit the config.json beside it; copy both from one world") from None
+    with torch.device("meta"):  # what a config that lies asks for may be larger than any memory
+        expected = make().state_dict()
+    if {name: each.shape for name, each in tensors.items()} != {name: each.shape for name, each in expected.items()}:
+        raise ValueError(f"{path} does not fit the config.json beside it; copy both from one world")
+    model = make()
+    model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)
 
 
@@ -75,37 +82,52 @@ class Checkpoints:
         damage: ValueError | None = None
         for path in reversed(self.paths()):
             try:
-                return Checkpoint(*load_tensors(path))
+                return Checkpoint(path, *load_tensors(path))
             except ValueError as error:
                 damage = damage or error
         if damage:
             raise damage
-        return Checkpoint({}, {})
+        return Checkpoint(self.folder, {}, {})
 
 
 class Checkpoint(NamedTuple):
     """Whole tensors by name, and notes; both are empty before the first checkpoint."""
 
+    path: Path
     tensors: dict[str, Tensor]
     notes: dict[str, Any]
 
+    @property
+    def step(self) -> int:
+        return int(self.notes.get("step", 0))
+
     def restore_model(self, model: nn.Module) -> None:
-        """Before it is sharded."""
+        """Before it is sharded. ValueError, one line, if this is the state of something else; below too."""
         if self.tensors:
-            model.load_state_dict(
-                {name[6:]: tensor for name, tensor in self.tensors.items() if name.startswith("model/")}
-            )
+            with self._of_this_training():
+                weights = {name[6:]: tensor for name, tensor in self.tensors.items() if name.startswith("model/")}
+                model.load_state_dict(weights)
 
     def restore_optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
         """Each tensor on the processes where its parameter is."""
         for i, optimizer in enumerate(optimizers):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             states: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in self.tensors.items():
-                if name.startswith(f"optimizer/{i}/"):
-                    number, key = name.split("/")[2:]
-                    pattern = parameters[int(number)]
-                    cut = like(pattern, tensor.to(pattern.device)) if tensor.shape == pattern.shape else tensor
-                    states.setdefault(int(number), {})[key] = cut
-            if states:
-                optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+            with self._of_this_training():
+                for name, tensor in self.tensors.items():
+                    if name.startswith(f"optimizer/{i}/"):
+                        number, key = name.split("/")[2:]
+                        pattern = parameters[int(number)]
+                        cut = like(pattern, tensor.to(pattern.device)) if tensor.shape == pattern.shape else tensor
+                        states.setdefault(int(number), {})[key] = cut
+                if states:
+                    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+
+    @contextmanager
+    def _of_this_training(self) -> Iterator[None]:
+        try:
+            self.step  # noqa: B018
+            yield
+        except (RuntimeError, ValueError, KeyError, TypeError, IndexError):
+            cure = "delete it to go on from the one before, or begin again in a new --out"
+            raise ValueError(f"{self.path} is no state of this training; {cure}") from None

@@ -3,11 +3,20 @@
 import dataclasses
 import difflib
 import json
+import sys
 import typing
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
 Config = TypeVar("Config")
+
+
+def parse_json(data: bytes | str) -> Any:
+    """json.loads, whose only error is ValueError."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -38,8 +47,8 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
             near = difflib.get_close_matches(path, known, 1, 0.4) or known[:1]
             raise ValueError(f"override {path!r} does not exist; did you mean {near[0]!r}?")
         try:
-            inside[last] = json.loads(text)
-        except json.JSONDecodeError:
+            inside[last] = parse_json(text)
+        except ValueError:
             inside[last] = {"True": True, "False": False, "None": None}.get(text, text)
     return from_dict(type(config), values, "override")
 
@@ -70,7 +79,8 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         if fits:
             return tuple(_parse(kind, item, where) for kind, item in zip(arguments, value, strict=True))
     elif kind is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = number and abs(value) <= sys.float_info.max  # neither NaN nor infinite, and no integer beyond floats
         value = float(value) if fits else value
     else:
         fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))

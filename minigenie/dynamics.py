@@ -42,8 +42,8 @@ class DynamicsConfig:
     min_mask: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.group < 1 or self.token_dim < 1:
-            raise ValueError(f"group {self.group} and token_dim {self.token_dim} must be at least 1")
+        if not 1 <= self.group <= 65_536 or not 1 <= self.token_dim <= 65_536:
+            raise ValueError(f"group {self.group} and token_dim {self.token_dim} must be 1 to 65536")
         for name in ("corrupt", "min_mask"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share in [0, 1)")

@@ -17,13 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minigenie.data.dataset import Dataset, write_atomic
+from minigenie.config import parse_json
+from minigenie.data.dataset import Dataset, load_npy, write_atomic
 from minigenie.lam import LatentActionModel
 from minigenie.nn.patches import to_float
 from minigenie.tokenizer import VideoTokenizer
 
 BATCH_FRAMES = 256
 SAVE_EVERY = 30  # seconds
+MAKE_AGAIN = "delete it, and it is made again"
 Watch = Callable[[int, int], None]
 Pieces = Iterator[tuple[np.ndarray, np.ndarray]]
 
@@ -43,7 +45,8 @@ def encode_tokens(
         tokens[_spans(starts, frames.shape[1])] = tokenizer.encode(clips).cpu().numpy().astype(kind)
 
     shape = (dataset.num_frames, tokenizer.config.num_patches)
-    return _fill(path, np.dtype(kind), shape, _pieces(dataset, clip_frames, overlap=0), encode, watch)
+    _fill(path, np.dtype(kind), shape, _pieces(dataset, clip_frames, overlap=0), encode, watch)
+    return _kept(path, shape, tokenizer.config.quantizer.num_codes)
 
 
 def encode_actions(
@@ -66,7 +69,8 @@ def encode_actions(
             actions[_spans(starts, length - 1)] = lam.infer(lam.video(clips)).cpu().numpy()
 
     pieces = _pieces(dataset, clip_frames, overlap=1)
-    return _fill(path, np.dtype(np.uint8), (dataset.num_frames,), pieces, encode, watch)
+    _fill(path, np.dtype(np.uint8), (dataset.num_frames,), pieces, encode, watch)
+    return _kept(path, (dataset.num_frames,), lam.config.num_actions)
 
 
 @torch.no_grad()
@@ -77,12 +81,12 @@ def _fill(
     pieces: Pieces,
     encode: Callable[[np.ndarray, np.ndarray, np.ndarray], None],
     watch: Watch,
-) -> np.ndarray:
-    """The array at `path`, made if missing: in a file beside it, with a note of how many pieces are safely in it."""
+) -> None:
+    """Make the array at `path` if it is missing, in a file beside it; a note says how many pieces are safely in it."""
     unfinished, note = path.with_suffix(".part"), path.with_suffix(".json")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        done = json.loads(note.read_bytes()) if note.exists() and unfinished.exists() else 0
+        done = _noted(note) if unfinished.exists() else 0
         if not done:
             _reserve(unfinished, kind, shape)
         array, saved = np.lib.format.open_memmap(unfinished, mode="r+"), time.monotonic()
@@ -97,7 +101,15 @@ def _fill(
         array.flush()
         unfinished.replace(path)
     note.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _noted(note: Path) -> int:
+    """How many pieces it says are done; none, if it is not there or makes no sense."""
+    try:
+        done = parse_json(note.read_bytes())
+    except (OSError, ValueError):
+        return 0
+    return done if type(done) is int else 0
 
 
 def _reserve(path: Path, kind: np.dtype, shape: tuple[int, ...]) -> None:
@@ -139,3 +151,13 @@ def _pieces(dataset: Dataset, length: int, overlap: int) -> Pieces:
 
 def _spans(starts: np.ndarray, length: int) -> np.ndarray:
     return starts[:, None] + np.arange(length)
+
+
+def _kept(path: Path, shape: tuple[int, ...], below: int) -> np.ndarray:
+    """What was encoded before. ValueError, one line, if it is not of this dataset and this model."""
+    array = load_npy(path, MAKE_AGAIN)
+    if array.shape != shape or array.dtype.kind != "u" or array.max(initial=0) >= below:
+        raise ValueError(
+            f"{path} holds {array.dtype} {list(array.shape)}, not {list(shape)} below {below}; {MAKE_AGAIN}"
+        )
+    return array

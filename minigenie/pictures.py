@@ -71,15 +71,16 @@ def fit_picture(
             opened.draft("RGB", (4 * width, 4 * height))  # a JPEG is decoded at a fraction of its size
             if opened.width * opened.height > MOST_PIXELS:
                 raise Image.DecompressionBombError
-            picture = _eight_bit(ImageOps.exif_transpose(opened)).convert("RGBA")
+            picture = _eight_bit(ImageOps.exif_transpose(opened))
+            picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         most = f"{MOST_PIXELS / 1e6:.0f} million pixels"
         raise ValueError(f"{name} has more than {most}; scale it down and try again") from None
     except (OSError, ValueError, SyntaxError, EOFError, TypeError):  # Pillow's, of damaged files
         raise ValueError(f"{name} cannot be read as a picture; save it as png or jpg and try again") from None
-    black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-    opaque = Image.alpha_composite(black, picture).convert("RGB")
-    return np.array(ImageOps.fit(opaque, (width, height), Image.Resampling.BOX))
+    if picture.mode == "RGBA":
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
+    return np.array(ImageOps.fit(picture, (width, height), Image.Resampling.BOX))
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:

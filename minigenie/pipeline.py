@@ -189,7 +189,7 @@ class Run:
         lam, dynamics = self.recipe.make_lam(), self.recipe.make_dynamics()
         paths = self.out / "lam.safetensors", self.out / "dynamics.safetensors"
         if all(path.exists() for path in paths):
-            return load_model(paths[0], lam), load_model(paths[1], dynamics)
+            return load_model(paths[0], lambda: lam), load_model(paths[1], lambda: dynamics)
         dynamics.start_from(tokenizer.quantizer.codebook.cpu())
         model = Joint(lam, dynamics)
 
@@ -210,7 +210,7 @@ class Run:
         torch.manual_seed(self.recipe.seed)
         model = make()
         if path.exists():
-            return load_model(path, model).to(self.device)
+            return load_model(path, lambda: model).to(self.device)
         self._fit(stage, model, batch, sample, self.recipe.shares[STAGES.index(stage) :][:1])
         if self.rank == 0:
             save_model(path, model)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from minigenie.checkpoint import Checkpoints
+from minigenie.config import parse_json
 from minigenie.data.dataset import write_atomic
 from minigenie.nn.quantize import VectorQuantizer
 from minigenie.nn.st_transformer import STTransformer
@@ -118,7 +119,7 @@ def fit(
     trained = sharded(model) if shard else model
     optimizers = make_optimizers(trained, config.optim)
     latest.restore_optimizers(optimizers)
-    step, began = latest.notes.get("step", 0), time.monotonic() - latest.notes.get("seconds", 0.0)
+    step, began = latest.step, time.monotonic() - latest.notes.get("seconds", 0.0)
     saved = step
     del latest
     log = MetricsLog(folder / "metrics.jsonl", stage, step, rank)
@@ -277,14 +278,25 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line cut short by a kill is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    """The lines of a metrics file; a last line cut short by a kill is left out. ValueError, one line, if damaged."""
+    lines: list[dict[str, Any]] = []
+    texts = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
+            if text:
+                lines.append(_checked(parse_json(text)))
+        except ValueError as error:
+            if number < len(texts):  # a whole line
+                raise ValueError(f"{path} is damaged (line {number}: {error}); delete that line") from None
     return lines
+
+
+def _checked(line: Any) -> dict[str, Any]:
+    if not isinstance(line, dict) or type(line.get("step")) is not int or not isinstance(line.get("stage"), str):
+        raise ValueError("it is no object with a stage and a step")
+    if unfit := [name for name, value in line.items() if name != "stage" and type(value) not in (int, float)]:
+        raise ValueError(f"{unfit[0]!r} is no number")
+    return line
 
 
 @contextmanager

@@ -7,7 +7,6 @@ Every frame is computed once: tokenizer and dynamics keep its keys and values as
 Dimensions:  b batch (worlds side by side)   t frames   n patches per frame   h w c a frame
 """
 
-import json
 import os
 import shutil
 import sysconfig
@@ -24,7 +23,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from minigenie.checkpoint import load_model
-from minigenie.config import from_dict
+from minigenie.config import from_dict, parse_json
 from minigenie.dynamics import Dynamics, DynamicsConfig
 from minigenie.lam import LAMConfig, LatentActionModel
 from minigenie.maskgit import SamplingConfig, fill_surest, sample_frame
@@ -48,8 +47,8 @@ class WorldConfig:
     context_frames: int = 15
 
     def __post_init__(self) -> None:
-        if self.context_frames < 1:
-            raise ValueError(f"context_frames is {self.context_frames}; a world must remember at least 1 frame")
+        if not 1 <= self.context_frames <= 10_000:
+            raise ValueError(f"context_frames is {self.context_frames}; a world must remember 1 to 10000 frames")
         if self.lam.input == "pixels":
             patch_grid(self.lam.patch, self.tokenizer.frame_size)
         rows, columns = self.tokenizer.grid
@@ -96,14 +95,13 @@ class World:
         Raises FileNotFoundError or ValueError, one line, if a file is missing, damaged or of another version.
         """
         folder = Path(folder)
-        values = read_config(folder)
-        config = from_dict(WorldConfig, {name: values[name] for name in CONFIG_KEYS if name in values}, "config.json")
+        config, values = world_config(folder), read_config(folder)
         models = (
-            load_model(folder / "tokenizer.safetensors", config.make_tokenizer()),
-            load_model(folder / "lam.safetensors", config.make_lam()),
-            load_model(folder / "dynamics.safetensors", config.make_dynamics()),
+            load_model(folder / "tokenizer.safetensors", config.make_tokenizer),
+            load_model(folder / "lam.safetensors", config.make_lam),
+            load_model(folder / "dynamics.safetensors", config.make_dynamics),
         )
-        return cls(config, *models, device=device, fps=float(values.get("fps", 10.0)))
+        return cls(config, *models, device=device, fps=float(values["fps"]))
 
     def compile(self) -> "World":
         """Have the passes of `step` compiled by their first calls, which then take up to a minute; for long sessions.
@@ -365,16 +363,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a world, it has no config.json; make one with `minigenie train`")
     try:
-        values = json.loads(path.read_bytes())
+        values = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); copy the folder again") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(f"{path} is not a world's config; give a folder made by `minigenie train`")
     if values.get("version") != VERSION:
         raise ValueError(f"{path} has version {values.get('version')!r}, this MiniGenie reads {VERSION}; update one")
-    if not isinstance(values.get("fps"), int | float) or not isinstance(values.get("dataset"), dict):
-        raise ValueError(f"{path} is damaged (it lacks fps or dataset); copy the folder again")
+    fps: Any = values.get("fps")
+    if type(fps) not in (int, float) or not 0 < fps <= 1000 or not isinstance(values.get("dataset"), dict):
+        raise ValueError(f"{path} is damaged (its fps is {fps!r}, or it lacks dataset); copy the folder again")
     return values
+
+
+def world_config(folder: Path) -> WorldConfig:
+    """What config.json says of the world itself. Raises FileNotFoundError or ValueError, one line."""
+    values = read_config(folder)
+    try:
+        return from_dict(WorldConfig, {name: values[name] for name in CONFIG_KEYS if name in values})
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged ({error}); copy the folder again") from None
 
 
 def read_prompt(path: str | Path, frame_shape: tuple[int, int, int]) -> UInt8[Tensor, "1 1 h w c"]:

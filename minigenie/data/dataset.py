@@ -16,17 +16,20 @@ Dimensions:  b batch   t frames of a clip   h height   w width   c channels (3, 
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
 
+from minigenie.config import parse_json
 from minigenie.data.remote import cache_folder, is_url, read
 
 FORMAT, VERSION = "minigenie-dataset", 1
@@ -35,6 +38,7 @@ HEADER_KEYS = {"format", "version", "frame_size", "fps", "source", "generator", 
 SHARD_KEYS = {"file", "frames", "sha256", "actions", "actions_sha256"}
 CHECKSUMS = {"file": "sha256", "actions": "actions_sha256"}
 FETCHES = 8  # shards that one batch of clips copies at once
+COPY_AGAIN = "copy it again, or make the dataset again in another folder"
 MAX_MAPPED = 100  # a mapped file holds a file descriptor, and macOS allows a process 256
 
 
@@ -294,7 +298,7 @@ class Dataset:
 
     def _map_file(self, kind: str, shard: int) -> np.ndarray:
         # a plain view: slicing the memmap class itself is several times slower
-        return _load(self._path(kind, shard)).view(np.ndarray)
+        return load_npy(self._path(kind, shard), COPY_AGAIN).view(np.ndarray)
 
     def _path(self, kind: str, shard: int) -> Path:
         """The file of a shard. Of a dataset at a URL its copy, under its checksum: that name cannot be out of date."""
@@ -354,8 +358,12 @@ def contact_sheet(dataset: Dataset, rows: int = 6, columns: int = 10) -> np.ndar
 # Reading and checking files.
 
 
-def _load(path: Path) -> np.memmap:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+def load_npy(path: Path, cure: str) -> np.memmap:
+    """An .npy file, mapped. ValueError, one line, if it is none; nothing in it is unpickled."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, TypeError, OverflowError, SyntaxError, EOFError, TokenError, OSError) as error:  # numpy's
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); {cure}") from None
 
 
 def npy_parts(array: np.ndarray) -> tuple[bytes, memoryview]:
@@ -389,7 +397,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _parse_json(path: str, data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data)
+        value = parse_json(data)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); make the dataset again in another folder") from None
     if not isinstance(value, dict):
@@ -408,18 +416,20 @@ def _check_manifest(path: str, manifest: dict[str, Any]) -> None:
     _check_keys(path, "the manifest", manifest, HEADER_KEYS | {"shards", "episodes"})
     shards, episodes, size = manifest["shards"], manifest["episodes"], manifest["frame_size"]
     _check(path, _is_list_of(size, int) and len(size) == 2 and min(size) > 0, "frame_size should be [height, width]")
-    _check(path, isinstance(manifest["fps"], int | float) and manifest["fps"] > 0, "fps should be a positive number")
+    fps = manifest["fps"]
+    _check(path, type(fps) in (int, float) and 0 < fps < math.inf, "fps should be a positive number")
     _check(path, _is_list_of(shards, dict) and len(shards) > 0, "shards should be a list of at least one object")
     _check(path, _is_list_of(episodes, dict) and len(episodes) > 0, "episodes should be a list of at least one object")
     for i, shard in enumerate(shards):
         _check_keys(path, f"shard {i}", shard, SHARD_KEYS)
         names = [shard["file"], *([shard["actions"]] if shard["actions"] else [])]
-        plain = all(isinstance(name, str) and Path(name).name == name for name in names)
+        plain = all(isinstance(name, str) and re.fullmatch(r"[\w-]+\.npy", name) for name in names)
         _check(path, plain, f"shard {i} should name files of this folder, not {names}")
         sums = [shard["sha256"], *([shard["actions_sha256"]] if shard["actions"] else [])]
         hexadecimal = all(isinstance(sum, str) and re.fullmatch("[0-9a-f]{64}", sum) for sum in sums)
         _check(path, hexadecimal, f"shard {i} should have checksums of 64 hexadecimal digits, not {sums}")
-        _check(path, isinstance(shard["frames"], int), f"shard {i} should count its frames, not {shard['frames']!r}")
+        counted = type(shard["frames"]) is int and 0 < shard["frames"] < 2**48
+        _check(path, counted, f"shard {i} should count its frames, not {shard['frames']!r}")
     for i, entry in enumerate(episodes):
         _check_keys(path, f"episode {i}", entry, set(Episode._fields))
         shard, offset, length = entry["shard"], entry["offset"], entry["length"]
@@ -429,17 +439,15 @@ def _check_manifest(path: str, manifest: dict[str, Any]) -> None:
 
 
 def _check_file(path: Path, shape: tuple[int, ...], sha256: str, verify: bool) -> None:
-    cure = "copy it again, or make the dataset again in another folder"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; {cure}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; {COPY_AGAIN}")
     if verify and _sha256(path) != sha256:
-        raise ValueError(f"{path} is damaged (its sha256 is not the manifest's); {cure}")
-    try:
-        array = _load(path)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is damaged ({error}); {cure}") from None
+        raise ValueError(f"{path} is damaged (its sha256 is not the manifest's); {COPY_AGAIN}")
+    array = load_npy(path, COPY_AGAIN)
     if array.shape != shape or (array.dtype != np.uint8 if len(shape) > 1 else array.dtype.kind not in "iu"):
-        raise ValueError(f"{path} holds {array.dtype} {list(array.shape)}, the manifest says {list(shape)}; {cure}")
+        raise ValueError(
+            f"{path} holds {array.dtype} {list(array.shape)}, the manifest says {list(shape)}; {COPY_AGAIN}"
+        )
 
 
 def _check_keys(path: str, what: str, entry: dict, keys: Iterable[str]) -> None:

@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import av
 import numpy as np
 
+from minigenie.config import parse_json
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode, write_atomic
 from minigenie.data.duplicates import SIDE, Seen, thumbnails
 from minigenie.data.video import EXTENSIONS, Reader, Unreadable, checked, find_videos, takes
@@ -250,7 +251,14 @@ def _read_log(path: Path) -> list[Row]:
     if lines and not lines[-1].endswith(b"\n"):
         write_atomic(path, *lines[:-1])
         lines.pop()
-    return [Row(**json.loads(line)) for line in lines]
+    try:
+        rows = [Row(**parse_json(line)) for line in lines]
+        kinds = tuple(get_type_hints(Row).values())
+        if any(tuple(map(type, row)) != kinds for row in rows):
+            raise ValueError("a value is of another kind")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); ingest into another folder") from None
+    return rows
 
 
 def _append_to_log(path: Path, row: Row) -> None:

@@ -24,6 +24,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from minigenie.config import parse_json
 from minigenie.data.collect import (
     FIRST_TEST_LEVEL,
     FPS,
@@ -196,7 +197,10 @@ def begin(out: Path, world_folder: Path, sizes: Imitation) -> None:
 
 
 def read_settings(out: Path) -> dict[str, Any]:
-    return json.loads((out / "settings.json").read_bytes())
+    try:
+        return parse_json((out / "settings.json").read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{out / 'settings.json'} is damaged ({error}); choose another --out") from None
 
 
 def infer(world: World, video: Dataset, folder: Path, line: Line) -> np.ndarray:

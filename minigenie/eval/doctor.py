@@ -1,14 +1,15 @@
 """What ails a run? The usual diseases, each by a number that training or `minigenie eval` noted, and their cures."""
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from minigenie.config import from_dict
+from minigenie.config import parse_json
 from minigenie.train import read_metrics
-from minigenie.world import CONFIG_KEYS, WorldConfig, read_config
+from minigenie.world import WorldConfig, world_config
 
 Report = dict[str, Any]
 FRESH = 5  # last values of a metric that are averaged
@@ -44,8 +45,7 @@ class Run(NamedTuple):
 
 def read_run(folder: Path) -> Run:
     """Raises FileNotFoundError or ValueError, one line, if `folder` is no run."""
-    values = read_config(folder)
-    config = from_dict(WorldConfig, {name: values[name] for name in CONFIG_KEYS if name in values}, "config.json")
+    config = world_config(folder)
     if not (folder / "metrics.jsonl").exists() and not (folder / "report.json").exists():
         raise FileNotFoundError(
             f"{folder} has neither metrics.jsonl nor report.json; train it, or measure it with eval"
@@ -59,16 +59,25 @@ def read_report(folder: Path) -> Report:
     path = folder / "report.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no report.json; make one with `minigenie eval {folder} DATASET`")
-    try:
-        report = json.loads(path.read_bytes())
+    with as_damage(path):
+        report = parse_json(path.read_bytes())
         report["tokenizer"]["psnr"], report["actions"]["usage"], report["rollout"]["delta_psnr"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged; delete it and run minigenie eval again") from None
     return report
 
 
+@contextmanager
+def as_damage(path: Path) -> Iterator[None]:
+    """What goes wrong in here is that a report is not as `minigenie eval` writes it: ValueError, one line."""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError):
+        raise ValueError(f"{path} is damaged; delete it and run minigenie eval again") from None
+
+
 def diagnose(run: Run) -> list[Finding]:
-    return [check(run) for check in CHECKS]
+    """ValueError, one line, if the report is damaged."""
+    with as_damage(Path("report.json")):
+        return [check(run) for check in CHECKS]
 
 
 def collapsed_actions(run: Run) -> Finding:

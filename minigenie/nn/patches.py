@@ -7,6 +7,8 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+MOST_PIXELS, MOST_PATCHES = 2**24, 2**16  # of a frame; far beyond what a world can be trained on
+
 
 def patchify(frames: Float[Tensor, "b t h w c"], patch: int) -> Float[Tensor, "b t n values"]:
     return rearrange(frames, "b t (h p1) (w p2) c -> b t (h w) (p1 p2 c)", p1=patch, p2=patch)
@@ -33,4 +35,7 @@ def patch_grid(patch: int, frame_size: tuple[int, int]) -> tuple[int, int]:
         raise ValueError(f"frame_size is {height}x{width}; give height and width in pixels")
     if patch < 1 or height % patch or width % patch:
         raise ValueError(f"patch {patch} does not divide the frame of {height}x{width}; choose a patch that does")
+    if height * width > MOST_PIXELS or height * width // patch**2 > MOST_PATCHES:
+        most = f"at most {MOST_PIXELS} pixels and {MOST_PATCHES} patches"
+        raise ValueError(f"a frame of {height}x{width} in patches of {patch} is too large; use {most}")
     return height // patch, width // patch

@@ -40,8 +40,11 @@ class QuantizerConfig:
     revive_below: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.num_codes < 2 or self.code_dim < 1:
-            raise ValueError(f"a codebook of {self.num_codes} codes x {self.code_dim} is too small; use 2 x 1 or more")
+        if not 2 <= self.num_codes <= 2**24 or not 1 <= self.code_dim <= 65_536:
+            most = "use 2 x 1 to 16777216 x 65536"
+            raise ValueError(
+                f"a codebook of {self.num_codes} codes x {self.code_dim} is too small or too large; {most}"
+            )
         for name in ("warmup", "decay", "revive_below"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"quantizer.{name} is {getattr(self, name)}; it must lie in [0, 1)")

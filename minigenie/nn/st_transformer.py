@@ -35,9 +35,9 @@ class STConfig:
     attend_time: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("num_blocks", 0), ("dim", 2), ("num_heads", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name, least, most in (("num_blocks", 0, 1000), ("dim", 2, 65_536), ("num_heads", 1, 65_536)):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} to {most}")
         if not 0 < self.mlp_ratio <= 64:
             raise ValueError(f"mlp_ratio is {self.mlp_ratio}; it must be above 0, 4 is usual")
         if self.dim % (4 * self.num_heads):

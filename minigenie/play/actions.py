@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from minigenie.config import parse_json
 from minigenie.data.dataset import write_atomic
 
 DIRECTIONS = {  # where the player goes: the picture goes the other way
@@ -83,7 +84,7 @@ def load_actions(folder: Path, num_actions: int) -> list[dict[str, Any]]:
     if not path.exists():
         return [{"name": f"action {a}", "key": str(a + 1)} for a in range(num_actions)]
     try:
-        actions = json.loads(path.read_bytes())
+        actions = parse_json(path.read_bytes())
         check_actions(actions, num_actions)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); mend it, or delete it to have the actions measured") from None

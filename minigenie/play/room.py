@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -110,6 +110,7 @@ class Room:
         self.previews: OrderedDict[tuple[bytes, int], asyncio.Task[bytes]] = OrderedDict()
         self.shifts: dict[bytes, dict[int, tuple[np.ndarray, float]]] = {}
         self.saving = asyncio.Lock()
+        self.large = ThreadPoolExecutor(1)  # what decodes pictures and encodes videos: each may take 500 MB
 
     def _open_footage(self, folder: str | Path) -> Dataset:
         footage, shape = Dataset.open(folder), self.world.frame_shape
@@ -137,6 +138,7 @@ class Room:
         for task in self.previews.values():
             task.cancel()
         self.worker.close()
+        self.large.shutdown(wait=False, cancel_futures=True)
 
     def describe(self) -> dict[str, Any]:
         """What a player is told at the door."""

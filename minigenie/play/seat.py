@@ -6,7 +6,6 @@ To the browser, as JSON: hello, actions, state, error. Binary: frames and previe
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from minigenie.config import parse_json
 from minigenie.pictures import fit_picture
 from minigenie.play.player import Clip, Player
 from minigenie.play.room import Room, new_token, pack_frame
@@ -42,9 +42,10 @@ class Seat:
         self.single: int | None = None  # a step asked for, paused or not
         self.paused, self.show = False, False
         self.sent, self.acknowledged = 0, 0
-        self.news = asyncio.Event()
+        self.news, self.busy = asyncio.Event(), asyncio.Lock()
         self.tasks: set[asyncio.Task[None]] = set()
         self.previewing: asyncio.Task[None] | None = None
+        self.telling: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Play until one side leaves."""
@@ -65,12 +66,15 @@ class Seat:
         return self.player.view is not None and not self.paused
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Say it when there is time."""
-        self._spawn(self._say(message))
+        """Say it when there is time, if nothing newer has come until then."""
+        if self.telling:
+            self.telling.cancel()
+        self.telling = self._spawn(self._say(message))
 
     async def upload(self, data: bytes) -> None:
         """Begin anew from a picture. ValueError if it is none."""
-        self.start = await asyncio.to_thread(fit_picture, data, self.room.world.frame_shape)
+        decode = partial(fit_picture, data, self.room.world.frame_shape)
+        self.start = await asyncio.get_running_loop().run_in_executor(self.room.large, decode)
         self.start_index = self.clip_index = self.clip = None
         await self._begin()
 
@@ -190,14 +194,14 @@ class Seat:
             if message["type"] == "websocket.disconnect":
                 return
             try:
-                await self._answer(message.get("text"))
+                await self._answer(message.get("text") or message.get("bytes"))
             except ValueError as error:
                 await self._say({"type": "error", "text": str(error)})
 
-    async def _answer(self, text: str | None) -> None:
+    async def _answer(self, text: str | bytes | None) -> None:
         try:
-            message = json.loads(text or "")
-        except (ValueError, RecursionError):
+            message = parse_json(text or "")
+        except ValueError:
             raise ValueError("a message must be JSON") from None
         kind = message.get("type") if isinstance(message, dict) else None
         answer = getattr(self, f"on_{kind}", None) if kind in MESSAGES else None

@@ -8,71 +8,48 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
-import json
+import secrets
 import socket
+import sys
 import tempfile
 import webbrowser
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from minigenie.config import parse_json
 from minigenie.pictures import save_video
+from minigenie.play.door import (
+    HEADERS,
+    MESSAGE_BYTES,
+    SWITCH_SECONDS,
+    OwnPageOnly,
+    PlayerSocket,
+    Server,
+    error_response,
+)
 from minigenie.play.player import to_video
 from minigenie.play.room import Room
 from minigenie.play.seat import Gone, Seat
 
 PAGE = Path(__file__).with_name("page.html")
-MESSAGE_BYTES, UPLOAD_BYTES = 1 << 16, 10 << 20
-HEADERS = {  # the page loads nothing from elsewhere, nobody frames it
-    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src 'self' blob: data:; connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
+EDIT_BYTES, UPLOAD_BYTES = 1 << 16, 10 << 20
 VIDEOS = {"mp4": "video/mp4", "gif": "image/gif"}
 
 
-class OwnPageOnly:
-    """Refuses what another site's page sends: a foreign Origin, or a Host that is a name somebody pointed here."""
-
-    def __init__(self, app: ASGIApp, host: str) -> None:
-        self.app, self.names = app, {"localhost", host.lower(), socket.gethostname().lower()}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._allowed(scope):
-            await self.app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": "wrong origin"})
-        else:
-            await _error("refused: this request does not come from the world's own page", 403)(scope, receive, send)
-
-    def _allowed(self, scope: Scope) -> bool:
-        headers = dict(scope["headers"])
-        host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
-        reads = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
-        return self._is_us(host) and ((reads and not origin) or origin in (f"http://{host}", f"https://{host}"))
-
-    def _is_us(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-            return name in self.names or bool(ipaddress.ip_address(name))
-        except ValueError:
-            return False
-
-
-def make_app(room: Room, host: str = "127.0.0.1", ready: Callable[[], Any] = lambda: None) -> Starlette:
-    """The whole server of one room. ready: called when it listens."""
+def make_app(
+    room: Room, host: str = "127.0.0.1", token: str | None = None, ready: Callable[[], Any] = lambda: None
+) -> Starlette:
+    """The whole server of one room. token: without which nobody comes in. ready: called when it listens."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -87,34 +64,41 @@ def make_app(room: Room, host: str = "127.0.0.1", ready: Callable[[], Any] = lam
     async def start(request: Request) -> Response:
         number = request.path_params["number"]
         if number >= len(room.starts):
-            return _error("there is no such start picture", 404)
+            return error_response("there is no such start picture", 404)
         return Response(room.start_pngs[number], media_type="image/png", headers=HEADERS)
 
     async def upload(request: Request) -> Response:
         if (seat := room.seats.get(request.query_params.get("player", ""))) is None:
-            return _error("there is no such player; load the page again", 404)
+            return error_response("there is no such player; load the page again", 404)
         try:
-            await seat.upload(await _body(request, UPLOAD_BYTES))
+            async with seat.busy:
+                await seat.upload(await _body(request, UPLOAD_BYTES))
+        except (ClientDisconnect, Gone):
+            return Response()  # to nobody
         except ValueError as error:
-            return _error(str(error), 400)
+            return error_response(str(error), 400)
         return JSONResponse({})
 
     async def edit(request: Request) -> Response:
         try:
-            await room.edit_actions(json.loads(await _body(request, MESSAGE_BYTES)))
-        except (ValueError, RecursionError) as error:
-            return _error(f"the actions are not saved: {error}", 400)
+            await room.edit_actions(parse_json(await _body(request, EDIT_BYTES)))
+        except ClientDisconnect:
+            return Response()
+        except ValueError as error:
+            return error_response(f"the actions are not saved: {error}", 400)
         except OSError as error:
-            return _error(f"the actions hold until the server stops: {error}", 500)
+            return error_response(f"the actions hold until the server stops: {error}", 500)
         return JSONResponse(room.describe_actions())
 
     async def recording(request: Request) -> Response:
         seat, kind = room.seats.get(request.query_params.get("player", "")), request.path_params["kind"]
         if seat is None or kind not in VIDEOS:
-            return _error("there is no such recording", 404)
+            return error_response("there is no such recording", 404)
         if not (frames := list(seat.player.recorded)):
-            return _error("nothing is recorded yet; press Record, play, and press it again", 404)
-        data = await asyncio.to_thread(_video, frames, kind, room.fps)
+            return error_response("nothing is recorded yet; press Record, play, and press it again", 404)
+        async with seat.busy:
+            encode = partial(_video, frames, kind, room.fps)
+            data = await asyncio.get_running_loop().run_in_executor(room.large, encode)
         name = f'attachment; filename="minigenie.{kind}"'
         return Response(data, media_type=VIDEOS[kind], headers={**HEADERS, "Content-Disposition": name})
 
@@ -123,8 +107,10 @@ def make_app(room: Room, host: str = "127.0.0.1", ready: Callable[[], Any] = lam
         if len(room.seats) >= room.max_players:
             places = "the only place is" if room.max_players == 1 else f"all {room.max_players} places are"
             text = f"This world is full: {places} taken. Try again when somebody has left."
-            await socket.send_json({"type": "full", "text": text})
-            return await socket.close(1013)
+            with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # gone already
+                await socket.send_json({"type": "full", "text": text})
+                await socket.close(1013)
+            return
         seat = Seat(room, socket)
         room.seats[seat.token] = seat
         try:
@@ -146,7 +132,7 @@ def make_app(room: Room, host: str = "127.0.0.1", ready: Callable[[], Any] = lam
         Route("/recording.{kind}", recording),
         WebSocketRoute("/play", play),
     ]
-    return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(OwnPageOnly, host=host)])
+    return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(OwnPageOnly, host=host, token=token)])
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -157,10 +143,6 @@ async def _body(request: Request, most: int) -> bytes:
         if len(data) > most:
             raise ValueError(f"that is too large; at most {most / 1e6:.2g} MB are taken")
     return bytes(data)
-
-
-def _error(text: str, status: int) -> JSONResponse:
-    return JSONResponse({"error": text}, status_code=status, headers=HEADERS)
 
 
 def _video(frames: list[Any], kind: str, fps: float) -> bytes:
@@ -190,12 +172,12 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def make_server(app: Starlette) -> uvicorn.Server:
+def make_server(app: Starlette) -> Server:
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, ws="websockets-sansio", ws_max_size=MESSAGE_BYTES,
+        app, log_level="warning", access_log=False, http="h11", ws=PlayerSocket, ws_max_size=MESSAGE_BYTES,
         ws_per_message_deflate=False, timeout_graceful_shutdown=2,
     )  # fmt: skip
-    return uvicorn.Server(config)
+    return Server(config)
 
 
 def serve(
@@ -216,13 +198,15 @@ def serve(
         room = Room(
             folder, device=device, fps=fps, max_players=max_players, seed=seed, footage=footage, compiled=compiled
         )
-        shown = f"[{host}]" if ":" in host else host
-        url = f"http://{shown}:{listening.getsockname()[1]}/"
+        shown, (address, number) = f"[{host}]" if ":" in host else host, listening.getsockname()[:2]
+        token = None if ipaddress.ip_address(address).is_loopback else secrets.token_urlsafe(16)
+        url = f"http://{shown}:{number}/" + (f"?token={token}" if token else "")
 
         def ready() -> None:
             print(f"{folder} is at {url} (Ctrl-C stops it)", flush=True)
             if open_browser:
                 asyncio.get_running_loop().run_in_executor(None, webbrowser.open, url)
 
+        sys.setswitchinterval(SWITCH_SECONDS)
         with contextlib.suppress(KeyboardInterrupt):
-            make_server(make_app(room, host, ready)).run(sockets=[listening])
+            make_server(make_app(room, host, token, ready)).run(sockets=[listening])
