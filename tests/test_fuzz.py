@@ -23,11 +23,11 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_dataset import make
-from test_play import picture
+from test_play import Browser, bomb, picture, started
 
 from minigenie.checkpoint import Checkpoints
 from minigenie.data.dataset import Dataset
-from minigenie.data.video import Row, _read_log
+from minigenie.data.ingest import Row, _read_log
 from minigenie.encode import encode_actions, encode_tokens
 from minigenie.eval.doctor import as_damage, diagnose, read_report, read_run
 from minigenie.eval.report import summary
