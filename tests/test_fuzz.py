@@ -23,7 +23,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_dataset import make
-from test_play import picture
+from test_play import Browser, bomb, picture, started
 
 from minigenie.checkpoint import Checkpoints
 from minigenie.data.dataset import Dataset
