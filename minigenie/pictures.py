@@ -71,8 +71,10 @@ def fit_picture(
             opened.draft("RGB", (4 * width, 4 * height))  # a JPEG is decoded at a fraction of its size
             if opened.width * opened.height > MOST_PIXELS:
                 raise Image.DecompressionBombError
-            picture = _eight_bit(ImageOps.exif_transpose(opened))
-            picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+            ImageOps.exif_transpose(opened, in_place=True)  # a copy more of 32 million pixels is 128 MB
+            picture, mode = _eight_bit(opened), "RGBA" if opened.has_transparency_data else "RGB"
+            picture = picture if picture.mode == mode else picture.convert(mode)
+            picture.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         most = f"{MOST_PIXELS / 1e6:.0f} million pixels"
         raise ValueError(f"{name} has more than {most}; scale it down and try again") from None
