@@ -1,6 +1,6 @@
 """Whatever a file, a message or an upload holds: it is read, or one line says what is wrong with which file.
 
-In full, with the counts of docs/reliability.md: pytest -m heavy tests/test_fuzz.py -s
+In full, with the counts of docs/reliability.md: pytest -m heavy tests/test_fuzz.py -n 0 -s
 """
 
 import io

@@ -1,6 +1,6 @@
 """Players who mean harm, at a real server in a process of its own: the honest ones play on, and nothing grows.
 
-In full, with the counts of docs/reliability.md: pytest -m heavy tests/test_hostile.py -s
+In full, with the counts of docs/reliability.md: pytest -m heavy tests/test_hostile.py -n 0 -s
 """
 
 import asyncio
