@@ -85,6 +85,7 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     else:
         fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     if not fits:
-        expected = " or ".join(map(repr, arguments)) if origin is typing.Literal else getattr(kind, "__name__", kind)
+        named = "a finite number" if kind is float else getattr(kind, "__name__", kind)
+        expected = " or ".join(map(repr, arguments)) if origin is typing.Literal else named
         raise ValueError(f"{where} is {value!r}; it should be {expected}")
     return value

@@ -125,7 +125,7 @@ def fit(
     log = MetricsLog(folder / "metrics.jsonl", stage, step, rank)
     compile_stacks(trained, config, device)
     replicated = dist.is_initialized() and not shard
-    runner = DistributedDataParallel(trained, broadcast_buffers=False) if replicated else trained
+    runner = DistributedDataParallel(trained) if replicated else trained
 
     def part_of_batch(part: int) -> dict[str, Tensor]:
         seed_step(seed, stage, step, part)

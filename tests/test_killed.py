@@ -144,7 +144,7 @@ def kill_until(enough, arguments_for, tmp_path, strike) -> Counter:
         ended = False
         while not ended:
             kind = rng.choice(("operation", "operation", "write", "write", "time"))
-            blow = (kind, rng.expovariate(1.0) if kind == "time" else rng.randrange(1, max(2, operations * 2 // 3)))
+            blow = (kind, rng.expovariate(1.0) if kind == "time" else rng.randrange(1, max(2, operations // 4)))
             ended, _ = strike(arguments_for(folder), folder, blow)
             if not ended:
                 kills[stage_of(folder)] += 1
