@@ -361,7 +361,14 @@ def contact_sheet(dataset: Dataset, rows: int = 6, columns: int = 10) -> np.ndar
 def load_npy(path: Path, cure: str) -> np.memmap:
     """An .npy file, mapped. ValueError, one line, if it is none; nothing in it is unpickled."""
     try:
-        return np.lib.format.open_memmap(path, mode="r")
+        with open(path, "rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("its version is not 1.0")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            offset, size = file.tell(), os.fstat(file.fileno()).st_size
+        if dtype.hasobject or min(shape, default=0) < 0 or offset + math.prod(shape) * dtype.itemsize != size:
+            raise ValueError(f"its {size} bytes are not {dtype} {list(shape)}")
+        return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
     except (ValueError, TypeError, OverflowError, SyntaxError, EOFError, TokenError, OSError) as error:  # numpy's
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); {cure}") from None
 
