@@ -36,7 +36,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise ValueError("its notes are no object")
             return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}); copy the folder again, or train it again") from None
+        raise ValueError(
+            f"{path} is damaged ({' '.join(str(error).split())}); copy the folder again, or train it again"
+        ) from None
 
 
 def save_model(path: Path, model: nn.Module) -> None:

@@ -469,7 +469,7 @@ def _check(path: str, ok: bool, fault: str) -> None:
 
 
 def _is_list_of(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+    return isinstance(value, list) and all(type(item) is kind for item in value)  # no bool as int
 
 
 def _sync_folder(folder: Path) -> None:
