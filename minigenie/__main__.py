@@ -240,7 +240,7 @@ def play(
     Args:
         world: Folder made by train.
         port: Where to listen; 0 takes any free one.
-        host: 127.0.0.1 is this machine only; 0.0.0.0 lets the network in.
+        host: 127.0.0.1 is this machine only; 0.0.0.0 lets the network in, with the token of the printed address.
         open: Open the browser.
         max_players: How many at once, each in a world of their own.
         fps: Target rate; the world's own by default.
