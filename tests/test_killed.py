@@ -1,8 +1,9 @@
 """Killed at random moments, again and again until it is done, a command leaves what it would have left undisturbed.
 
-Each command runs in a process of its own, which strikes itself with SIGKILL: before a random one of the file operations
-of the folder it works on (opening, renaming and removing are all there are between two states of a disk), in the middle
-of writing a file, or after a random time. After each kill every file must be whole; at the end no byte may differ.
+Each command runs in a process of its own, which strikes itself with SIGKILL in some stage of its work: before a random
+one of the file operations of its folder (opening, renaming and removing are all there are between two states of disk),
+in the middle of writing a file, or after a random time. After each kill every file must be whole; at the end no byte
+may differ.
 """
 
 import json
@@ -16,6 +17,7 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ from test_distributed import command
 from minigenie.checkpoint import load_tensors
 from minigenie.pictures import save_video
 
-STAGES = {
+TRAINING = {  # each stage, and the file that ends it
     "tokenizer": "tokenizer.safetensors",
     "encoding tokens": "encoded/tokens.npy",
     "lam": "lam.safetensors",
@@ -36,9 +38,22 @@ STAGES = {
 }
 
 
-def struck(arguments: list[str], folder: str, blow: tuple[str, float] | None, tally: str) -> None:
+class Blow(NamedTuple):
+    """To fall in `stage`: at its operation number `at`, within the writing of a file opened from there on, or `at`
+    seconds after its first operation."""
+
+    stage: str
+    kind: str
+    at: float
+
+
+def stage_of(folder: str | Path, stages: dict[str, str]) -> str:
+    return next((stage for stage, made in stages.items() if not (Path(folder) / made).exists()), "done")
+
+
+def struck(arguments: list[str], folder: str, stages: dict[str, str], blow: Blow | None, tally: str) -> None:
     """`minigenie` with these arguments, in this process, until the blow falls. tally: file for how many operations
-    there were, if it does not."""
+    each stage had, if it does not."""
     from minigenie import encode
     from minigenie.__main__ import main
     from minigenie.data import collect, ingest
@@ -48,46 +63,50 @@ def struck(arguments: list[str], folder: str, blow: tuple[str, float] | None, ta
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open(tally + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-    count = 0
+    counts: Counter[str] = Counter()
 
     def see(event: str, args: tuple) -> None:
-        nonlocal count
         writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
         if (writes or event in ("os.rename", "os.remove", "os.mkdir")) and str(args[0]).startswith(folder):
-            count += 1
-            if blow and blow[0] == "operation" and count == blow[1]:
+            stage = stage_of(folder, stages)
+            counts[stage] += 1
+            if not blow or blow.stage != stage:
+                return
+            if blow.kind == "time" and counts[stage] == 1:
+                threading.Timer(blow.at, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            if blow.kind == "operation" and counts[stage] == blow.at:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if blow and blow[0] == "write" and count == blow[1] and writes:  # the kernel kills at the byte after that
-                resource.setrlimit(resource.RLIMIT_FSIZE, (random.randrange(1, 20_000), resource.RLIM_INFINITY))
+            if blow.kind == "write" and counts[stage] >= blow.at and writes:  # the kernel kills at the byte after that
+                resource.setrlimit(resource.RLIMIT_FSIZE, (int(10 ** random.uniform(0, 4)), resource.RLIM_INFINITY))
 
     sys.addaudithook(see)
-    if blow and blow[0] == "time":
-        threading.Timer(blow[1], os.kill, (os.getpid(), signal.SIGKILL)).start()
     try:
         main(arguments)
     except SystemExit as stop:
         if stop.code:
             os._exit(stop.code)
-    Path(tally).write_text(str(count))
+    Path(tally).write_text(json.dumps(counts))
     os._exit(0)
 
 
 @pytest.fixture(scope="module")
 def strike(tmp_path_factory):
-    """strike(arguments, folder, blow) -> whether the command ended, and after how many operations. A server that has
-    torch loaded forks a process for each."""
+    """strike(arguments, folder, stages, blow) -> the operations of each stage, or None if it was killed. A server that
+    has torch loaded forks a process for each."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"minigenie.{name}" for name in ("pipeline", "recipes", "console", "data.ingest")])
     tally = tmp_path_factory.mktemp("tally") / "operations"
 
-    def strike(arguments: list[str], folder: Path, blow: tuple[str, float] | None = None) -> tuple[bool, int]:
-        process = context.Process(target=struck, args=(arguments, str(folder), blow, str(tally)))
+    def strike(
+        arguments: list[str], folder: Path, stages: dict[str, str], blow: Blow | None = None
+    ) -> dict[str, int] | None:
+        process = context.Process(target=struck, args=(arguments, str(folder), stages, blow, str(tally)))
         process.start()
         process.join(300)
         assert process.exitcode in (0, -signal.SIGKILL, -signal.SIGXFSZ), Path(f"{tally}.log").read_text()
-        return process.exitcode == 0, int(tally.read_text()) if process.exitcode == 0 else 0
+        return json.loads(tally.read_text()) if process.exitcode == 0 else None
 
     yield strike
     if before is None:
@@ -127,35 +146,30 @@ def contents(folder: Path) -> dict[str, object]:
     return found
 
 
-def stage_of(folder: Path) -> str:
-    return next((stage for stage, made in STAGES.items() if not (folder / made).exists()), "done")
-
-
-def kill_until(enough, arguments_for, tmp_path, strike) -> Counter:
-    """Kill and resume, run after run, until `enough(kills by stage)`."""
-    folder, rng, kills, lost = tmp_path / "undisturbed", random.Random(0), Counter(), 0
+def kill_and_resume(count: int, aims: list[str], stages: dict[str, str], arguments_for, tmp_path, strike) -> None:
+    """Kill and resume, run after run, until each stage of `aims` was struck `count` times."""
+    rng, kills, runs, lost = random.Random(0), Counter[str](), 0, 0
     random.seed(0)
-    ended, operations = strike(arguments_for(folder), folder)
-    assert ended
-    expected, number = contents(folder), 0
-    while not enough(kills):
-        number += 1
-        folder = tmp_path / f"run-{number}"
-        ended = False
+    operations = strike(arguments_for(tmp_path / "undisturbed"), tmp_path / "undisturbed", stages)
+    assert operations
+    expected = contents(tmp_path / "undisturbed")
+    while lacking := [stage for stage in aims if kills[stage] < count]:
+        folder, ended = tmp_path / f"run-{runs}", None
         while not ended:
-            kind = rng.choice(("operation", "operation", "write", "write", "time"))
-            blow = (kind, rng.expovariate(1.0) if kind == "time" else rng.randrange(1, max(2, operations // 4)))
-            ended, _ = strike(arguments_for(folder), folder, blow)
+            stage, kind = rng.choice(lacking), rng.choice(("operation", "operation", "write", "write", "time"))
+            at = rng.expovariate(5.0) if kind == "time" else rng.randrange(1, max(3, operations[stage] // 3))
+            blow = Blow(stage, kind, at) if rng.random() < 0.75 else None
+            ended = strike(arguments_for(folder), folder, stages, blow)
             if not ended:
-                kills[stage_of(folder)] += 1
+                kills[stage_of(folder, stages)] += 1
                 check_whole(folder)
         found = contents(folder)
         assert found.keys() == expected.keys()
         lost += sum(found[name] != expected[name] for name in found)
         shutil.rmtree(folder)
-    print(f"{sum(kills.values())} kills in {number} runs, {lost} files differ: {dict(kills)}")
+        runs += 1
+        print(f"{kills.total()} kills in {runs} runs, {lost} files differ: {dict(kills)}", flush=True)
     assert not lost
-    return kills
 
 
 COUNTS = [3, pytest.param(50, marks=[pytest.mark.heavy, pytest.mark.timeout(7200)])]
@@ -166,12 +180,7 @@ def test_train(toy, tmp_path, strike, count):
     def arguments(out: Path) -> list[str]:
         return command(toy.folder, out, steps=6)[3:]
 
-    kill_until(
-        lambda kills: min(kills[stage] for stage in ("tokenizer", "lam", "dynamics")) >= count,
-        arguments,
-        tmp_path,
-        strike,
-    )
+    kill_and_resume(count, ["tokenizer", "lam", "dynamics"], TRAINING, arguments, tmp_path, strike)
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -179,7 +188,7 @@ def test_collect(tmp_path, strike, count):
     def arguments(out: Path) -> list[str]:
         return ["collect", "toy", "--out", str(out), "--frames", "1500", "--num-envs", "4"]
 
-    kill_until(lambda kills: sum(kills.values()) >= count, arguments, tmp_path, strike)
+    kill_and_resume(count, ["data"], {"data": "manifest.json"}, arguments, tmp_path, strike)
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -192,4 +201,4 @@ def test_ingest(toy, tmp_path, strike, count):
     def arguments(out: Path) -> list[str]:
         return ["ingest", str(videos), "--out", str(out), "--size", "32", "--split", "0.2", "--workers", "1"]
 
-    kill_until(lambda kills: sum(kills.values()) >= count, arguments, tmp_path, strike)
+    kill_and_resume(count, ["data"], {"data": "manifest.json"}, arguments, tmp_path, strike)

@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from minigenie.maskgit import SamplingConfig, sample_frame
+from minigenie.maskgit import SamplingConfig, draw, sample_frame
 
 MASK, N, CODES = 50, 64, 50
 
@@ -44,10 +44,27 @@ def test_temperature_zero_takes_the_likeliest():
     assert (sample(lambda tokens: logits, steps=4, temperature=0.0) == logits.argmax(-1)).all()
 
 
-def test_temperature_one_samples_the_distribution():
+@pytest.mark.parametrize("codes", [50, 96, 128, 1024])
+def test_a_draw_is_where_the_cumulated_weights_pass_the_random_number(codes):
+    torch.manual_seed(0)
+    weights = torch.randn(40, N, codes, dtype=torch.float64).mul(3).exp()
+    uniform = torch.rand(40, N, dtype=torch.float64)
+    cumulated = weights.cumsum(-1)
+    assert (draw(weights, uniform) == (cumulated <= uniform[..., None] * cumulated[..., -1:]).sum(-1)).all()
+
+
+def test_a_draw_at_the_ends():
+    weights = torch.tensor([0.0, 2.0, 1.0, 0.0]).repeat(32).expand(1, 2, 128)
+    assert draw(weights, torch.tensor([[0.0, 1.0 - 2**-24]])).tolist() == [[1, 126]]
+
+
+@pytest.mark.parametrize(("temperature", "share"), [(1.0, 0.3), (0.5, 0.09 / 0.58)])
+def test_temperature_sharpens_the_distribution(temperature, share):
     logits = torch.log(torch.tensor([0.7, 0.3])).expand(3, N, 2)
-    share = torch.stack([sample(lambda t: logits, steps=1, temperature=1.0) for _ in range(1)]).float().mean()
-    assert abs(float(share) - 0.3) < 0.1
+    rng = torch.Generator().manual_seed(0)
+    config = SamplingConfig(steps=1, temperature=temperature)
+    drawn = [sample_frame(lambda tokens: logits, torch.full((3, N), MASK), config, rng) for _ in range(50)]
+    assert abs(float(torch.stack(drawn).float().mean()) - share) < 0.02  # 9,600 draws: 4 standard deviations
 
 
 def test_the_same_seed_gives_the_same_frame():
