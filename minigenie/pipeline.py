@@ -30,7 +30,7 @@ from minigenie.nn.patches import to_float, to_uint8
 from minigenie.pictures import grid
 from minigenie.runtime import wait_for_all
 from minigenie.tokenizer import VideoTokenizer
-from minigenie.train import FitConfig, MetricsLog, Progress, Sample, fit
+from minigenie.train import FitConfig, MetricsLog, Progress, Sample, fit, read_metrics
 from minigenie.world import FORMAT, VERSION, World, WorldConfig, read_config
 
 STAGES = ("tokenizer", "lam", "dynamics")
@@ -143,7 +143,7 @@ class Run:
                 )
         if self.rank == 0:
             begin(out, recipe, dataset)
-            if not (out / "metrics.jsonl").exists():
+            if all(line["stage"] != "data" for line in read_metrics(out / "metrics.jsonl")):
                 MetricsLog(out / "metrics.jsonl", "data", 0, 0).add(0, 0, None, survey(dataset, recipe.seed))
         wait_for_all()
 

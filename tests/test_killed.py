@@ -165,8 +165,11 @@ def kill_and_resume(count: int, aims: list[str], stages: dict[str, str], argumen
                 check_whole(folder)
         found = contents(folder)
         assert found.keys() == expected.keys()
-        lost += sum(found[name] != expected[name] for name in found)
-        shutil.rmtree(folder)
+        if differ := [name for name in found if found[name] != expected[name]]:
+            print("\n".join(f"{name}: {found[name]!r}, not {expected[name]!r}"[:20_000] for name in differ))
+        else:
+            shutil.rmtree(folder)
+        lost += len(differ)
         runs += 1
         print(f"{kills.total()} kills in {runs} runs, {lost} files differ: {dict(kills)}", flush=True)
     assert not lost

@@ -19,7 +19,7 @@ from minigenie.__main__ import main
 from minigenie.checkpoint import load_tensors
 from minigenie.data.dataset import Dataset
 from minigenie.nn.patches import to_float
-from minigenie.pipeline import train_world
+from minigenie.pipeline import Run, Watcher, train_world
 from minigenie.train import read_metrics
 from minigenie.world import World
 
@@ -105,6 +105,16 @@ def test_a_finished_run_is_left_as_it_is(toy, trained):
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()} == before
 
 
+def test_killed_while_it_noted_what_the_footage_is_like(toy, trained, tmp_path):
+    whole = (trained / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0]
+    assert b'"data"' in whole
+    Run(toy, small_recipe(), tmp_path / "run", CPU, None, False, Watcher())
+    for torn in (b"", whole[:20], whole):
+        (tmp_path / "run/metrics.jsonl").write_bytes(torn)
+        Run(toy, small_recipe(), tmp_path / "run", CPU, None, False, Watcher())
+        assert (tmp_path / "run/metrics.jsonl").read_bytes() == whole
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_interrupted_and_resumed_is_never_interrupted(toy, trained, tmp_path, how):
     """A real process, struck in the middle of some stage; the world that comes of it is the same, bit for bit."""
@@ -112,7 +122,7 @@ def test_interrupted_and_resumed_is_never_interrupted(toy, trained, tmp_path, ho
     script = (
         "import sys, time; sys.path.insert(0, sys.argv[1]); import conftest, torch\n"
         "import minigenie.train as train\nfrom pathlib import Path\nfrom minigenie.data.dataset import Dataset\n"
-        "from minigenie.pipeline import train_world\ntorch.set_num_threads(1)\n"
+        "from minigenie.pipeline import Run, Watcher, train_world\ntorch.set_num_threads(1)\n"
         "share = train.learning_rate_share\n"
         "def slow(*a): time.sleep(0.2); return share(*a)\n"
         "train.learning_rate_share = slow\n"
