@@ -1,7 +1,9 @@
 """The commands. Each imports what it runs, when it runs: torch takes seconds, `minigenie --help` should not."""
 
 import errno
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -238,7 +240,7 @@ def play(
     """Play a world in the browser.
 
     Args:
-        world: Folder made by train.
+        world: Folder made by train, or coinrun, the world that comes with the package.
         port: Where to listen; 0 takes any free one.
         host: 127.0.0.1 is this machine only; 0.0.0.0 lets the network in, with the token of the printed address.
         open: Open the browser.
@@ -268,7 +270,7 @@ def rollout(
     """Imagine a clip from one picture and a list of actions, into an mp4 or gif file.
 
     Args:
-        world: Folder made by train.
+        world: Folder made by train, or coinrun, the world that comes with the package.
         prompt: The picture to begin with; the world's first own one by default.
         actions: Comma-separated numbers, such as 0,0,3,1.
         out: The file to write, .mp4 or .gif.
@@ -279,7 +281,7 @@ def rollout(
 
     from minigenie.console import working
     from minigenie.pictures import save_video
-    from minigenie.world import World, read_prompt
+    from minigenie.world import World, locate, read_prompt
 
     try:
         choices = [int(action) for action in actions.split(",") if action.strip()]
@@ -289,6 +291,7 @@ def rollout(
         raise ValueError("there are no actions to take; give some, as in --actions 0,0,3,1")
     if out.suffix not in (".mp4", ".gif"):
         raise ValueError(f"cannot write {out}; choose a name that ends in .mp4 or .gif")
+    world = locate(world)
     loaded = World.load(world, device)
     prompts = [prompt] if prompt else sorted((world / "prompts").glob("*.png"))
     if not prompts:
@@ -328,7 +331,7 @@ def evaluate(
     from minigenie.data.dataset import Dataset
     from minigenie.eval.measure import evaluate as measure
     from minigenie.eval.report import summary, write_report
-    from minigenie.world import World
+    from minigenie.world import World, beside, locate
 
     if len(paths) != 2:
         raise ValueError(
@@ -336,14 +339,14 @@ def evaluate(
         )
     if clips < 2:
         raise ValueError(f"clips is {clips}; an interval takes at least 2")
-    world, dataset = Path(paths[0]), paths[1]
+    world, dataset = locate(paths[0]), paths[1]
+    folder = beside(world, out)
     loaded, footage = World.load(world, device), Dataset.open(dataset)
     if footage.frame_size != loaded.frame_shape[:2]:
         raise ValueError(
             f"{dataset} has frames of {footage.frame_size[0]}x{footage.frame_size[1]}, {world} imagines "
             f"{loaded.frame_shape[0]}x{loaded.frame_shape[1]}; ingest with --size {loaded.frame_shape[0]}"
         )
-    folder = out or world
     with working("measure", "frames") as progress:
         report, scenes = measure(loaded, footage, clips=clips, seed=seed, watch=progress)
     pictures = write_report(folder, report, scenes, title=world.resolve().name, metrics=world / "metrics.jsonl")
@@ -370,8 +373,9 @@ def doctor(run: Positional[Path]) -> None:
         run: Folder made by train; more can be told once eval has written its report.json there.
     """
     from minigenie.eval.doctor import diagnose, read_run
+    from minigenie.world import locate
 
-    findings = diagnose(read_run(run))
+    findings = diagnose(read_run(locate(run)))
     for finding in findings:
         print(f"{finding.verdict:<9} {finding.disease:<21} {finding.measured}")
         if finding.advice:
@@ -419,7 +423,9 @@ def bench(
     from minigenie.console import table, working
     from minigenie.data.dataset import write_atomic
     from minigenie.runtime import pick_device
+    from minigenie.world import locate
 
+    world = world and locate(world)
     if rounds < 3:
         raise ValueError(f"rounds is {rounds}; a median takes at least 3")
     if browser and (world is None or frames < 2):
@@ -458,7 +464,7 @@ def export(world: Positional[Path], out: Path) -> None:
     """Copy what a player needs of a trained world into a small folder of its own, weights in half the bytes.
 
     Args:
-        world: Folder made by train.
+        world: Folder made by train, or coinrun, the world that comes with the package.
         out: New folder for the copy, to play, share or keep.
     """
     from minigenie.finish import export_world
@@ -493,10 +499,11 @@ def imitate(
     from minigenie.console import table, working
     from minigenie.eval.agents import Imitation, summary, table_rows
     from minigenie.eval.agents import imitate as run
+    from minigenie.world import beside, locate
 
     sizes = Imitation(expert_frames=expert_frames, labels=labels, levels=levels, steps=steps, seed=seed)
-    folder = out or world / "imitation"
-    report = run(world, folder, sizes, device, working)
+    folder = beside(locate(world), out, "imitation")
+    report = run(locate(world), folder, sizes, device, working)
     print("\n".join(summary(report)))
     table(["player", "levels solved", "95 % interval", "mean return", "mean steps"], table_rows(report))
     print(f"report        {folder / 'imitation.json'}")
@@ -522,7 +529,11 @@ def info(folder: Positional[str] = ".") -> None:
     elif path.exists():
         raise ValueError(f"{path} is neither a dataset nor a run nor a world; give the folder of one")
     else:
-        raise FileNotFoundError(f"{path} does not exist; give the folder of a dataset, a run or a world")
+        from minigenie.world import locate
+
+        if not locate(path).exists():
+            raise FileNotFoundError(f"{path} does not exist; give the folder of a dataset, a run or a world")
+        _describe_run(locate(path))
 
 
 def _describe_dataset(dataset: "Dataset") -> None:
@@ -587,7 +598,9 @@ COMMANDS: dict[str, Any] = {
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a command. Bad input ends with one line and exit code 2, an interrupt with 130."""
+    """Run a command. Bad input ends with one line and exit code 2, an interrupt (Ctrl-C, SIGTERM) with 130."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="minigenie", description="Turn unlabelled video into a world you can play.", args=args

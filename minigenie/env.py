@@ -15,7 +15,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from minigenie.world import World, read_prompt
+from minigenie.world import World, locate, read_prompt
 
 Reward = Callable[[np.ndarray, np.ndarray], float]  # a frame and the next one, uint8 [h w c]
 RENDER_MODES = (None, "rgb_array")
@@ -192,8 +192,8 @@ class Players:
     def __init__(self, b: int, folder: str | Path, reward: Reward, render_mode: str | None, device: str | None) -> None:
         if render_mode not in RENDER_MODES:
             raise ValueError(f"render_mode is {render_mode!r}; use 'rgb_array' or None")
-        self.folder, self.reward = Path(folder), reward
-        self.world = World.load(folder, device)
+        self.folder, self.reward = locate(folder), reward
+        self.world = World.load(self.folder, device)
         shape = self.world.frame_shape
         self.prompts = [read_prompt(path, shape)[0].numpy() for path in sorted((self.folder / "prompts").glob("*.png"))]
         self.frames = np.zeros((b, *shape), dtype=np.uint8)

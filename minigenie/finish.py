@@ -12,7 +12,7 @@ from minigenie import __version__
 from minigenie.checkpoint import save_tensors
 from minigenie.data.dataset import Dataset, write_atomic
 from minigenie.pictures import save_picture
-from minigenie.world import MODELS, World
+from minigenie.world import MODELS, World, locate
 
 KEYS = "1234567890qwertyuiopasdfghjklzxcvbnm"
 
@@ -33,6 +33,7 @@ def finish(world: World, dataset: Dataset, out: Path, prompts: int = 8) -> None:
 def export_world(folder: Path, out: Path) -> None:
     """A copy of the world in `folder` without the traces of its training: matrices as bfloat16, but codebooks as they
     are, since codes lie close together. Raises FileExistsError if `out` is there, or as World.load does."""
+    folder = locate(folder)
     world = World.load(folder, "cpu")
     if out.exists():
         raise FileExistsError(f"{out} exists; choose a new folder")

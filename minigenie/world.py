@@ -34,6 +34,7 @@ from minigenie.tokenizer import TokenizerConfig, VideoTokenizer
 
 FORMAT, VERSION = "minigenie-world", 1
 MODELS = ("tokenizer", "lam", "dynamics")
+SHIPPED = Path(__file__).parent / "worlds"  # those that come with the package
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +91,12 @@ class World:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> "World":
-        """A world folder, rebuilt from its own config. device: None takes CUDA, MPS or CPU, the first there is.
+        """A world folder, rebuilt from its own config, or a world that comes with the package, by its name. device:
+        None takes CUDA, MPS or CPU, the first there is.
 
         Raises FileNotFoundError or ValueError, one line, if a file is missing, damaged or of another version.
         """
-        folder = Path(folder)
+        folder = locate(folder)
         config, values = world_config(folder), read_config(folder)
         models = (
             load_model(folder / "tokenizer.safetensors", config.make_tokenizer),
@@ -354,6 +356,22 @@ def can_compile() -> bool:
     return any(map(shutil.which, compilers)) and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
+def locate(world: str | Path) -> Path:
+    """A world's folder. What is no folder may be the name of a world that comes with the package."""
+    folder = Path(world)
+    named = len(folder.parts) == 1 and not folder.exists()
+    return SHIPPED / folder if named and (SHIPPED / folder).is_dir() else folder
+
+
+def beside(folder: Path, out: Path | None, name: str = "") -> Path:
+    """Where to write about a world: `out`, or else its own folder. ValueError if that belongs to the package."""
+    if out is None and folder.parent == SHIPPED:
+        raise ValueError(
+            f"{folder.name} comes with the package, which is no place to write to; give a folder with --out"
+        )
+    return out or folder / name
+
+
 CONFIG_KEYS = ("tokenizer", "lam", "dynamics", "sampling", "context_frames")
 
 
@@ -361,7 +379,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The world's config.json. Raises FileNotFoundError or ValueError, one line."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a world, it has no config.json; make one with `minigenie train`")
+        names = ", ".join(sorted(shipped.name for shipped in SHIPPED.glob("*")))
+        raise FileNotFoundError(
+            f"{folder} is not a world, it has no config.json; make one with `minigenie train`, or take {names}, which "
+            "comes with the package"
+        )
     try:
         values = parse_json(path.read_bytes())
     except ValueError as error:

@@ -1,7 +1,9 @@
 """Collecting is repeatable and resumable, and every frame is of the level that it says."""
 
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -67,6 +69,21 @@ def test_a_killed_collection_resumes(tmp_path, short_shards):
     assert checksums(resumed) == checksums(whole)
     assert seen[-1] == (600, 600)
     assert collect("toy", tmp_path / "killed", **SMALL).manifest == resumed.manifest  # nothing left to do
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_collection_says_so(tmp_path, how):
+    sizes = ["--frames", "40_000", "--num-envs", "4"]
+    command = [sys.executable, "-m", "minigenie", "collect", "toy", "--out", str(tmp_path / "stopped"), *sizes]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("stopped/*shard-*")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "stopped; the same command goes on from what is saved" in said
+    assert "Traceback" not in said
+    assert collect("toy", tmp_path / "stopped", frames=40_000, num_envs=4).num_frames >= 40_000
 
 
 @pytest.mark.parametrize("game", ["coinrun", "toy"])

@@ -24,7 +24,7 @@ from minigenie.data.dataset import Dataset
 from minigenie.eval.controllability import motion
 from minigenie.play.actions import check_actions, describe, load_actions, merge_actions, save_actions
 from minigenie.play.player import Clip, View, encode, footage_clip, longest
-from minigenie.world import World, read_prompt
+from minigenie.world import World, locate, read_prompt
 
 Result = TypeVar("Result")
 
@@ -92,8 +92,8 @@ class Room:
     ) -> None:
         if max_players < 1:
             raise ValueError(f"max_players is {max_players}; let at least 1 play")
-        self.folder, self.max_players, self.seed, self.worker = folder, max_players, seed, Worker()
-        self.world = self.worker.ask(partial(World.load, folder, device)).result()
+        self.folder, self.max_players, self.seed, self.worker = locate(folder), max_players, seed, Worker()
+        self.world = self.worker.ask(partial(World.load, self.folder, device)).result()
         if compiled:
             print("compiling the world; this takes a minute", flush=True)
             self.world.compile()
@@ -101,8 +101,8 @@ class Room:
         self.fps = float(fps or self.world.fps)
         if not 0 < self.fps <= 240:
             raise ValueError(f"fps is {self.fps:g}; choose a rate between 0 and 240 frames a second")
-        self.actions = load_actions(folder, self.world.num_actions)
-        paths = sorted((folder / "prompts").glob("*.png"))[:MAX_STARTS]
+        self.actions = load_actions(self.folder, self.world.num_actions)
+        paths = sorted((self.folder / "prompts").glob("*.png"))[:MAX_STARTS]
         self.starts = [read_prompt(path, self.world.frame_shape)[0, 0].numpy() for path in paths]
         self.start_pngs = [encode(start, "PNG") for start in self.starts]
         self.footage = self._open_footage(footage) if footage else None
