@@ -386,7 +386,7 @@ def doctor(run: Positional[Path]) -> None:
 
 
 def bench(
-    what: Positional[Literal["all", "train", "play", "data"]] = "all",
+    what: Positional[Literal["all", "train", "play", "data", "size"]] = "all",
     world: Positional[Path | None] = None,
     recipes: tuple[str, ...] = ("tiny",),
     only: str = "",
@@ -401,7 +401,7 @@ def bench(
     """Measure how fast this machine is, and how far from its limit.
 
     Args:
-        what: train: a step of each stage. play: a frame. data: loading and ingest.
+        what: train: a step of each stage. play: a frame. data: loading and ingest. size: how cost grows with each size.
         world: A world folder to measure too, with play.
         recipes: Those whose training steps to measure; coinrun and paper take minutes a step on a CPU.
         only: Measure nothing but the items whose name has this in it.
@@ -419,6 +419,7 @@ def bench(
     from minigenie.bench.data import data_items
     from minigenie.bench.machine import HEADINGS, describe_machine, measure, rows, stage_rows
     from minigenie.bench.play import play_items
+    from minigenie.bench.size import GROWTH, growth_rows, size_items
     from minigenie.bench.train import train_items
     from minigenie.console import table, working
     from minigenie.data.dataset import write_atomic
@@ -438,6 +439,7 @@ def bench(
             "train": lambda: train_items(recipes, where, large),
             "play": lambda: play_items(world, where, compiled, large),
             "data": lambda: data_items(Path(scratch)),
+            "size": lambda: size_items(where),
         }
         items = [item for kind, make in kinds.items() if what in (kind, "all") for item in make() if only in item.name]
         if not items:
@@ -449,6 +451,8 @@ def bench(
     table(HEADINGS, rows(measured))
     if shares := stage_rows(measured):
         table(["item", "where its time goes"], shares)
+    if growth := growth_rows(measured):
+        table(GROWTH, growth)
     found = [each.to_json() for each in measured]
     if browser and world is not None:
         from minigenie.bench.browser import measure_browser

@@ -7,7 +7,7 @@ import torch
 from conftest import small_recipe
 
 from minigenie.__main__ import main
-from minigenie.bench import data, machine, play, train
+from minigenie.bench import data, machine, play, size, train
 from minigenie.bench.machine import Call, Item, count_flops, measure
 
 CPU = torch.device("cpu")
@@ -24,6 +24,8 @@ def smaller(monkeypatch):
     monkeypatch.setattr(play, "BATCH", 2)
     monkeypatch.setattr(play, "SMALL", replace(play.SMALL, num_blocks=1, dim=32))
     monkeypatch.setattr(machine, "PRODUCTS", 1)
+    monkeypatch.setattr(size, "AXES", {"batch": (1, 2)})
+    monkeypatch.setattr(size, "CONTEXTS", (1, 2))
     monkeypatch.setattr(data, "FRAMES", 300)
     monkeypatch.setattr(train, "recipe_named", lambda name: small_recipe())
     monkeypatch.setattr(train, "small", lambda: replace(small_recipe(), joint=True))
@@ -72,6 +74,32 @@ def test_a_step_takes_thrice_the_arithmetic_of_its_forward_pass():
     assert forward < item.make().flops / 3 < 1.2 * forward
 
 
+@pytest.mark.parametrize(
+    ("axis", "least", "most"),
+    [("batch", 1, 1), ("frames", 1, 1.1), ("patches", 1, 1.5), ("width", 1, 2), ("depth", 0.8, 1)],
+)
+def test_the_arithmetic_of_a_step_grows_as_theory_says(axis, least, most):
+    """Linear in clips, frames and blocks; attention within a frame adds a square of patches, weights one of width."""
+    flops = {
+        n: size.step_item("", size.grown(axis, n), "dynamics", CPU, "float32").make().flops for n in size.AXES[axis][:2]
+    }
+    assert least - 0.03 < size.exponent(flops) < most + 0.03  # how many tokens are masked is drawn
+
+
+def test_how_cost_grows_is_fitted_to_the_measurements(monkeypatch):
+    """Of sizes 2, 4, 8, whose time grows as size^1.5 and whose arithmetic as size^2, in a table of their own."""
+    kinds = {"item": "", "dtype": "float32", "threads": 1, "seconds_min": 0.0, "seconds_max": 0.0, "frames_per_s": 0.0}
+    rest = kinds | {"ceiling_share": None, "peak_gb": 0.0, "seconds_median": 9.0}
+    measured = [
+        machine.Measurement(**rest | {"item": f"dynamics step, width {n}, 4 x 8 frames"}, device="cpu",
+                            cpu_seconds_median=n**1.5, flops=n**2)
+        for n in size.AXES["width"]
+    ]  # fmt: skip
+    (row,) = size.growth_rows(measured)
+    assert row[0] == "width"
+    assert row[-2:] == ["size^1.50", "size^2.00"]
+
+
 def test_a_timed_step_is_a_training_step():
     """It changes every weight and leaves no gradient behind."""
     recipe = small_recipe()
@@ -97,10 +125,12 @@ def test_bench_prints_and_writes_all_that_it_measured(trained, tmp_path, smaller
         assert each["seconds_median"] > 0
         assert each["peak_gb"] >= 0
         assert (each["ceiling_share"] or 1) > 0
+    assert "time grows as" in printed
     names = " ".join(each["item"] for each in measured)
     for part in (
         "products of 1024x1024", "copy", "W1s tokenizer", "W2s joint", "tiny tokenizer", "tiny lam", "tiny dynamics",
         "W3s frame, context 1", "context 8, naive", f"{trained.name} frame, batch 2", "load 64 clips", "ingest",
+        "step, batch 2", "frame, context 2",
     ):  # fmt: skip
         assert part in names
 
