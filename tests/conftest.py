@@ -1,5 +1,6 @@
 """Shared by all tests: small models, a toy dataset, checked shapes."""
 
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from minigenie.nn.st_transformer import STConfig  # noqa: E402
 from minigenie.pipeline import Recipe  # noqa: E402
 from minigenie.recipes import tiny  # noqa: E402
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job's, and then its children's too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 for name, value in (("DRIFT_HORIZON", 12), ("DRIFT_CLIPS", 4), ("STARTS", 3), ("LONG_CLIPS", 12)):
     setattr(measure, name, value)  # whole evaluations by the dozen: each measures all there is, but less of it
 
