@@ -2,9 +2,12 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ SMALLER = [  # what makes a command quick, and nothing else
     (r"--max-steps 2 (.*)--max-steps [\d_]+", r"--max-steps 2 \1"),
     (r"minigenie eval (?!.*--compare)", "minigenie eval --clips 4 "),
     (r"--clips 4 (.*)--clips \d+", r"--clips 4 \1"),
+    (r"minigenie play", "exec minigenie play --port 0 --no-open"),
     (r"minigenie bench", "minigenie bench --rounds 3 --only load"),
 ]
 NOT_RUN = re.compile(r"^(pip install|pytest |apt-get|bash \.ci|git |make )")  # CI itself runs what installs and tests
@@ -55,6 +59,17 @@ def folder(toy, bucket, tmp_path_factory):
     return folder
 
 
+def until_it_serves(command: list[str], **options) -> subprocess.CompletedProcess:
+    """Until the address that it prints shows the page; then Ctrl-C."""
+    process = subprocess.Popen(command, **options)
+    said = process.stdout.readline()
+    with urllib.request.urlopen(re.search(r"http://\S+", said)[0], timeout=30) as page:
+        assert b"<canvas" in page.read()
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=30)
+    return subprocess.CompletedProcess(command, process.returncode, said + rest, errors)
+
+
 RAN: set[str] = set()  # the pages begin alike, and what has run is there
 
 
@@ -65,7 +80,8 @@ def test_every_command_runs(page, folder):
     for command in map(smaller, commands(page)):
         if command in RAN:
             continue
-        ended = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+        run = until_it_serves if "minigenie play" in command else subprocess.run
+        ended = run(["bash", "-c", command], cwd=folder, env=environment, stdout=PIPE, stderr=PIPE, text=True)
         assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
         assert "Warning" not in ended.stderr, ended.stderr
         RAN.add(command)

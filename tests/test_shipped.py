@@ -1,0 +1,45 @@
+"""The world that comes with the package: small, whole, and it answers to its actions."""
+
+import json
+
+import pytest
+import torch
+
+from minigenie.play.actions import load_actions
+from minigenie.world import World, locate, read_prompt
+
+FOLDER = locate("coinrun")
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World.load("coinrun", "cpu")
+
+
+def test_it_is_small_and_has_all_that_a_player_needs(world):
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 48e6
+    assert {"config.json", "README.md", "report.json", "actions.json"} <= {path.name for path in files}
+    assert world.frame_shape == (64, 64, 3)
+    assert len(list((FOLDER / "prompts").glob("*.png"))) >= 8
+    assert all("motion" in entry for entry in load_actions(FOLDER, world.num_actions))
+
+
+def test_its_report_is_of_held_out_levels():
+    report = json.loads((FOLDER / "report.json").read_text())
+    assert report["dataset"]["split"] == "test"
+    assert report["dataset"]["settings"]["mode"] == "hard"
+    assert report["tokenizer"]["psnr"] > 30
+    assert report["rollout"]["delta_psnr"]["4"]["ci95"][0] > 1
+
+
+def test_its_actions_lead_apart_and_its_frames_are_pictures(world):
+    """Held for six frames, actions lead to different pictures, each with as much detail as the start had."""
+    start = read_prompt(sorted((FOLDER / "prompts").glob("*.png"))[0], world.frame_shape)
+    actions = torch.arange(world.num_actions)[:, None].expand(-1, 6)
+    video = world.rollout(start.expand(world.num_actions, -1, -1, -1, -1), actions).float()
+    last = video[:, -1]
+    apart = (last[:, None] - last[None]).abs().mean(dim=(2, 3, 4))
+    assert apart[~torch.eye(len(last), dtype=torch.bool)].median() > 3  # of 255
+    detail = last.diff(dim=2).abs().mean() / start.float().diff(dim=3).abs().mean()
+    assert 0.3 < detail < 3
