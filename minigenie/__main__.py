@@ -506,8 +506,9 @@ def imitate(
     from minigenie.world import beside, locate
 
     sizes = Imitation(expert_frames=expert_frames, labels=labels, levels=levels, steps=steps, seed=seed)
-    folder = beside(locate(world), out, "imitation")
-    report = run(locate(world), folder, sizes, device, working)
+    world = locate(world)
+    folder = beside(world, out, "imitation")
+    report = run(world, folder, sizes, device, working)
     print("\n".join(summary(report)))
     table(["player", "levels solved", "95 % interval", "mean return", "mean steps"], table_rows(report))
     print(f"report        {folder / 'imitation.json'}")
@@ -535,9 +536,9 @@ def info(folder: Positional[str] = ".") -> None:
     else:
         from minigenie.world import locate
 
-        if not locate(path).exists():
+        if (shipped := locate(path)) == path:
             raise FileNotFoundError(f"{path} does not exist; give the folder of a dataset, a run or a world")
-        _describe_run(locate(path))
+        _describe_run(shipped)
 
 
 def _describe_dataset(dataset: "Dataset") -> None:

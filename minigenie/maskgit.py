@@ -65,8 +65,7 @@ def fill_surest(
 
 def draw(weights: Float[Tensor, "b n k"], uniform: Float[Tensor, "b n"]) -> Int[Tensor, "b n"]:
     """One of k with a chance in proportion to its weight: where the cumulated weights pass the random number. First the
-    run of up to 64 is found, then the place in it, which spares cumulating most of them; Gumbel noise takes ten times
-    as long."""
+    run of up to 64 is found, then the place in it, which spares cumulating most of them."""
     runs = weights.unflatten(-1, (-1, math.gcd(weights.shape[-1], 64)))
     ends = runs.sum(-1).cumsum(-1)
     at = uniform[..., None] * ends[..., -1:]

@@ -106,12 +106,15 @@ def test_a_finished_run_is_left_as_it_is(toy, trained):
 
 
 def test_killed_while_it_noted_what_the_footage_is_like(toy, trained, tmp_path):
+    def begin():
+        Run(toy, small_recipe(), tmp_path / "run", CPU, None, False, Watcher())
+
     whole = (trained / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0]
     assert b'"data"' in whole
-    Run(toy, small_recipe(), tmp_path / "run", CPU, None, False, Watcher())
+    begin()
     for torn in (b"", whole[:20], whole):
         (tmp_path / "run/metrics.jsonl").write_bytes(torn)
-        Run(toy, small_recipe(), tmp_path / "run", CPU, None, False, Watcher())
+        begin()
         assert (tmp_path / "run/metrics.jsonl").read_bytes() == whole
 
 
@@ -122,7 +125,7 @@ def test_interrupted_and_resumed_is_never_interrupted(toy, trained, tmp_path, ho
     script = (
         "import sys, time; sys.path.insert(0, sys.argv[1]); import conftest, torch\n"
         "import minigenie.train as train\nfrom pathlib import Path\nfrom minigenie.data.dataset import Dataset\n"
-        "from minigenie.pipeline import Run, Watcher, train_world\ntorch.set_num_threads(1)\n"
+        "from minigenie.pipeline import train_world\ntorch.set_num_threads(1)\n"
         "share = train.learning_rate_share\n"
         "def slow(*a): time.sleep(0.2); return share(*a)\n"
         "train.learning_rate_share = slow\n"

@@ -63,9 +63,10 @@ def until_it_serves(command: list[str], **options) -> subprocess.CompletedProces
     """Until the address that it prints shows the page; then Ctrl-C."""
     process = subprocess.Popen(command, **options)
     said = process.stdout.readline()
-    with urllib.request.urlopen(re.search(r"http://\S+", said)[0], timeout=30) as page:
-        assert b"<canvas" in page.read()
-    process.send_signal(signal.SIGINT)
+    if address := re.search(r"http://\S+", said):
+        with urllib.request.urlopen(address[0], timeout=30) as page:
+            assert b"<canvas" in page.read()
+        process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=30)
     return subprocess.CompletedProcess(command, process.returncode, said + rest, errors)
 

@@ -1,10 +1,12 @@
 """The world that comes with the package: small, whole, and it answers to its actions."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from minigenie.__main__ import main
 from minigenie.play.actions import load_actions
 from minigenie.world import World, locate, read_prompt
 
@@ -34,7 +36,7 @@ def test_its_report_is_of_held_out_levels():
 
 
 def test_its_actions_lead_apart_and_its_frames_are_pictures(world):
-    """Held for six frames, actions lead to different pictures, each with as much detail as the start had."""
+    """Held for six frames, actions lead to different pictures, which have about the start's detail between them."""
     start = read_prompt(sorted((FOLDER / "prompts").glob("*.png"))[0], world.frame_shape)
     actions = torch.arange(world.num_actions)[:, None].expand(-1, 6)
     video = world.rollout(start.expand(world.num_actions, -1, -1, -1, -1), actions).float()
@@ -43,3 +45,20 @@ def test_its_actions_lead_apart_and_its_frames_are_pictures(world):
     assert apart[~torch.eye(len(last), dtype=torch.bool)].median() > 3  # of 255
     detail = last.diff(dim=2).abs().mean() / start.float().diff(dim=3).abs().mean()
     assert 0.3 < detail < 3
+
+
+def test_its_name_stands_for_it_where_nothing_else_has_that_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["info", "coinrun"])
+    assert "8 actions, frames (64, 64, 3)" in capsys.readouterr().out
+    (tmp_path / "coinrun").mkdir()
+    assert locate("coinrun") == Path("coinrun")
+    assert locate(tmp_path / "else" / "coinrun") == tmp_path / "else" / "coinrun"
+
+
+@pytest.mark.parametrize("command", [["eval", "coinrun", "no/data"], ["imitate", "coinrun"]])
+def test_nothing_is_written_beside_it(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == 2
+    assert "give a folder with --out" in capsys.readouterr().err

