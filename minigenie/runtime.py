@@ -1,7 +1,9 @@
 """What a run stands on, each decided once: device, precision, seed, processes."""
 
+import ctypes
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,6 +16,7 @@ from torch import Tensor
 
 Result = TypeVar("Result")
 Precision = Literal["auto", "float32", "bfloat16"]
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -48,6 +51,23 @@ def in_parallel(call: Callable[..., Result], *parts: Iterable[Any], device: torc
             yield from pool.map(torch.no_grad()(call), *parts)
     finally:
         torch.set_num_threads(threads)
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees, to use it again. Else glibc hands most of what a training step
+    used back to the system, and the next step waits for it page by page. Nothing where there is no glibc."""
+    for option, size in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, (1 << 31) - 1)):
+        _glibc("mallopt", option, size)
+
+
+def give_memory_back() -> None:
+    """What `keep_memory` kept."""
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(function: str, *numbers: int) -> None:
+    if sys.platform == "linux" and (call := getattr(ctypes.CDLL(None), function, None)):
+        call(*numbers)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from minigenie.nn.quantize import VectorQuantizer
 from minigenie.nn.st_transformer import STTransformer
 from minigenie.optim import OptimConfig, learning_rate_share, make_optimizers, set_learning_rate
 from minigenie.pictures import save_picture
-from minigenie.runtime import Precision, autocast, mean_of_all, on_any_process, seed_step, slowest, whole
+from minigenie.runtime import Precision, autocast, keep_memory, mean_of_all, on_any_process, seed_step, slowest, whole
 
 LOG_EVERY = 10  # steps
 
@@ -110,6 +110,7 @@ def fit(
     over the processes. Writes folder/metrics.jsonl, folder/samples, folder/checkpoints/STAGE.
     Raises Interrupted after a signal, Diverged if the loss is not finite: the last good checkpoint stays.
     """
+    keep_memory()
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     parts = math.lcm(config.accumulate, processes)
     checkpoints = Checkpoints(folder / "checkpoints" / stage, config.keep)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache, rope, rotate
+from minigenie.nn.st_transformer import NormRotate, STConfig, STTransformer, TimeCache, rope, rotate
 
 
 def awake(model):
@@ -143,3 +143,17 @@ def test_rotation_keeps_length_and_depends_on_difference():
 def test_sizes_that_cannot_be(sizes):
     with pytest.raises(ValueError, match="dim|num_heads|num_blocks"):
         STConfig(**sizes)
+
+
+def test_normalised_and_turned_as_by_the_library_and_so_are_gradients():
+    x = torch.randn(3, 5, 2, 4, 8, requires_grad=True)
+    turn = torch.randn(2, 5, 2, 1, 8, requires_grad=True)
+    back = torch.randn_like(x)
+    results = []
+    for y in (NormRotate.apply(x, turn), rotate(torch.nn.functional.layer_norm(x, (8,)), turn)):
+        results.append((y, *torch.autograd.grad(y, (x, turn), back)))
+    for ours, library in zip(*results, strict=True):
+        assert_close(ours, library, atol=1e-5, rtol=1e-5)
+    low = NormRotate.apply(x.bfloat16(), turn)
+    assert low.dtype == torch.bfloat16  # computed in float32, rounded once
+    assert_close(low, results[0][0].bfloat16(), atol=0.1, rtol=0.02)

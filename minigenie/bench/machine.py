@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from minigenie.runtime import give_memory_back
+
 Watch = Callable[[float, float], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PRODUCTS = 10  # a time: one is over too soon to be timed
@@ -216,7 +218,9 @@ def forget_peak(device: torch.device) -> None:
     """Where the system can, so that the next item's peak is its own and not that of one before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif (own := Path("/proc/self/clear_refs")).exists():
+        return
+    give_memory_back()
+    if (own := Path("/proc/self/clear_refs")).exists():
         try:
             own.write_text("5")
         except OSError:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 # Bases of the rotary frequencies: clips are tens of frames long, frames tens of patches wide, not thousands of words.
 TIME_BASE, SPACE_BASE = 100.0, 10.0
+NORM_EPS = 1e-5  # as nn.LayerNorm has it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,32 @@ def rope(positions: Int[Tensor, "s axes"], width: int, base: float) -> Float[Ten
 
 def rotate(x: Float[Tensor, "*b d"], turn: Float[Tensor, "2 ... d"]) -> Float[Tensor, "*b d"]:
     along, across = turn.to(x.dtype)
-    return torch.addcmul(x * along, x.roll(x.shape[-1] // 2, -1), across)
+    return (x * along).addcmul_(x.roll(x.shape[-1] // 2, -1), across)
+
+
+class NormRotate(torch.autograd.Function):
+    """Layer norm, then `rotate`, and the gradients of both, in passes that are fast on a CPU: rows as short as a head
+    are slow in the library's layer norm, and so are the sums over batch and heads that autograd makes of a turn."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Float[Tensor, "b s two h d"], turn: Float[Tensor, "2 s two 1 d"]) -> Tensor:
+        x_hat = x.float() - x.mean(-1, keepdim=True, dtype=torch.float32)
+        scale = (x_hat.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
+        x_hat *= scale
+        ctx.save_for_backward(x_hat, scale, turn)
+        return rotate(x_hat, turn).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x_hat, scale, (along, across) = ctx.saved_tensors
+        half = x_hat.shape[-1] // 2
+        grad = grads[0].float()
+        swapped = grad.roll(half, -1)
+        back = (grad * along).addcmul_(swapped, across.roll(half, -1))
+        along, across = ((each * x_hat).sum(0).sum(-2, keepdim=True) for each in (grad, swapped))
+        back -= back.mean(-1, keepdim=True)
+        back.addcmul_(x_hat, (back * x_hat).mean(-1, keepdim=True), value=-1).mul_(scale)
+        return back.to(grads[0].dtype), torch.stack((along, across.roll(half, -1)))
 
 
 class Attention(nn.Module):
@@ -151,8 +177,9 @@ class Attention(nn.Module):
         """turn: rotary positions, from `turn`. mask: which position (row) sees which (column). attend: queries, keys,
         values [b h s head] -> what they take."""
         qkv = self.qkv(x).view(-1, x.shape[-2], 3, self.num_heads, self.width)
-        qk = rotate(F.layer_norm(qkv[:, :, :2], (self.width,)), turn)
-        q, k, v = (each.transpose(1, 2) for each in (qk[:, :, 0], qk[:, :, 1], qkv[:, :, 2]))
+        qk, v = qkv.split((2, 1), dim=2)
+        q, k = NormRotate.apply(qk, turn).unbind(2)
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v.squeeze(2)))
         y = attend(q, k, v) if mask is None else attend(q, k, v, attn_mask=mask)
         return self.out(y.transpose(1, 2).reshape(x.shape))
 
