@@ -28,11 +28,12 @@ def demo(
     """See it work: collect simple CoinRun footage, train a tiny world, measure it, leave pictures.
 
     Args:
-        out: Folder for the data, the world, report.json and the pictures. An interrupted demo goes on from there.
+        out: Folder for the footage (train, test) and the world, with its report and pictures. An interrupted demo goes
+            on from there.
         minutes: About how long it takes; four fifths of it train.
         play: Open the world in the browser at the end.
         game: The toy world needs no extra package.
-        seed: Of all that is random.
+        seed: Seed of all that is random.
     """
     from minigenie.demo import run_demo
 
@@ -67,11 +68,11 @@ def collect(
         mode: Difficulty of the levels.
         backgrounds: Paint the game's backgrounds; without them they are black.
         themes: Use all of the game's looks; without, one of each.
-        levels: How many different ones.
-        start_level: The first, if not as the split says.
+        levels: How many different levels.
+        start_level: Number of the first level; by default as split says.
         policy: random draws each action anew, as in the paper; explore gets further into the levels; expert looks ahead
-            and solves CoinRun.
-        seed: Of the policy and the order of levels.
+            and solves most levels of CoinRun (Python 3.11 on Linux).
+        seed: Seed of the policy and the order of levels.
         num_envs: Games played side by side.
     """
     from minigenie.console import working
@@ -105,7 +106,7 @@ def ingest(
         size: Side of the square frames in pixels.
         fps: Frames a second to keep.
         fit: crop fills the square and loses the edges; letterbox keeps them and adds black.
-        split: Share of the footage to hold out, in the folder OUT-test.
+        split: Share of the videos to hold out, in the folder OUT-test; of very few, the ends of long takes.
         min_frames: Shortest take worth keeping, in frames.
         keep_duplicates: Keep takes that repeat an earlier one.
         workers: Processes that decode; one per core by default. The dataset does not depend on it.
@@ -222,7 +223,7 @@ def _train(
         seen_by = watcher if rank == 0 else None
         train_world(dataset, recipe, out, device=device, max_seconds=max_seconds, shard=shard, watcher=seen_by)
     if rank == 0:
-        print(f"{out} is a world: minigenie rollout {out} --actions 0,0,1,1 --out clip.gif, or minigenie info {out}")
+        print(f"{out} is a world: minigenie play {out}, or minigenie rollout {out} --actions 0,0,1,1 --out clip.gif")
 
 
 def play(
@@ -247,7 +248,7 @@ def play(
         max_players: How many at once, each in a world of their own.
         fps: Target rate; the world's own by default.
         device: cuda, mps or cpu; the best there is by default.
-        seed: Of the sampling.
+        seed: Seed of the sampling.
         footage: Held-out dataset for the split view.
         compiled: Compile the world first: a minute's wait for faster frames. On CPU it takes a C++ compiler.
     """
@@ -274,7 +275,7 @@ def rollout(
         prompt: The picture to begin with; the world's first own one by default.
         actions: Comma-separated numbers, such as 0,0,3,1.
         out: The file to write, .mp4 or .gif.
-        seed: Of the sampling.
+        seed: Seed of the sampling.
         device: cuda, mps or cpu; the best there is by default.
     """
     import torch
@@ -317,15 +318,16 @@ def evaluate(
     """Measure a world on held-out footage: report.json, report.html and pictures. Or compare worlds that were measured.
 
     Args:
-        paths: A world and a dataset of levels or videos that it never saw; with --compare, worlds or their reports.
-        out: Folder for what is written; the (first) world's own by default.
+        paths: A world and a dataset of levels or videos that it never saw; with --compare, worlds, or the folders that
+            eval --out wrote to.
+        out: Folder for what is written; the (first) world's own by default. The world coinrun needs one.
         clips: How many clips to measure on.
-        seed: Of the choice of clips and the sampling.
+        seed: Seed of the choice of clips and the sampling.
         device: cuda, mps or cpu; the best there is by default.
         compare: Put worlds side by side, from the report.json of each.
     """
     if compare:
-        _compare(list(map(Path, paths)), out)
+        _compare(paths, out)
         return
     from minigenie.console import working
     from minigenie.data.dataset import Dataset
@@ -355,15 +357,18 @@ def evaluate(
     print(f"pictures      {', '.join(map(str, pictures))}")
 
 
-def _compare(folders: list[Path], out: Path | None) -> None:
+def _compare(worlds: tuple[str, ...], out: Path | None) -> None:
     from minigenie.console import table
     from minigenie.eval.compare import differences, read_reports, rows, write_comparison
+    from minigenie.world import beside, locate
 
+    folders = list(map(locate, worlds))
+    folder = beside(folders[0], out)
     reports = read_reports(folders)
     table(["", *reports], rows(reports))
     for line in differences(reports):
         print(f"note          {line}")
-    print(f"side by side  {write_comparison(folders, reports, (out or folders[0]) / 'compare.html')}")
+    print(f"side by side  {write_comparison(folders, reports, folder / 'compare.html')}")
 
 
 def doctor(run: Positional[Path]) -> None:
@@ -611,14 +616,16 @@ def main(args: list[str] | None = None) -> None:
             COMMANDS, prog="minigenie", description="Turn unlabelled video into a world you can play.", args=args
         )
     except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped; the same command goes on from what is saved", file=sys.stderr)
+        print(str(stop) or "stopped; what trains, collects or ingests goes on from what is saved", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, RuntimeError) as error:
         text = str(error)
         if isinstance(error, RuntimeError):
             if "out of memory" not in text and "not enough memory" not in text:
                 raise
-            text = "out of memory; make a step smaller, as in --set dynamics_fit.accumulate=12, or use a smaller recipe"
+            text = (
+                "out of memory; take a smaller recipe, or train on fewer clips a step: --set dynamics_fit.batch_size=2"
+            )
         if isinstance(error, OSError) and error.errno == errno.ENOSPC and "make room" not in text:
             text = "the disk is full; make room and run the same command again, it goes on from what is saved"
         print(f"error: {' '.join(text.split())}", file=sys.stderr)

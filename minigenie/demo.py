@@ -59,4 +59,4 @@ def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: i
     print(f"time          {', '.join(spent)}, together {stamps['measure'] - stamps['start']:.0f} s")
     print(f"report        {world_folder / 'report.html'}")
     print(f"pictures      {', '.join(str(path) for path in pictures)}")
-    print(f"next          minigenie rollout {world_folder} --actions 0,0,1,1,2,2 --out clip.gif")
+    print(f"next          minigenie play {world_folder}")

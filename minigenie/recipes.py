@@ -64,7 +64,7 @@ def laptop() -> Recipe:
         ),
         tokenizer_fit=replace(recipe.tokenizer_fit, steps=4_000, batch_size=8, sample_every=500, save_every=500),
         lam=replace(recipe.lam, patch=8),
-        lam_fit=replace(recipe.lam_fit, steps=1_000),
+        lam_fit=replace(recipe.lam_fit, steps=3_300, batch_size=32),
         dynamics_fit=replace(recipe.dynamics_fit, steps=20_000, batch_size=2, sample_every=1_000),
         sampling=SamplingConfig(steps=1, temperature=0.0, choice_noise=0.0),
     )

@@ -81,7 +81,7 @@ def test_a_stopped_collection_says_so(tmp_path, how):
     process.send_signal(how)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "stopped; the same command goes on from what is saved" in said
+    assert "stopped; what trains, collects or ingests goes on from what is saved" in said
     assert "Traceback" not in said
     assert collect("toy", tmp_path / "stopped", frames=40_000, num_envs=4).num_frames >= 40_000
 

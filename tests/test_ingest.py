@@ -127,7 +127,7 @@ def test_workers_end_with_the_command(footage, whole, tmp_path, stop):
         assert process.returncode == -stop
     else:
         assert process.returncode == 130
-        assert "stopped; the same command goes on from what is saved" in printed
+        assert "stopped; what trains, collects or ingests goes on from what is saved" in printed
     assert "Traceback" not in printed
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline

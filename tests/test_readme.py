@@ -86,6 +86,9 @@ def test_every_command_runs(page, folder):
         assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
         assert "Warning" not in ended.stderr, ended.stderr
         RAN.add(command)
+    if page.name == "README.md":
+        for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            subprocess.run([sys.executable, "-c", block], cwd=folder, env=environment, check=True)
 
 
 def test_links_lead_somewhere():

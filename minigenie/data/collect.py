@@ -157,9 +157,7 @@ def available() -> str | None:
         return None
     python = ".".join(map(str, sys.version_info[:2]))
     wheels = "for Python 3.11 on Linux x86-64 and for Python 3.12 and later"
-    return (
-        f"no Procgen for this Python {python}: run `pip install 'minigenie[coinrun]'` ({wheels}), or play the game toy"
-    )
+    return f"no Procgen for this Python {python}: run `pip install '.[coinrun]'` ({wheels}), or play the game toy"
 
 
 def action_plan(game: str, policy: str, steps: int, num_envs: int, rng: np.random.Generator) -> np.ndarray:

@@ -29,7 +29,7 @@ def read(url: str) -> bytes:
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no {url}; check the address") from None
     except ImportError as error:
-        extra = "'minigenie[s3]'" if url.startswith("s3:") else "the package for it"
+        extra = "'.[s3]'" if url.startswith("s3:") else "the package for it"
         raise OSError(f"cannot read {url} ({error}): run `pip install {extra}`") from None
     except Exception as error:  # every kind of storage raises its own
         cure = "check the address, the credentials and the network"

@@ -72,7 +72,7 @@ def _cluster(address: str) -> Iterator[Workers]:
     try:
         import ray
     except ImportError:
-        raise ValueError("Ray is not installed: run `pip install 'minigenie[ray]'`, or leave --ray out") from None
+        raise ValueError("Ray is not installed: run `pip install '.[ray]'`, or leave --ray out") from None
     try:
         ray.init(address, log_to_driver=False)
     except ConnectionError as error:
