@@ -16,7 +16,7 @@ from torch import Tensor
 
 Result = TypeVar("Result")
 Precision = Literal["auto", "float32", "bfloat16"]
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -56,12 +56,12 @@ def in_parallel(call: Callable[..., Result], *parts: Iterable[Any], device: torc
 def keep_memory() -> None:
     """Let this process keep the memory that it frees, to use it again. Else glibc hands most of what a training step
     used back to the system, and the next step waits for it page by page. Nothing where there is no glibc."""
-    for option, size in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, (1 << 31) - 1)):
-        _glibc("mallopt", option, size)
+    _glibc("mallopt", M_MMAP_MAX, 0)  # no tensor on pages of its own, which are unmapped with it
+    _glibc("mallopt", M_TRIM_THRESHOLD, -1)  # never
 
 
 def give_memory_back() -> None:
-    """What `keep_memory` kept."""
+    """What `keep_memory` has kept so far."""
     _glibc("malloc_trim", 0)
 
 

@@ -31,7 +31,17 @@ from minigenie.nn.quantize import VectorQuantizer
 from minigenie.nn.st_transformer import STTransformer
 from minigenie.optim import OptimConfig, learning_rate_share, make_optimizers, set_learning_rate
 from minigenie.pictures import save_picture
-from minigenie.runtime import Precision, autocast, keep_memory, mean_of_all, on_any_process, seed_step, slowest, whole
+from minigenie.runtime import (
+    Precision,
+    autocast,
+    give_memory_back,
+    keep_memory,
+    mean_of_all,
+    on_any_process,
+    seed_step,
+    slowest,
+    whole,
+)
 
 LOG_EVERY = 10  # steps
 
@@ -108,6 +118,7 @@ def fit(
     batch_of(step, part, parts): one of the parts that make up a step's batch; they are shared out over the processes.
     max_seconds: end by then, with the whole schedule run through. shard: cut weights, gradients and optimizer state up
     over the processes. Writes folder/metrics.jsonl, folder/samples, folder/checkpoints/STAGE.
+    The process keeps the memory that it frees (runtime.keep_memory), and at the end gives back what it kept by then.
     Raises Interrupted after a signal, Diverged if the loss is not finite: the last good checkpoint stays.
     """
     keep_memory()
@@ -184,6 +195,7 @@ def fit(
     save()
     watch(Progress(stage, step, 1.0, time.monotonic() - began, {}))
     gather().eval().requires_grad_(False)
+    give_memory_back()
 
 
 def sharded(model: nn.Module) -> nn.Module:

@@ -146,14 +146,25 @@ def test_sizes_that_cannot_be(sizes):
 
 
 def test_normalised_and_turned_as_by_the_library_and_so_are_gradients():
-    x = torch.randn(3, 5, 2, 4, 8, requires_grad=True)
-    turn = torch.randn(2, 5, 2, 1, 8, requires_grad=True)
-    back = torch.randn_like(x)
+    whole = torch.randn(3, 5, 3, 4, 8, dtype=torch.float64)
+    x, turn = whole[:, :, :2].requires_grad_(), torch.randn(2, 5, 2, 1, 8, dtype=torch.float64, requires_grad=True)
+    back = torch.randn(x.shape, dtype=torch.float64)
+    given = back.clone()
     results = []
     for y in (NormRotate.apply(x, turn), rotate(torch.nn.functional.layer_norm(x, (8,)), turn)):
         results.append((y, *torch.autograd.grad(y, (x, turn), back)))
     for ours, library in zip(*results, strict=True):
-        assert_close(ours, library, atol=1e-5, rtol=1e-5)
-    low = NormRotate.apply(x.bfloat16(), turn)
-    assert low.dtype == torch.bfloat16  # computed in float32, rounded once
-    assert_close(low, results[0][0].bfloat16(), atol=0.1, rtol=0.02)
+        assert_close(ours, library)
+    assert_close(back, given)  # it is the caller's
+
+
+def test_low_precision_is_normalised_in_float32_and_rounded_once():
+    x, turn = torch.randn(3, 5, 2, 4, 8).bfloat16(), torch.randn(2, 5, 2, 1, 8, requires_grad=True)
+    back = torch.randn(x.shape).bfloat16()
+    low, high = x.requires_grad_(), x.detach().float().requires_grad_()
+    y, exact = NormRotate.apply(low, turn), NormRotate.apply(high, turn)
+    assert torch.equal(y, exact.bfloat16())
+    for grad, expected in zip(
+        torch.autograd.grad(y, (low, turn), back), torch.autograd.grad(exact, (high, turn), back.float()), strict=True
+    ):
+        assert torch.equal(grad, expected.to(grad.dtype))

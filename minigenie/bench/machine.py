@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from minigenie.runtime import give_memory_back
+from minigenie.runtime import give_memory_back, keep_memory
 
 Watch = Callable[[float, float], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -124,7 +124,9 @@ class Timing:
 def measure(
     items: list[Item], device: torch.device, rounds: int, watch: Watch = lambda done, total: None
 ) -> list[Measurement]:
-    """Time the machine's ceilings and the items in turns, `rounds` times after a first that does not count."""
+    """Time the machine's ceilings and the items in turns, `rounds` times after a first that does not count, all with
+    memory kept as in training."""
+    keep_memory()
     threads = torch.get_num_threads()
     timings: list[Timing] = []
     try:

@@ -17,7 +17,7 @@ from minigenie.nn.st_transformer import STConfig
 from minigenie.optim import OptimConfig, make_optimizers, set_learning_rate
 from minigenie.pipeline import Joint, Recipe
 from minigenie.recipes import paper, recipe_named
-from minigenie.runtime import autocast, keep_memory
+from minigenie.runtime import autocast
 from minigenie.tokenizer import TokenizerConfig
 from minigenie.train import FitConfig, backward, compile_stacks, update
 
@@ -89,7 +89,6 @@ def step_item(
 
 
 def step_call(model: nn.Module, batch: dict[str, Tensor], config: FitConfig, device: torch.device) -> Call:
-    keep_memory()  # as `fit` does
     model.to(device).train()
     optimizers = make_optimizers(model, config.optim)
     set_learning_rate(optimizers, config.optim, 1e-3)

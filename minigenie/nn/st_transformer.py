@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 # Bases of the rotary frequencies: clips are tens of frames long, frames tens of patches wide, not thousands of words.
 TIME_BASE, SPACE_BASE = 100.0, 10.0
@@ -132,17 +133,19 @@ class NormRotate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "b s two h d"], turn: Float[Tensor, "2 s two 1 d"]) -> Tensor:
-        x_hat = x.float() - x.mean(-1, keepdim=True, dtype=torch.float32)
+        precise = torch.promote_types(x.dtype, torch.float32)
+        x_hat = x.to(precise) - x.mean(-1, keepdim=True, dtype=precise)
         scale = (x_hat.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
         x_hat *= scale
         ctx.save_for_backward(x_hat, scale, turn)
         return rotate(x_hat, turn).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         x_hat, scale, (along, across) = ctx.saved_tensors
         half = x_hat.shape[-1] // 2
-        grad = grads[0].float()
+        grad = grads[0].to(x_hat.dtype)
         swapped = grad.roll(half, -1)
         back = (grad * along).addcmul_(swapped, across.roll(half, -1))
         along, across = ((each * x_hat).sum(0).sum(-2, keepdim=True) for each in (grad, swapped))
