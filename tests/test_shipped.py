@@ -50,7 +50,7 @@ def test_its_actions_lead_apart_and_its_frames_are_pictures(world):
 def test_its_name_stands_for_it_where_nothing_else_has_that_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["info", "coinrun"])
-    assert "8 actions, frames (64, 64, 3)" in capsys.readouterr().out
+    assert "7 actions, frames (64, 64, 3)" in capsys.readouterr().out
     (tmp_path / "coinrun").mkdir()
     assert locate("coinrun") == Path("coinrun")
     assert locate(tmp_path / "else" / "coinrun") == tmp_path / "else" / "coinrun"
