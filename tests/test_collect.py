@@ -127,7 +127,7 @@ def test_impossible_settings_are_explained(tmp_path, wrong, message):
 
 def test_without_a_wheel_the_cure_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    assert "pip install 'minigenie[coinrun]'" in available()
+    assert "pip install '.[coinrun]'" in available()
     with pytest.raises(ValueError, match=r"cannot play coinrun: .* play the game toy"):
         collect("coinrun", tmp_path / "out")
 

@@ -153,7 +153,7 @@ def test_without_ray_one_line_says_what_to_install(tmp_path, footage, capsys, mo
     with pytest.raises(SystemExit) as ended:
         main(["ingest", str(footage), "--out", str(tmp_path / "out"), "--ray", "auto"])
     assert ended.value.code == 2
-    assert capsys.readouterr().err.endswith("run `pip install 'minigenie[ray]'`, or leave --ray out\n")
+    assert capsys.readouterr().err.endswith("run `pip install '.[ray]'`, or leave --ray out\n")
 
 
 def test_copies_are_left_out_and_named(levels, tmp_path):

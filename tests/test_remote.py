@@ -172,7 +172,7 @@ def test_without_s3fs_one_line_says_what_to_install(tmp_path):
     code = "import sys; sys.modules['s3fs'] = None; from minigenie.__main__ import main; main(['info', 's3://a/b'])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 2
-    assert ended.stderr.endswith("run `pip install 'minigenie[s3]'`\n")
+    assert ended.stderr.endswith("run `pip install '.[s3]'`\n")
     assert ended.stderr.count("\n") == 1
 
 
