@@ -249,3 +249,24 @@ def test_parts_side_by_side_come_back_in_order_from_one_thread_each_without_grad
     assert not any(product.requires_grad for _, product, _ in found)
     assert {threads for _, _, threads in found} == {1}
     assert torch.get_num_threads() == 3
+
+
+KEPT = """
+import resource, torch
+from minigenie.runtime import give_memory_back, keep_memory
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+held = lambda: int(open("/proc/self/statm").read().split()[1])
+use = lambda: [torch.ones(1 << 22) for _ in range(16)] and None
+keep_memory(); use()
+before = faults(); use(); print(faults() - before)
+before = held(); give_memory_back(); print(before - held())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's memory")
+def test_freed_memory_is_kept_for_the_next_step_and_given_back():
+    """256 MB, 65,536 pages, freed and used again. In a process of its own, which it changes for good."""
+    ended = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
+    faults, returned = map(int, ended.stdout.split())
+    assert faults < 1000
+    assert returned > 60_000
