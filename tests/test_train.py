@@ -257,7 +257,7 @@ from minigenie.runtime import give_memory_back, keep_memory
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 held = lambda: int(open("/proc/self/statm").read().split()[1])
 use = lambda: [torch.ones(1 << 22) for _ in range(16)] and None
-keep_memory(); use()
+keep_memory(); use(); use()
 before = faults(); use(); print(faults() - before)
 before = held(); give_memory_back(); print(before - held())
 """
