@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from minigenie.nn.st_transformer import NormRotate, STConfig, STTransformer, TimeCache, rope, rotate
+from minigenie.nn.st_transformer import Attention, NormRotate, STConfig, STTransformer, TimeCache, rope, rotate
 
 
 def awake(model):
@@ -146,25 +146,50 @@ def test_sizes_that_cannot_be(sizes):
 
 
 def test_normalised_and_turned_as_by_the_library_and_so_are_gradients():
-    whole = torch.randn(3, 5, 3, 4, 8, dtype=torch.float64)
-    x, turn = whole[:, :, :2].requires_grad_(), torch.randn(2, 5, 2, 1, 8, dtype=torch.float64, requires_grad=True)
+    whole = torch.randn(3, 5, 3, 4, 8, dtype=torch.float64, requires_grad=True)
+    x, weight = whole[:, :, 1], torch.randn(8, dtype=torch.float64, requires_grad=True)
+    turn = rope(torch.arange(5)[:, None], 8, 100.0).double()
     back = torch.randn(x.shape, dtype=torch.float64)
     given = back.clone()
     results = []
-    for y in (NormRotate.apply(x, turn), rotate(torch.nn.functional.layer_norm(x, (8,)), turn)):
-        results.append((y, *torch.autograd.grad(y, (x, turn), back)))
+    for y in (
+        NormRotate.apply(x - x.mean(-1, keepdim=True), weight, turn[:, :, None]),
+        rotate(torch.nn.functional.layer_norm(x, (8,), weight), turn[:, :, None]),
+    ):
+        twice = [torch.autograd.grad(y, (whole, weight), back, retain_graph=True) for _ in range(2)]
+        results.append((y, *twice[0], *twice[1]))
     for ours, library in zip(*results, strict=True):
         assert_close(ours, library)
     assert_close(back, given)  # it is the caller's
 
 
+def test_attention_is_the_textbook_s():
+    ours = awake(Attention(32, 4)).double()
+    x, turn = torch.randn(2, 5, 32, dtype=torch.float64), rope(torch.arange(5)[:, None], 8, 100.0).double()
+    q, k, v = (each.squeeze(2) for each in ours.qkv(x).view(2, 5, 3, 4, 8).split(1, dim=2))
+    q, k = (rotate(norm(each), turn[:, :, None]) for norm, each in ((ours.norm_q, q), (ours.norm_k, k)))
+    weights = torch.einsum("bqhd,bkhd->bhqk", q, k).div(8**0.5).softmax(-1)
+    textbook = ours.out(torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2))
+    back = torch.randn_like(textbook)
+    grads = [torch.autograd.grad(y, list(ours.parameters()), back) for y in (ours(x, turn), textbook)]
+    with torch.no_grad():
+        at_play = ours(x, turn)
+    assert_close(at_play, textbook)
+    assert_close(ours(x, turn), textbook)
+    for mine, expected in zip(*grads, strict=True):
+        assert_close(mine, expected)
+
+
 def test_low_precision_is_normalised_in_float32_and_rounded_once():
-    x, turn = torch.randn(3, 5, 2, 4, 8).bfloat16(), torch.randn(2, 5, 2, 1, 8, requires_grad=True)
+    x, weight = torch.randn(3, 5, 4, 8).bfloat16(), torch.randn(8, requires_grad=True)
+    turn = rope(torch.arange(5)[:, None], 8, 100.0)
     back = torch.randn(x.shape).bfloat16()
     low, high = x.requires_grad_(), x.detach().float().requires_grad_()
-    y, exact = NormRotate.apply(low, turn), NormRotate.apply(high, turn)
+    y, exact = (NormRotate.apply(each, weight, turn[:, :, None]) for each in (low, high))
     assert torch.equal(y, exact.bfloat16())
     for grad, expected in zip(
-        torch.autograd.grad(y, (low, turn), back), torch.autograd.grad(exact, (high, turn), back.float()), strict=True
+        torch.autograd.grad(y, (low, weight), back),
+        torch.autograd.grad(exact, (high, weight), back.float()),
+        strict=True,
     ):
         assert torch.equal(grad, expected.to(grad.dtype))

@@ -9,7 +9,7 @@ Dimensions:  b batch   t frames   n patches per frame   d model width   s sequen
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,6 @@ class TimeCache:
         self.unseen = torch.full((frames + 1, b, 1, 1), -torch.inf, device=device)
         self.slot = torch.full((1,), slot % (frames + 1), device=device)
         self.unseen.index_fill_(0, self.slot, 0)
-        self.turns = transformer.turns(torch.zeros(1, dtype=torch.long, device=device))
 
     @property
     def nbytes(self) -> int:
@@ -128,30 +127,32 @@ def rotate(x: Float[Tensor, "*b d"], turn: Float[Tensor, "2 ... d"]) -> Float[Te
 
 
 class NormRotate(torch.autograd.Function):
-    """Layer norm, then `rotate`, and the gradients of both, in passes that are fast on a CPU: rows as short as a head
-    are slow in the library's layer norm, and so are the sums over batch and heads that autograd makes of a turn."""
+    """Layer norm of what has mean 0 already, then `rotate`, and the gradients of both, in passes that are fast on a
+    CPU, where the library's layer norm is slow on rows as short as a head. For the gradients only its input is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Float[Tensor, "b s two h d"], turn: Float[Tensor, "2 s two 1 d"]) -> Tensor:
-        precise = torch.promote_types(x.dtype, torch.float32)
-        x_hat = x.to(precise) - x.mean(-1, keepdim=True, dtype=precise)
-        scale = (x_hat.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
-        x_hat *= scale
-        ctx.save_for_backward(x_hat, scale, turn)
-        return rotate(x_hat, turn).to(x.dtype)
+    def forward(
+        ctx: Any, x: Float[Tensor, "*b d"], weight: Float[Tensor, "... d"], turn: Float[Tensor, "2 ... d"]
+    ) -> Tensor:
+        half, precise = x.shape[-1] // 2, torch.promote_types(x.dtype, torch.float32)
+        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise).square_()
+        scale = squares.div_(x.shape[-1]).add_(NORM_EPS).rsqrt_()
+        ctx.save_for_backward(x, weight, turn, scale)
+        along, across = turn.to(precise)
+        y = (x * (along * weight)).addcmul_(x.to(precise).roll(half, -1), across * weight.roll(half, -1))
+        return y.mul_(scale).to(x.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        x_hat, scale, (along, across) = ctx.saved_tensors
-        half = x_hat.shape[-1] // 2
-        grad = grads[0].to(x_hat.dtype)
-        swapped = grad.roll(half, -1)
-        back = (grad * along).addcmul_(swapped, across.roll(half, -1))
-        along, across = ((each * x_hat).sum(0).sum(-2, keepdim=True) for each in (grad, swapped))
-        back -= back.mean(-1, keepdim=True)
-        back.addcmul_(x_hat, (back * x_hat).mean(-1, keepdim=True), value=-1).mul_(scale)
-        return back.to(grads[0].dtype), torch.stack((along, across.roll(half, -1)))
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, turn, scale = ctx.saved_tensors
+        half, precise = x.shape[-1] // 2, scale.dtype
+        x, grad, (along, across) = x.to(precise), grads[0].to(precise), turn.to(precise)
+        back = (grad * along).addcmul_(grad.roll(half, -1), across.roll(half, -1)).mul_(scale)
+        of_weight = back * x
+        to_weight = of_weight.sum_to_size(weight.shape)
+        length = of_weight.mul_(weight).sum(-1, keepdim=True).mul_(scale.square()).div_(-x.shape[-1])
+        return back.mul_(weight).addcmul_(x, length).to(grads[0].dtype), to_weight, None
 
 
 class Attention(nn.Module):
@@ -165,26 +166,33 @@ class Attention(nn.Module):
         self.norm_k = nn.LayerNorm(self.width, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def turn(self, positions: Float[Tensor, "2 s head"]) -> Float[Tensor, "2 s 2 1 head"]:
-        """The rotation of queries and keys, with the weights of their norms in it: fewer passes over them."""
-        scale = torch.stack((self.norm_q.weight, self.norm_k.weight))[:, None]
-        return positions[:, :, None, None] * torch.stack((scale, scale.roll(self.width // 2, -1)))[:, None]
-
     def forward(
         self,
         x: Float[Tensor, "*b s d"],
-        turn: Float[Tensor, "2 s 2 1 head"],
+        turn: Float[Tensor, "2 s head"] | None,
         mask: Bool[Tensor, "s s"] | None = None,
         attend: Callable[..., Tensor] = F.scaled_dot_product_attention,
     ) -> Float[Tensor, "*b s d"]:
-        """turn: rotary positions, from `turn`. mask: which position (row) sees which (column). attend: queries, keys,
+        """turn: rotary positions, None for a 0. mask: which position (row) sees which (column). attend: queries, keys,
         values [b h s head] -> what they take."""
-        qkv = self.qkv(x).view(-1, x.shape[-2], 3, self.num_heads, self.width)
-        qk, v = qkv.split((2, 1), dim=2)
-        q, k = NormRotate.apply(qk, turn).unbind(2)
-        q, k, v = (each.transpose(1, 2) for each in (q, k, v.squeeze(2)))
+        q, k, v = (each.transpose(1, 2) for each in self._project(x.reshape(-1, *x.shape[-2:]), turn))
         y = attend(q, k, v) if mask is None else attend(q, k, v, attn_mask=mask)
         return self.out(y.transpose(1, 2).reshape(x.shape))
+
+    def _project(self, x: Float[Tensor, "b s d"], turn: Float[Tensor, "2 s head"] | None) -> tuple[Tensor, ...]:
+        """Queries, keys and values [b s h head]; in training in a way that is cheaper to go back through, where the
+        mean, which the norm takes off, is taken off the weights."""
+        if turn is not None and torch.is_grad_enabled():
+            rows = self.qkv.weight.unflatten(0, (3, self.num_heads, self.width))
+            weights = (*(rows[:2] - rows[:2].mean(2, keepdim=True)), rows[2])
+            q, k, v = (F.linear(x, each.flatten(0, 1)).unflatten(-1, each.shape[:2]) for each in weights)
+            q = NormRotate.apply(q, self.norm_q.weight, turn[:, :, None])
+            return q, NormRotate.apply(k, self.norm_k.weight, turn[:, :, None]), v
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.width).unbind(2)
+        q, k = self.norm_q(q), self.norm_k(k)
+        if turn is not None:
+            q, k = rotate(q, turn[:, :, None]), rotate(k, turn[:, :, None])
+        return q.to(v.dtype), k.to(v.dtype), v
 
 
 class STBlock(nn.Module):
@@ -207,16 +215,13 @@ class STBlock(nn.Module):
             if name.endswith(("out.weight", "mlp.2.weight")):
                 nn.init.zeros_(weight)  # a block starts as the identity, so deep stacks bear high learning rates
 
-    def turns(self, places: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        return self.space.turn(places), self.time.turn(times) if self.attend_time else times
-
     def forward(
-        self, x: Float[Tensor, "b t n d"], turns: tuple[Tensor, Tensor], **time: Any
+        self, x: Float[Tensor, "b t n d"], places: Tensor, times: Tensor | None, **time: Any
     ) -> Float[Tensor, "b t n d"]:
-        """turns: rotary positions in space and in time."""
-        x = x + self.space(self.norm_space(x), turns[0])
+        """places, times: rotary positions in space and in time."""
+        x = x + self.space(self.norm_space(x), places)
         if self.attend_time:
-            x = x + self.time(self.norm_time(x).transpose(1, 2), turns[1], **time).transpose(1, 2)
+            x = x + self.time(self.norm_time(x).transpose(1, 2), times, **time).transpose(1, 2)
         return x + self.mlp(self.norm_mlp(x))
 
 
@@ -249,18 +254,14 @@ class STTransformer(nn.Module):
             positions = torch.arange(t, device=x.device)
         if mask is None and t > 1:
             mask = torch.ones(t, t, dtype=torch.bool, device=x.device).tril()
-        for block, turns in zip(self.blocks, self.turns(positions), strict=True):
-            x = block(x, turns, mask=mask)
-        return self.norm(x)
-
-    def turns(self, positions: Int[Tensor, " t"]) -> list[tuple[Tensor, Tensor]]:
-        """Rotations in space and in time, of every block; positions: [t], frame numbers."""
         times = rope(positions[:, None], self.head_dim, TIME_BASE)
-        return [block.turns(self.places, times) for block in cast("list[STBlock]", self.blocks)]
+        for block in self.blocks:
+            x = block(x, self.places, times, mask=mask)
+        return self.norm(x)
 
     def step(self, x: Float[Tensor, "b n d"], cache: TimeCache) -> Float[Tensor, "b n d"]:
         """One frame after those in the cache: the last frame of `forward` over all of them."""
         x = x[:, None]
-        for index, (block, turns) in enumerate(zip(self.blocks, cache.turns, strict=True)):
-            x = block(x, turns, attend=partial(cache.attend, index))
+        for index, block in enumerate(self.blocks):
+            x = block(x, self.places, None, attend=partial(cache.attend, index))
         return self.norm(x[:, 0])
