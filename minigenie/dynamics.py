@@ -14,7 +14,7 @@ Dimensions:  b batch   t frames   n patches per frame   d model width   k codes
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from minigenie.maskgit import fill_surest
 from minigenie.nn.patches import patch_grid
 from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache
 from minigenie.tokenizer import TokenizerConfig
@@ -102,6 +103,12 @@ class Dynamics(nn.Module):
     ) -> Float[Tensor, "b n k"]:
         """Logits of one frame, of which `tokens` are filled in so far, after those in the past."""
         return self.head(self._step(tokens, leading_in, past)).float()
+
+    def fill(
+        self, leading_in: Int[Tensor, " b"], past: TimeCache, tokens: Int[Tensor, "b n"], *chances: Any
+    ) -> Int[Tensor, "b n"]:
+        """A step of MaskGIT: `fill_surest` by the logits of `step`. chances: what it takes after them."""
+        return fill_surest(tokens, self.mask_id, self.step(tokens, leading_in, past), *chances)
 
     def commit(self, tokens: Int[Tensor, "b n"], leading_in: Int[Tensor, " b"], past: TimeCache) -> None:
         """The frame joins the past."""

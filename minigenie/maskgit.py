@@ -40,15 +40,16 @@ def schedule(steps: int, n: int, device: torch.device) -> tuple[Int[Tensor, " st
 
 def fill_surest(
     tokens: Int[Tensor, "b n"],
-    masked: Int[Tensor, "b n"],
+    masked: int,
     logits: Float[Tensor, "b n k"],
     uniform: Float[Tensor, "2 b n"],
     keep: Int[Tensor, ""],
     noise: Float[Tensor, ""],
     temperature: Float[Tensor, ""] | None,
 ) -> Int[Tensor, "b n"]:
-    """Draw a token for every patch and keep the surest, until `keep` of a frame are filled in. uniform: random numbers
-    in [0, 1). noise: scale of the Gumbel noise on how sure each is. temperature: None takes the likeliest token."""
+    """Draw a token for every patch that is `masked` and keep the surest, until `keep` of a frame are filled in.
+    uniform: random numbers in [0, 1). noise: scale of the Gumbel noise on how sure each is. temperature: None takes the
+    likeliest token."""
     centred = logits - logits.amax(dim=-1, keepdim=True)
     if temperature is None:
         choice = centred.argmax(dim=-1)
@@ -77,19 +78,17 @@ def draw(weights: Float[Tensor, "b n k"], uniform: Float[Tensor, "b n"]) -> Int[
 
 
 def sample_frame(
-    predict: Callable[[Int[Tensor, "b n"]], Float[Tensor, "b n k"]],
+    fill: Callable[..., Int[Tensor, "b n"]],
     masked: Int[Tensor, "b n"],
     config: SamplingConfig,
     generator: torch.Generator,
-    fill: Callable[..., Tensor] = fill_surest,
 ) -> Int[Tensor, "b n"]:
-    """predict: tokens, some still masked -> logits. masked: a frame of nothing but the mask token. Every patch is
-    filled exactly once; after step s of S, 1 - cos(pi/2 s/S) of them are. fill: `fill_surest`, or what it
-    was compiled to."""
+    """masked: a frame of nothing but the mask token. fill: tokens, and what else `fill_surest` takes after the logits
+    -> tokens. Every patch is filled exactly once; after step s of S, 1 - cos(pi/2 s/S) of them are."""
     keeps, noises = schedule(config.steps, masked.shape[1], masked.device)
     uniforms = torch.rand(len(keeps), 2, *masked.shape, generator=generator, device=masked.device)
     temperature = torch.full_like(noises[0], config.temperature) if config.temperature else None
     tokens = masked
     for uniform, keep, noise in zip(uniforms, keeps, noises * config.choice_noise, strict=True):
-        tokens = fill(tokens, masked, predict(tokens), uniform, keep, noise, temperature)
+        tokens = fill(tokens, uniform, keep, noise, temperature)
     return tokens

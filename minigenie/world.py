@@ -85,7 +85,6 @@ class World:
         self.dynamics = dynamics.to(self.device).eval()
         self._past: Past | None = None
         self._generator = torch.Generator(self.device)
-        self._fill = fill_surest
         self._records: str | None = None  # the precision of matrix products in a recording
         self._recording: Recording | None = None
 
@@ -119,12 +118,12 @@ class World:
                 raise ValueError(
                     "there is nothing to compile the world with; install g++ and python3-dev, or do without"
                 )
-            options = {"freezing": True, "max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP,ATEN"}
+            options = {"cpp_wrapper": True}  # else Python calls every matrix product
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # many worlds, one code
         compiled = partial(torch.compile, fullgraph=True, dynamic=False, options=options)
-        for part in (self.dynamics, self.dynamics.transformer, self.tokenizer.decoder):
-            part.step = compiled(part.step)  # type: ignore[method-assign]
-        self._fill = compiled(fill_surest)
+        self.dynamics.fill = compiled(self.dynamics.fill)  # type: ignore[method-assign]
+        for stack in (self.dynamics.transformer, self.tokenizer.decoder):
+            stack.step = compiled(stack.step)  # type: ignore[method-assign]
         return self
 
     @property
@@ -163,7 +162,7 @@ class World:
         return self._recording(leading_in).cpu()
 
     def _imagine(self, leading_in: Int[Tensor, " b"], past: "Past") -> UInt8[Tensor, "b h w c"]:
-        tokens = self._sample(lambda tokens: self.dynamics.step(tokens, leading_in, past.dynamics), past.b)
+        tokens = self._sample(partial(self.dynamics.fill, leading_in, past.dynamics), past.b)
         self.dynamics.commit(tokens, leading_in, past.dynamics)
         return to_uint8(self.tokenizer.decode_next(tokens, past.decoder))
 
@@ -196,10 +195,13 @@ class World:
             chosen = self._check_actions(column, len(video))[:, None]
             leading_in = torch.cat((leading_in[:, -keep:], chosen), dim=1)
 
-            def predict(present: Tensor, past: Tensor = tokens[:, -keep:], leading_in: Tensor = leading_in) -> Tensor:
-                return self.dynamics.logits(torch.cat((past, present[:, None]), dim=1), leading_in)[:, -1]
+            past = tokens[:, -keep:]
 
-            tokens = torch.cat((tokens, self._sample(predict, len(video))[:, None]), dim=1)
+            def fill(present: Tensor, *chances: Tensor, past: Tensor = past, leading_in: Tensor = leading_in) -> Tensor:
+                logits = self.dynamics.logits(torch.cat((past, present[:, None]), dim=1), leading_in)[:, -1]
+                return fill_surest(present, self.dynamics.mask_id, logits, *chances)
+
+            tokens = torch.cat((tokens, self._sample(fill, len(video))[:, None]), dim=1)
             imagined.append(to_uint8(self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]).cpu())
         return torch.stack(imagined, dim=1)
 
@@ -279,9 +281,9 @@ class World:
     def _infer(self, video: Tensor, tokens: Tensor) -> Int[Tensor, "b steps"]:
         return self.lam.infer(to_float(video) if self.config.lam.input == "pixels" else tokens)
 
-    def _sample(self, predict: Callable[[Tensor], Tensor], b: int) -> Int[Tensor, "b n"]:
+    def _sample(self, fill: Callable[..., Tensor], b: int) -> Int[Tensor, "b n"]:
         masked = torch.full((b, self.config.tokenizer.num_patches), self.dynamics.mask_id, device=self.device)
-        return sample_frame(predict, masked, self.config.sampling, self._generator, self._fill)
+        return sample_frame(fill, masked, self.config.sampling, self._generator)
 
 
 class Past(NamedTuple):

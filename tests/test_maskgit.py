@@ -3,14 +3,17 @@ from itertools import pairwise
 import pytest
 import torch
 
-from minigenie.maskgit import SamplingConfig, draw, sample_frame
+from minigenie.maskgit import SamplingConfig, draw, fill_surest, sample_frame
 
 MASK, N, CODES = 50, 64, 50
 
 
-def sample(predict, **settings):
-    generator = torch.Generator().manual_seed(0)
-    return sample_frame(predict, torch.full((3, N), MASK), SamplingConfig(**settings), generator)
+def sample(predict, generator=None, **settings):
+    def fill(tokens, *chances):
+        return fill_surest(tokens, MASK, predict(tokens), *chances)
+
+    generator = generator or torch.Generator().manual_seed(0)
+    return sample_frame(fill, torch.full((3, N), MASK), SamplingConfig(**settings), generator)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 25, 64, 200])
@@ -62,8 +65,7 @@ def test_a_draw_at_the_ends():
 def test_temperature_sharpens_the_distribution(temperature, share):
     logits = torch.log(torch.tensor([0.7, 0.3])).expand(3, N, 2)
     rng = torch.Generator().manual_seed(0)
-    config = SamplingConfig(steps=1, temperature=temperature)
-    drawn = [sample_frame(lambda tokens: logits, torch.full((3, N), MASK), config, rng) for _ in range(50)]
+    drawn = [sample(lambda tokens: logits, rng, steps=1, temperature=temperature) for _ in range(50)]
     assert abs(float(torch.stack(drawn).float().mean()) - share) < 0.02  # 9,600 draws: 4 standard deviations
 
 
