@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from minigenie.bench.train import _noise
 from minigenie.nn.st_transformer import STTransformer
 from minigenie.runtime import autocast
-from minigenie.train import FitConfig, backward, compile_stacks, update
+from minigenie.train import FitConfig, backward, prepare_stacks, update
 from minigenie.world import World
 
 pytestmark = pytest.mark.gpu
@@ -58,7 +58,7 @@ def test_compiled_training_in_bfloat16_learns_as_float32_does(stage):
         model = getattr(recipe, f"make_{stage}")().to(GPU).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         if compiled:
-            compile_stacks(model, FitConfig(steps=1, batch_size=4, compile=True), GPU)
+            prepare_stacks(model, FitConfig(steps=1, batch_size=4, compile=True), GPU)
         precision = "bfloat16" if compiled else "float32"
         for _ in range(30):
             with autocast(GPU, precision):

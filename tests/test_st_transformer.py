@@ -91,6 +91,23 @@ def test_worlds_side_by_side_begin_anew_on_their_own(transformer):
     assert_close(after[1], transformer(y)[0, 1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("recompute", "runs"), [("nothing", (1, 1, 1)), ("cheap", (1, 2, 1)), ("blocks", (2, 2, 1))])
+def test_what_is_computed_again_changes_no_gradient(transformer, recompute, runs):
+    """runs: of the first block's first product, its GELU and its last product."""
+    x, back = torch.randn(2, 3, 5, 32), torch.randn(2, 3, 5, 32)
+    expected = torch.autograd.grad(transformer(x), list(transformer.parameters()), back)
+    transformer.keep_less(recompute)
+    ran = []
+    for part in transformer.blocks[0].mlp:
+        part.register_forward_hook(lambda part, inputs, output: ran.append(part))
+    grads = torch.autograd.grad(transformer(x), list(transformer.parameters()), back)
+    assert tuple(ran.count(part) for part in transformer.blocks[0].mlp) == runs
+    for grad, same in zip(grads, expected, strict=True):
+        assert torch.equal(grad, same)
+    with torch.no_grad():
+        assert torch.equal(transformer(x), transformer(x))
+
+
 ONE_GRAPH = """
 import torch
 from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache

@@ -47,7 +47,7 @@ class Item:
 class Measurement:
     """One item of `minigenie bench`. flops: of the matrix products, each product and sum counted. ceiling_share: of the
     rate at which this machine, in this run, multiplied large matrices of that dtype; None for what multiplies none.
-    peak_gb: what making the item and running it first added to the memory of the process, or of the GPU. stages: share
+    peak_gb: what the item and a run of it add to the memory of the process, or of the GPU. stages: share
     of the time of each part."""
 
     item: str
@@ -136,6 +136,7 @@ def measure(
             before = peak_bytes(device)
             try:
                 call = item.make()
+                forget_peak(device)  # that of counting operations
                 call.run()
             except torch.OutOfMemoryError:
                 print(f"{item.name}, {item.dtype}: left out, it does not fit in memory", file=sys.stderr)

@@ -9,17 +9,20 @@ Dimensions:  b batch   t frames   n patches per frame   d model width   s sequen
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 # Bases of the rotary frequencies: clips are tens of frames long, frames tens of patches wide, not thousands of words.
 TIME_BASE, SPACE_BASE = 100.0, 10.0
 NORM_EPS = 1e-5  # as nn.LayerNorm has it
+
+Recompute = Literal["nothing", "cheap", "blocks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +199,10 @@ class Attention(nn.Module):
 
 
 class STBlock(nn.Module):
-    """Space, time, then one feed-forward after both, as in the paper."""
+    """Space, time, then one feed-forward after both, as in the paper. recompute: "cheap" computes the norm and the GELU
+    of the feed-forward again for the gradients instead of keeping them."""
+
+    recompute: Recompute = "nothing"
 
     def __init__(self, config: STConfig) -> None:
         super().__init__()
@@ -222,7 +228,15 @@ class STBlock(nn.Module):
         x = x + self.space(self.norm_space(x), places)
         if self.attend_time:
             x = x + self.time(self.norm_time(x).transpose(1, 2), times, **time).transpose(1, 2)
-        return x + self.mlp(self.norm_mlp(x))
+        if self.recompute != "cheap" or not torch.is_grad_enabled():
+            return x + self.mlp(self.norm_mlp(x))
+        return x + recomputed(self.mlp[1:], recomputed(lambda x: self.mlp[0](self.norm_mlp(x)), x))
+
+
+def recomputed(call: Callable[..., Tensor], *inputs: Any, **options: Any) -> Tensor:
+    """What `call` gives, of which only the inputs are kept for the gradients. The second time it ends before its last
+    product, whose result nobody needs."""
+    return checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
 
 
 class STTransformer(nn.Module):
@@ -232,6 +246,7 @@ class STTransformer(nn.Module):
     """
 
     places: Tensor
+    recompute: Recompute = "nothing"
 
     def __init__(self, config: STConfig, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -255,9 +270,17 @@ class STTransformer(nn.Module):
         if mask is None and t > 1:
             mask = torch.ones(t, t, dtype=torch.bool, device=x.device).tril()
         times = rope(positions[:, None], self.head_dim, TIME_BASE)
+        whole = self.recompute == "blocks" and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, self.places, times, mask=mask)
+            run = partial(recomputed, block) if whole else block
+            x = run(x, self.places, times, mask=mask)
         return self.norm(x)
+
+    def keep_less(self, recompute: Recompute) -> None:
+        """What to compute again for the gradients, to save memory: nothing, what is cheap, or whole blocks."""
+        self.recompute = recompute
+        for block in self.blocks:
+            block.recompute = recompute  # type: ignore[assignment]
 
     def step(self, x: Float[Tensor, "b n d"], cache: TimeCache) -> Float[Tensor, "b n d"]:
         """One frame after those in the cache: the last frame of `forward` over all of them."""
