@@ -105,10 +105,10 @@ class Dynamics(nn.Module):
         return self.head(self._step(tokens, leading_in, past)).float()
 
     def fill(
-        self, leading_in: Int[Tensor, " b"], past: TimeCache, tokens: Int[Tensor, "b n"], *chances: Any
+        self, leading_in: Int[Tensor, " b"], past: TimeCache, tokens: Int[Tensor, "b n"], *rest: Any
     ) -> Int[Tensor, "b n"]:
-        """A step of MaskGIT: `fill_surest` by the logits of `step`. chances: what it takes after them."""
-        return fill_surest(tokens, self.mask_id, self.step(tokens, leading_in, past), *chances)
+        """A step of MaskGIT: `fill_surest` by the logits of `step`. rest: the arguments that it takes after them."""
+        return fill_surest(tokens, self.mask_id, self.step(tokens, leading_in, past), *rest)
 
     def commit(self, tokens: Int[Tensor, "b n"], leading_in: Int[Tensor, " b"], past: TimeCache) -> None:
         """The frame joins the past."""

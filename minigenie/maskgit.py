@@ -40,14 +40,14 @@ def schedule(steps: int, n: int, device: torch.device) -> tuple[Int[Tensor, " st
 
 def fill_surest(
     tokens: Int[Tensor, "b n"],
-    masked: int,
+    mask_id: int,
     logits: Float[Tensor, "b n k"],
     uniform: Float[Tensor, "2 b n"],
     keep: Int[Tensor, ""],
     noise: Float[Tensor, ""],
     temperature: Float[Tensor, ""] | None,
 ) -> Int[Tensor, "b n"]:
-    """Draw a token for every patch that is `masked` and keep the surest, until `keep` of a frame are filled in.
+    """Draw a token for every patch that is still `mask_id` and keep the surest, until `keep` of a frame are filled in.
     uniform: random numbers in [0, 1). noise: scale of the Gumbel noise on how sure each is. temperature: None takes the
     likeliest token."""
     centred = logits - logits.amax(dim=-1, keepdim=True)
@@ -57,7 +57,7 @@ def fill_surest(
         choice = draw((centred * temperature.reciprocal()).exp_(), uniform[0])
     sureness = centred.gather(-1, choice[..., None])[..., 0] - centred.exp_().sum(dim=-1).log()
     sureness = sureness - noise * (-uniform[1].clamp(min=1e-20).log()).clamp(min=1e-20).log()
-    open_still = tokens == masked
+    open_still = tokens == mask_id
     order = sureness.masked_fill(~open_still, torch.inf).argsort(dim=-1, descending=True, stable=True)
     first = (torch.arange(tokens.shape[1], device=keep.device) < keep).expand(order.shape)
     chosen = torch.zeros_like(open_still).scatter(1, order, first)

@@ -50,8 +50,8 @@ LOG_EVERY = 10  # steps
 class FitConfig:
     """steps: optimizer steps. batch_size: clips a step, over all processes. clip_frames: frames of a clip. accumulate:
     parts that a batch is cut into to save memory, shared out over the processes (one for each at least). compile:
-    torch.compile the transformers, on CUDA. recompute: what to compute again for the gradients to save memory: "cheap"
-    (norms and GELUs, a seventh less of it for 2% more time) or "blocks" (the least memory, a third more time).
+    torch.compile the transformers, on CUDA. recompute: what to compute again for the gradients, to save memory: "cheap"
+    (norm and GELU of the feed-forwards) or "blocks" (whole ones: the least memory, the most time).
     sample_every, save_every: steps between pictures and between checkpoints,
     of which the last `keep` stay."""
 
@@ -247,10 +247,10 @@ def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], config: Fi
 
 
 def prepare_stacks(model: nn.Module, config: FitConfig, device: torch.device) -> None:
-    """Compiled are the transformers alone: what surrounds them branches on data."""
+    """What the transformers recompute, and, on CUDA, compile them: them alone, what surrounds them branches on data."""
     for part in model.modules():
         if isinstance(part, STTransformer):
-            part.keep_less(config.recompute)
+            part.set_recompute(config.recompute)
             if config.compile and device.type == "cuda":
                 part.compile()
 

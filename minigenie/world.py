@@ -197,9 +197,9 @@ class World:
 
             past = tokens[:, -keep:]
 
-            def fill(present: Tensor, *chances: Tensor, past: Tensor = past, leading_in: Tensor = leading_in) -> Tensor:
+            def fill(present: Tensor, *rest: Any, past: Tensor = past, leading_in: Tensor = leading_in) -> Tensor:
                 logits = self.dynamics.logits(torch.cat((past, present[:, None]), dim=1), leading_in)[:, -1]
-                return fill_surest(present, self.dynamics.mask_id, logits, *chances)
+                return fill_surest(present, self.dynamics.mask_id, logits, *rest)
 
             tokens = torch.cat((tokens, self._sample(fill, len(video))[:, None]), dim=1)
             imagined.append(to_uint8(self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]).cpu())

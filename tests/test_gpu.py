@@ -70,10 +70,12 @@ def test_compiled_training_in_bfloat16_learns_as_float32_does(stage):
     assert_close(losses[0], losses[1], rtol=0.15, atol=0.02)
 
 
-def test_the_transformers_compile_without_graph_breaks():
+@pytest.mark.parametrize("recompute", ["nothing", "cheap", "blocks"])
+def test_the_transformers_compile_without_graph_breaks(recompute):
     recipe = small_recipe()
     model = recipe.make_dynamics().to(GPU)
     stack = next(part for part in model.modules() if isinstance(part, STTransformer))
+    stack.set_recompute(recompute)
     stack.compile(fullgraph=True)
     metrics = backward(model, [_noise(recipe, torch.Size((4, 8)), GPU)], 1, recipe.dynamics_fit, GPU, 1.0)
     update(model, [], recipe.dynamics_fit)

@@ -55,8 +55,8 @@ def reference() -> Recipe:
     return replace(recipe, tokenizer_fit=saving, lam_fit=saving, dynamics_fit=saving)
 
 
-def _common(stack: STConfig, dynamics: STConfig, patch: int, clips: int, accumulate: int = 1) -> Recipe:
-    fit = FitConfig(steps=1, batch_size=clips, clip_frames=16, accumulate=accumulate, optim=OptimConfig(), compile=True)
+def _common(stack: STConfig, dynamics: STConfig, patch: int, clips: int) -> Recipe:
+    fit = FitConfig(steps=1, batch_size=clips, clip_frames=16, optim=OptimConfig(), compile=True)
     codes = QuantizerConfig(num_codes=1024, code_dim=32)
     return replace(
         paper(),

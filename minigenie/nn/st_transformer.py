@@ -130,12 +130,13 @@ def rotate(x: Float[Tensor, "*b d"], turn: Float[Tensor, "2 ... d"]) -> Float[Te
 
 
 class NormRotate(torch.autograd.Function):
-    """Layer norm of what has mean 0 already, then `rotate`, and the gradients of both, in passes that are fast on a
-    CPU, where the library's layer norm is slow on rows as short as a head. For the gradients only its input is kept."""
+    """Layer norm of what has mean 0 already, then `rotate`, and the gradients of both, by hand: on a CPU the library is
+    slow to go back through the norm of rows as short as a head. Of what is as large as the input, that alone is kept.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Float[Tensor, "*b d"], weight: Float[Tensor, "... d"], turn: Float[Tensor, "2 ... d"]
+        ctx: Any, x: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], turn: Float[Tensor, "2 ... d"]
     ) -> Tensor:
         half, precise = x.shape[-1] // 2, torch.promote_types(x.dtype, torch.float32)
         squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise).square_()
@@ -153,7 +154,7 @@ class NormRotate(torch.autograd.Function):
         x, grad, (along, across) = x.to(precise), grads[0].to(precise), turn.to(precise)
         back = (grad * along).addcmul_(grad.roll(half, -1), across.roll(half, -1)).mul_(scale)
         of_weight = back * x
-        to_weight = of_weight.sum_to_size(weight.shape)
+        to_weight = of_weight.flatten(0, -2).sum(0)
         length = of_weight.mul_(weight).sum(-1, keepdim=True).mul_(scale.square()).div_(-x.shape[-1])
         return back.mul_(weight).addcmul_(x, length).to(grads[0].dtype), to_weight, None
 
@@ -176,16 +177,18 @@ class Attention(nn.Module):
         mask: Bool[Tensor, "s s"] | None = None,
         attend: Callable[..., Tensor] = F.scaled_dot_product_attention,
     ) -> Float[Tensor, "*b s d"]:
-        """turn: rotary positions, None for a 0. mask: which position (row) sees which (column). attend: queries, keys,
-        values [b h s head] -> what they take."""
+        """turn: rotary positions, None if all are 0. mask: which position (row) sees which (column). attend: queries,
+        keys, values [b h s head] -> what they take."""
         q, k, v = (each.transpose(1, 2) for each in self._project(x.reshape(-1, *x.shape[-2:]), turn))
         y = attend(q, k, v) if mask is None else attend(q, k, v, attn_mask=mask)
         return self.out(y.transpose(1, 2).reshape(x.shape))
 
     def _project(self, x: Float[Tensor, "b s d"], turn: Float[Tensor, "2 s head"] | None) -> tuple[Tensor, ...]:
-        """Queries, keys and values [b s h head]; in training in a way that is cheaper to go back through, where the
-        mean, which the norm takes off, is taken off the weights."""
+        """Queries, keys and values [b s h head]. Where gradients are wanted, the mean that the norm would take off is
+        taken off the weights, which is cheaper to go back through."""
         if turn is not None and torch.is_grad_enabled():
+            if torch.is_autocast_enabled(x.device.type):
+                x = x.to(torch.get_autocast_dtype(x.device.type))  # once, not for each product
             rows = self.qkv.weight.unflatten(0, (3, self.num_heads, self.width))
             weights = (*(rows[:2] - rows[:2].mean(2, keepdim=True)), rows[2])
             q, k, v = (F.linear(x, each.flatten(0, 1)).unflatten(-1, each.shape[:2]) for each in weights)
@@ -224,7 +227,7 @@ class STBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t n d"], places: Tensor, times: Tensor | None, **time: Any
     ) -> Float[Tensor, "b t n d"]:
-        """places, times: rotary positions in space and in time."""
+        """places, times: rotary positions in space and in time, None if all are 0. time: more for attention there."""
         x = x + self.space(self.norm_space(x), places)
         if self.attend_time:
             x = x + self.time(self.norm_time(x).transpose(1, 2), times, **time).transpose(1, 2)
@@ -233,10 +236,10 @@ class STBlock(nn.Module):
         return x + recomputed(self.mlp[1:], recomputed(lambda x: self.mlp[0](self.norm_mlp(x)), x))
 
 
-def recomputed(call: Callable[..., Tensor], *inputs: Any, **options: Any) -> Tensor:
+def recomputed(call: Callable[..., Tensor], *inputs: Any, **named: Any) -> Tensor:
     """What `call` gives, of which only the inputs are kept for the gradients. The second time it ends before its last
     product, whose result nobody needs."""
-    return checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
+    return checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False, **named)
 
 
 class STTransformer(nn.Module):
@@ -276,7 +279,7 @@ class STTransformer(nn.Module):
             x = run(x, self.places, times, mask=mask)
         return self.norm(x)
 
-    def keep_less(self, recompute: Recompute) -> None:
+    def set_recompute(self, recompute: Recompute) -> None:
         """What to compute again for the gradients, to save memory: nothing, what is cheap, or whole blocks."""
         self.recompute = recompute
         for block in self.blocks:
