@@ -105,7 +105,7 @@ class World:
         return cls(config, *models, device=device, fps=float(values["fps"]))
 
     def compile(self) -> "World":
-        """Have the passes of `step` compiled by their first calls, which then take up to a minute; for long sessions.
+        """Have the passes of `step` compiled by their first calls, which then take about a minute; for long sessions.
         On CUDA a whole frame then becomes one graph, and float32 products may round as TF32 does.
 
         Raises ValueError on a CPU without a C++ compiler and Python's headers.

@@ -27,7 +27,9 @@ SMALLER = [  # what makes a command quick, and nothing else
     (r"minigenie eval (?!.*--compare)", "minigenie eval --clips 4 "),
     (r"--clips 4 (.*)--clips \d+", r"--clips 4 \1"),
     (r"minigenie play", "exec minigenie play --port 0 --no-open"),
-    (r"minigenie bench", "minigenie bench --rounds 3 --only load"),
+    (r"minigenie bench train .*", 'minigenie bench train --rounds 3 --only "tiny lam"'),
+    (r"minigenie bench play .*", 'minigenie bench play coinrun --rounds 3 --only "coinrun frame, batch 1"'),
+    (r"minigenie bench(?! train| play)", "minigenie bench --rounds 3 --only load"),
 ]
 NOT_RUN = re.compile(r"^(pip install|pytest |apt-get|bash \.ci|git |make )")  # CI itself runs what installs and tests
 
