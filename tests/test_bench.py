@@ -67,11 +67,22 @@ def test_a_cached_frame_takes_the_arithmetic_of_one_frame():
 
 
 def test_a_step_takes_thrice_the_arithmetic_of_its_forward_pass():
-    """Every weight is used once forward and twice backward; AdamW multiplies no matrices."""
+    """Every weight is used once forward and twice backward, but the codes forward only, and the first layer has no
+    input to go back to; AdamW multiplies no matrices, and k-means is not of every step."""
     item = next(item for item in train.train_items((), CPU, large=False) if "W1s" in item.name)
     tokens, block = 4 * 16 * 64, 16 * 128**2
-    forward = 2 * tokens * (8 * block + 128 * (2 * 192 + 2 * 32) + 1024 * 32)
-    assert forward < item.make().flops / 3 < 1.2 * forward
+    forward = 2 * tokens * (8 * block + 128 * (2 * 192 + 2 * 32))
+    assert item.make().flops == 3 * forward + 2 * tokens * (1024 * 32 - 128 * 192)
+
+
+def test_a_step_is_all_of_its_parts():
+    """A batch of 4 clips is as much arithmetic, and as many frames, in two parts; less is kept at a time."""
+    whole = train.small()
+    cut = replace(whole, tokenizer_fit=replace(whole.tokenizer_fit, accumulate=2, recompute="blocks"))
+    items = [train.step_item("", recipe, "tokenizer", CPU, "float32") for recipe in (whole, cut)]
+    assert [item.frames for item in items] == [64, 64]
+    assert items[0].make().flops == items[1].make().flops  # without what is computed twice
+    assert items[1].name == ", 2 times 2 x 16 frames"
 
 
 @pytest.mark.parametrize(

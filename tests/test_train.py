@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import small_recipe
 from torch.testing import assert_close
 
 from minigenie.checkpoint import Checkpoints, load_tensors, save_tensors
+from minigenie.nn.st_transformer import STBlock
 from minigenie.optim import OptimConfig, learning_rate_share, make_optimizers, orthogonal, set_learning_rate
 from minigenie.runtime import in_parallel
-from minigenie.train import Diverged, FitConfig, Interrupted, Sample, fastest_threads, fit, read_metrics
+from minigenie.train import Diverged, FitConfig, Interrupted, Sample, fastest_threads, fit, prepare_stacks, read_metrics
 
 
 class Line(torch.nn.Module):
@@ -90,6 +92,14 @@ def test_accumulated_parts_are_the_whole_batch(tmp_path):
         )
     # the models' own noise differs between one draw and four, hence the tolerance
     assert_close(models[0].state_dict(), models[1].state_dict(), rtol=0, atol=1e-3)
+
+
+def test_what_is_to_be_computed_again_reaches_every_block():
+    model = small_recipe().make_tokenizer()
+    prepare_stacks(model, config(recompute="cheap"), torch.device("cpu"))
+    blocks = [part for part in model.modules() if isinstance(part, STBlock)]
+    assert len(blocks) > 1
+    assert all(block.recompute == "cheap" for block in blocks)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path):

@@ -101,6 +101,7 @@ def step_call(model: nn.Module, batch: dict[str, Tensor], config: FitConfig, dev
         backward(model, [batch] * config.accumulate, config.accumulate, config, device, 1.0)
         update(model, optimizers, config)
 
+    run()  # the first step places codes by k-means
     flops = count_flops(run)
     prepare_stacks(model, config, device)
 
