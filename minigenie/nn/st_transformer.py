@@ -187,7 +187,7 @@ class Attention(nn.Module):
         """Queries, keys and values [b s h head]. Where gradients are wanted, the mean that the norm would take off is
         taken off the weights, which is cheaper to go back through."""
         if turn is not None and torch.is_grad_enabled():
-            if torch.is_autocast_enabled(x.device.type):
+            if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
                 x = x.to(torch.get_autocast_dtype(x.device.type))  # once, not for each product
             rows = self.qkv.weight.unflatten(0, (3, self.num_heads, self.width))
             weights = (*(rows[:2] - rows[:2].mean(2, keepdim=True)), rows[2])
