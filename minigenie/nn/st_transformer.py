@@ -15,12 +15,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 # Bases of the rotary frequencies: clips are tens of frames long, frames tens of patches wide, not thousands of words.
 TIME_BASE, SPACE_BASE = 100.0, 10.0
-NORM_EPS = 1e-5  # as nn.LayerNorm has it
+SHORT = 32  # positions, up to which the library's attention loses to two products on a CPU in float32 too
 
 Recompute = Literal["nothing", "cheap", "blocks"]
 
@@ -65,14 +64,14 @@ class TimeCache:
     """
 
     def __init__(self, transformer: "STTransformer", b: int, frames: int, slot: int = 0) -> None:
-        config, device = transformer.config, transformer.norm.weight.device
+        config, device, dtype = transformer.config, transformer.norm.weight.device, transformer.norm.weight.dtype
         blocks = config.num_blocks if config.attend_time else 0
         n, width = transformer.grid[0] * transformer.grid[1], transformer.head_dim
         shape = (frames + 1, b, n, config.num_heads, width)
-        self.keys = [torch.zeros(shape, device=device) for _ in range(blocks)]
-        self.values = [torch.zeros(shape, device=device) for _ in range(blocks)]
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(blocks)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(blocks)]
         self.one_back = rope(torch.tensor([[-1]], device=device), width, TIME_BASE)
-        self.unseen = torch.full((frames + 1, b, 1, 1), -torch.inf, device=device)
+        self.unseen = torch.full((frames + 1, b, 1, 1), -torch.inf, device=device, dtype=dtype)
         self.slot = torch.full((1,), slot % (frames + 1), device=device)
         self.unseen.index_fill_(0, self.slot, 0)
 
@@ -81,8 +80,8 @@ class TimeCache:
         return sum(each.nbytes for each in self.keys + self.values)
 
     def attend(
-        self, block: int, query: Float[Tensor, "bn h 1 d"], key: Tensor, value: Tensor
-    ) -> Float[Tensor, "bn h 1 d"]:
+        self, block: int, query: Float[Tensor, "b n h 1 d"], key: Tensor, value: Tensor
+    ) -> Float[Tensor, "b n h 1 d"]:
         """What the frame at hand takes from the past and from itself. One query has no use for a matrix product: sums
         over slots that lie apart take half the time of the library's attention on a CPU."""
         keys, values = self.keys[block], self.values[block]
@@ -115,7 +114,7 @@ class TimeCache:
 
 
 def rope(positions: Int[Tensor, "s axes"], width: int, base: float) -> Float[Tensor, "2 s d"]:
-    """Rotary positions (arXiv:2104.09864), for `rotate`; every axis of the positions turns its share of the width. Only
+    """Rotary positions (arXiv:2104.09864), for `rotate`: every axis of the positions turns its share of the width. Only
     differences of positions matter: patches learn from neighbours anywhere, and a world can slide past its training
     length."""
     frequencies = base ** -torch.linspace(0, 1, width // 2 // positions.shape[1], device=positions.device)
@@ -129,76 +128,64 @@ def rotate(x: Float[Tensor, "*b d"], turn: Float[Tensor, "2 ... d"]) -> Float[Te
     return (x * along).addcmul_(x.roll(x.shape[-1] // 2, -1), across)
 
 
-class NormRotate(torch.autograd.Function):
-    """Layer norm of what has mean 0 already, then `rotate`, and the gradients of both, by hand: on a CPU the library is
-    slow to go back through the norm of rows as short as a head. Of what is as large as the input, that alone is kept.
-    """
+def attention(
+    q: Float[Tensor, "b g h s d"],
+    k: Float[Tensor, "b g h s d"],
+    v: Float[Tensor, "b g h s d"],
+    mask: Float[Tensor, "s s"] | None = None,
+    causal: bool = False,
+) -> Float[Tensor, "b g h s d"]:
+    """What queries take from keys and values. mask: added to the scores, -inf where a query (row) sees no key.
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], turn: Float[Tensor, "2 ... d"]
-    ) -> Tensor:
-        half, precise = x.shape[-1] // 2, torch.promote_types(x.dtype, torch.float32)
-        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise).square_()
-        scale = squares.div_(x.shape[-1]).add_(NORM_EPS).rsqrt_()
-        ctx.save_for_backward(x, weight, turn, scale)
-        along, across = turn.to(precise)
-        y = (x * (along * weight)).addcmul_(x.to(precise).roll(half, -1), across * weight.roll(half, -1))
-        return y.mul_(scale).to(x.dtype)
+    The library's kernel, but on a CPU two products and a softmax over short sequences, and in bf16, where it is ten
+    times slower to go back through."""
+    s, width = q.shape[-2:]
+    if q.device.type != "cpu" or (q.dtype == torch.float32 and s > SHORT):
+        y = F.scaled_dot_product_attention(*(x.flatten(0, 1) for x in (q, k, v)), attn_mask=mask, is_causal=causal)
+        return y.view(q.shape)
+    if causal:
+        mask = q.new_full((s, s), -torch.inf).triu(1)
+    flat_q, flat_k, flat_v = (x.flatten(0, 2) for x in (q, k, v))
+    unmasked, beta = q.new_zeros(1, 1), float(mask is not None)
+    scores = torch.baddbmm(unmasked if mask is None else mask, flat_q, flat_k.mT, beta=beta, alpha=width**-0.5)
+    return (scores.softmax(-1) @ flat_v).view(q.shape)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, turn, scale = ctx.saved_tensors
-        half, precise = x.shape[-1] // 2, scale.dtype
-        x, grad, (along, across) = x.to(precise), grads[0].to(precise), turn.to(precise)
-        back = (grad * along).addcmul_(grad.roll(half, -1), across.roll(half, -1)).mul_(scale)
-        of_weight = back * x
-        to_weight = of_weight.flatten(0, -2).sum(0)
-        length = of_weight.mul_(weight).sum(-1, keepdim=True).mul_(scale.square()).div_(-x.shape[-1])
-        return back.mul_(weight).addcmul_(x, length).to(grads[0].dtype), to_weight, None
+
+class Norm(nn.LayerNorm):
+    """Layer norm without a bias, in the precision of what it is given."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, bias=False)
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), None, self.eps)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with QK-norm (arXiv:2302.05442), over the second last axis."""
+    """Multi-head attention along one axis, with QK-norm (arXiv:2302.05442)."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads, self.width = num_heads, dim // num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.norm_q = nn.LayerNorm(self.width, bias=False)
-        self.norm_k = nn.LayerNorm(self.width, bias=False)
+        self.norm_q, self.norm_k = Norm(self.width), Norm(self.width)
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(
         self,
-        x: Float[Tensor, "*b s d"],
+        x: Float[Tensor, "b t n d"],
+        axis: int,
         turn: Float[Tensor, "2 s head"] | None,
-        mask: Bool[Tensor, "s s"] | None = None,
-        attend: Callable[..., Tensor] = F.scaled_dot_product_attention,
-    ) -> Float[Tensor, "*b s d"]:
-        """turn: rotary positions, None if all are 0. mask: which position (row) sees which (column). attend: queries,
-        keys, values [b h s head] -> what they take."""
-        q, k, v = (each.transpose(1, 2) for each in self._project(x.reshape(-1, *x.shape[-2:]), turn))
-        y = attend(q, k, v) if mask is None else attend(q, k, v, attn_mask=mask)
-        return self.out(y.transpose(1, 2).reshape(x.shape))
-
-    def _project(self, x: Float[Tensor, "b s d"], turn: Float[Tensor, "2 s head"] | None) -> tuple[Tensor, ...]:
-        """Queries, keys and values [b s h head]. Where gradients are wanted, the mean that the norm would take off is
-        taken off the weights, which is cheaper to go back through."""
-        if turn is not None and torch.is_grad_enabled():
-            if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
-                x = x.to(torch.get_autocast_dtype(x.device.type))  # once, not for each product
-            rows = self.qkv.weight.unflatten(0, (3, self.num_heads, self.width))
-            weights = (*(rows[:2] - rows[:2].mean(2, keepdim=True)), rows[2])
-            q, k, v = (F.linear(x, each.flatten(0, 1)).unflatten(-1, each.shape[:2]) for each in weights)
-            q = NormRotate.apply(q, self.norm_q.weight, turn[:, :, None])
-            return q, NormRotate.apply(k, self.norm_k.weight, turn[:, :, None]), v
-        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.width).unbind(2)
-        q, k = self.norm_q(q), self.norm_k(k)
+        attend: Callable[..., Tensor] = attention,
+    ) -> Float[Tensor, "b t n d"]:
+        """axis: 1 along time, 2 within a frame. turn: rotary positions, None if all are 0. attend: queries, keys,
+        values [b g h s head], where s is along the axis and g the other -> what they take."""
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, self.width)).unbind(-3)
+        q, k, v = (each.movedim(axis, -2) for each in heads)
+        q, k = self.norm_q(q.float()), self.norm_k(k.float())  # normalised and turned in float32, rounded once
         if turn is not None:
-            q, k = rotate(q, turn[:, :, None]), rotate(k, turn[:, :, None])
-        return q.to(v.dtype), k.to(v.dtype), v
+            q, k = rotate(q, turn), rotate(k, turn)
+        return self.out(attend(q.to(v.dtype), k.to(v.dtype), v).movedim(-2, axis).flatten(-2))
 
 
 class STBlock(nn.Module):
@@ -210,12 +197,12 @@ class STBlock(nn.Module):
     def __init__(self, config: STConfig) -> None:
         super().__init__()
         hidden = int(config.dim * config.mlp_ratio)
-        self.norm_space = nn.LayerNorm(config.dim, bias=False)
+        self.norm_space = Norm(config.dim)
         self.space = Attention(config.dim, config.num_heads)
         if config.attend_time:
-            self.norm_time = nn.LayerNorm(config.dim, bias=False)
+            self.norm_time = Norm(config.dim)
             self.time = Attention(config.dim, config.num_heads)
-        self.norm_mlp = nn.LayerNorm(config.dim, bias=False)
+        self.norm_mlp = Norm(config.dim)
         self.mlp = nn.Sequential(
             nn.Linear(config.dim, hidden, bias=False), nn.GELU(), nn.Linear(hidden, config.dim, bias=False)
         )
@@ -225,12 +212,12 @@ class STBlock(nn.Module):
                 nn.init.zeros_(weight)  # a block starts as the identity, so deep stacks bear high learning rates
 
     def forward(
-        self, x: Float[Tensor, "b t n d"], places: Tensor, times: Tensor | None, **time: Any
+        self, x: Float[Tensor, "b t n d"], places: Tensor, times: Tensor | None, attend: Callable[..., Tensor]
     ) -> Float[Tensor, "b t n d"]:
-        """places, times: rotary positions in space and in time, None if all are 0. time: more for attention there."""
-        x = x + self.space(self.norm_space(x), places)
+        """places, times: rotary positions in space and in time, None if all are 0. attend: along time."""
+        x = x + self.space(self.norm_space(x), 2, places)
         if self.attend_time:
-            x = x + self.time(self.norm_time(x).transpose(1, 2), times, **time).transpose(1, 2)
+            x = x + self.time(self.norm_time(x), 1, times, attend)
         if self.recompute != "cheap" or not torch.is_grad_enabled():
             return x + self.mlp(self.norm_mlp(x))
         return x + recomputed(self.mlp[1:], recomputed(lambda x: self.mlp[0](self.norm_mlp(x)), x))
@@ -243,7 +230,8 @@ def recomputed(call: Callable[..., Tensor], *inputs: Any, **named: Any) -> Tenso
 
 
 class STTransformer(nn.Module):
-    """A stack of ST blocks and a final norm. Frames of width d in, frames of width d out.
+    """A stack of ST blocks and a final norm. Frames of width d in, frames of width d out, of the same dtype, whatever
+    is computed in between.
 
     grid: rows and columns of a frame's patches, n = rows * columns.
     """
@@ -255,7 +243,7 @@ class STTransformer(nn.Module):
         super().__init__()
         self.config, self.grid, self.head_dim = config, grid, config.dim // config.num_heads
         self.blocks = nn.ModuleList(STBlock(config) for _ in range(config.num_blocks))
-        self.norm = nn.LayerNorm(config.dim, bias=False)
+        self.norm = Norm(config.dim)
         patches = torch.cartesian_prod(*(torch.arange(side) for side in grid))
         self.register_buffer("places", rope(patches, self.head_dim, SPACE_BASE), persistent=False)
 
@@ -267,17 +255,23 @@ class STTransformer(nn.Module):
     ) -> Float[Tensor, "b t n d"]:
         """positions: frame numbers along time, 0..t-1 by default. mask: which frame (row) sees which (column), causal
         by default."""
-        t = x.shape[1]
         if positions is None:
-            positions = torch.arange(t, device=x.device)
-        if mask is None and t > 1:
-            mask = torch.ones(t, t, dtype=torch.bool, device=x.device).tril()
+            positions = torch.arange(x.shape[1], device=x.device)
         times = rope(positions[:, None], self.head_dim, TIME_BASE)
+        y = x.to(self._dtype(x))
+        unseen = None if mask is None else torch.zeros_like(mask, dtype=y.dtype).masked_fill_(~mask, -torch.inf)
+        attend = partial(attention, mask=unseen, causal=mask is None)
         whole = self.recompute == "blocks" and torch.is_grad_enabled()
         for block in self.blocks:
             run = partial(recomputed, block) if whole else block
-            x = run(x, self.places, times, mask=mask)
-        return self.norm(x)
+            y = run(y, self.places, times, attend)
+        return self.norm(y).to(x.dtype)
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """What is computed in between the doors: autocast's choice, or else the weights' own."""
+        kind = x.device.type
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        return torch.get_autocast_dtype(kind) if autocast else self.norm.weight.dtype
 
     def set_recompute(self, recompute: Recompute) -> None:
         """What to compute again for the gradients, to save memory: nothing, what is cheap, or whole blocks."""
@@ -287,7 +281,7 @@ class STTransformer(nn.Module):
 
     def step(self, x: Float[Tensor, "b n d"], cache: TimeCache) -> Float[Tensor, "b n d"]:
         """One frame after those in the cache: the last frame of `forward` over all of them."""
-        x = x[:, None]
+        y = x[:, None].to(self._dtype(x))
         for index, block in enumerate(self.blocks):
-            x = block(x, self.places, None, attend=partial(cache.attend, index))
-        return self.norm(x[:, 0])
+            y = block(y, self.places, None, partial(cache.attend, index))
+        return self.norm(y[:, 0]).to(x.dtype)
