@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from minigenie.pipeline import Recipe
 
 MAX_ROWS = 100  # of a table of files
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def demo(
@@ -159,6 +160,7 @@ def train(
     max_steps: int | None = None,
     max_minutes: float | None = None,
     save_every: int | None = None,
+    precision: Precision | None = None,
     joint: bool = False,
     shard: bool = False,
     device: str | None = None,
@@ -175,6 +177,7 @@ def train(
         max_steps: At most so many steps in each stage.
         max_minutes: At most so long training, all stages together; their schedules end in time.
         save_every: Steps between checkpoints.
+        precision: float32, bfloat16, or auto: bfloat16 where the device is fast at it.
         joint: Train latent actions and dynamics together, as in the paper.
         shard: Under torchrun, cut weights and optimizer state up over the processes instead of keeping all on each.
         device: cuda, mps or cpu; the best there is by default.
@@ -188,11 +191,13 @@ def train(
     from minigenie.recipes import describe, recipe_named
 
     chosen = override(recipe_named(recipe), set)
-    if max_steps is not None or save_every is not None:
+    how = {"save_every": save_every, "precision": precision}
+    how = {name: value for name, value in how.items() if value is not None}
+    if max_steps is not None or how:
         for name in ("tokenizer_fit", "lam_fit", "dynamics_fit"):
             fit = getattr(chosen, name)
             steps = fit.steps if max_steps is None else min(fit.steps, max_steps)
-            fit = dataclasses.replace(fit, steps=steps, save_every=fit.save_every if save_every is None else save_every)
+            fit = dataclasses.replace(fit, steps=steps, execution=dataclasses.replace(fit.execution, **how))
             chosen = dataclasses.replace(chosen, **{name: fit})
     if joint:
         chosen = dataclasses.replace(chosen, joint=True)

@@ -27,6 +27,8 @@ from minigenie.nn.patches import patch_grid
 from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache
 from minigenie.tokenizer import TokenizerConfig
 
+SHOWN = -100  # a target that does not count
+
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicsConfig:
@@ -123,20 +125,22 @@ class Dynamics(nn.Module):
         """batch: "tokens" int [b t n], "actions" int [b t-1] -> loss (cross-entropy of masked tokens), metrics."""
         tokens, leading_in = batch["tokens"].long(), self._leading_in(batch["actions"].long())
         streams = self._clean_and_masked if self.config.context == "clean" else self._all_masked
-        hidden, targets = streams(tokens, leading_in)
-        logits = self.head(hidden).float()
-        loss, seen = F.cross_entropy(logits, targets), logits.detach()
-        right = seen.gather(-1, targets[:, None])[:, 0] == seen.amax(dim=-1)  # a third of argmax's time on a CPU
-        return loss, {"cross_entropy": loss.detach(), "accuracy": right.float().mean()}
+        hidden, targets, hide = streams(tokens, leading_in)
+        logits = self.head(hidden).float().flatten(0, -2)
+        loss = F.cross_entropy(logits, targets.masked_fill(~hide, SHOWN).flatten(), ignore_index=SHOWN)
+        seen = logits.detach()  # amax takes a third of argmax's time on a CPU
+        right = (seen.gather(-1, targets.reshape(-1, 1))[:, 0] == seen.amax(dim=-1)) & hide.flatten()
+        return loss, {"cross_entropy": loss.detach(), "accuracy": right.sum() / hide.sum()}
 
-    def _all_masked(self, tokens: Tensor, leading_in: Tensor) -> tuple[Tensor, Tensor]:
+    def _all_masked(self, tokens: Tensor, leading_in: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states, what they should tell, and where."""
         rate = torch.empty(len(tokens), 1, 1, device=tokens.device).uniform_(self.config.min_mask, 1)
         hide = torch.rand(tokens.shape, device=tokens.device) < rate
         hide[:, 0] = False
         hidden = self.transformer(self._enter(tokens.masked_fill(hide, self.mask_id), leading_in))
-        return self._leave(hidden)[hide], tokens[hide]
+        return self._leave(hidden), tokens, hide
 
-    def _clean_and_masked(self, tokens: Tensor, leading_in: Tensor) -> tuple[Tensor, Tensor]:
+    def _clean_and_masked(self, tokens: Tensor, leading_in: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         past, present = tokens[:, :-1], tokens[:, 1:]
         hide = cosine_mask(present)
         swap = torch.rand(past.shape, device=past.device) < self.config.corrupt * torch.rand_like(past[..., :1].float())
@@ -146,7 +150,7 @@ class Dynamics(nn.Module):
             torch.cat((past, present_shown), dim=1), torch.cat((leading_in[:, :-1], leading_in[:, 1:]), dim=1)
         )
         hidden = self.transformer(entered, *two_streams(past.shape[1], tokens.device))
-        return self._leave(hidden[:, past.shape[1] :])[hide], present[hide]
+        return self._leave(hidden[:, past.shape[1] :]), present, hide
 
 
 def cosine_mask(tokens: Int[Tensor, "b t n"]) -> Bool[Tensor, "b t n"]:

@@ -1,7 +1,7 @@
 """Optimisers and the learning-rate schedule.
 
 AdamW, as the paper has it, or Muon for the matrices inside the transformers with AdamW for the rest: Muon's steps are
-orthogonalised momentum (Jordan 2024), in float32 because bf16 is slow on most CPUs.
+orthogonalised momentum (Jordan 2024), in bfloat16 where the device is fast at it.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from minigenie.runtime import like, whole
+from minigenie.runtime import dtype_of, like, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +94,12 @@ class Muon(torch.optim.Optimizer):
         grads: list[Tensor] = [p.grad for p in params if p.grad is not None]
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         ahead = torch._foreach_lerp(grads, momenta, group["momentum"])
-        updates = orthogonal(torch.stack([whole(matrix) for matrix in ahead]))
+        matrices = torch.stack([whole(matrix) for matrix in ahead])
+        updates = orthogonal(matrices.to(dtype_of(matrices.device, "auto")))
         rows, columns = params[0].shape
         for p, update in zip(params, updates, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(like(p, update), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+            p.add_(like(p, update.to(p.dtype)), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
 
 # The Polar Express (arXiv:2505.16932): the best quintics, one after the other, for singular values in [0.001, 1].
@@ -109,6 +110,7 @@ QUINTICS = (
     (3.3184, -2.4885, 0.5100),
     (2.3007, -1.6689, 0.4188),
 )
+MARGIN = 1.01  # bfloat16 may round singular values to above 1, where quintics soon grow
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -116,10 +118,14 @@ def orthogonal(matrices: Tensor) -> Tensor:
     x <- (a + b g + c g^2) x with g = x x^T.
 
     What multiplies x are polynomials of one symmetric matrix, so they commute: the iteration runs on the small square g
-    alone, and x is touched twice."""
+    alone, and x is touched twice. In bfloat16 g loses the small singular values, so x itself goes through."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / (1.01 * x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    if x.dtype == torch.bfloat16:
+        for a, b, c in QUINTICS:
+            x = _quintic(x @ x.mT, (a / MARGIN, b / MARGIN**3, c / MARGIN**5)) @ x
+        return x.mT if tall else x
     gram = x @ x.mT
     factor = power = _quintic(gram, QUINTICS[0])
     for coefficients in QUINTICS[1:]:

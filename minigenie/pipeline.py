@@ -5,10 +5,9 @@ and the three models as they are finished.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,24 @@ from torch import Tensor, nn
 
 from minigenie import __version__
 from minigenie.checkpoint import load_model, save_model
-from minigenie.config import to_dict
-from minigenie.data.dataset import Dataset, sample_batch, write_atomic
+from minigenie.config import from_dict, to_dict
+from minigenie.data.dataset import MANIFEST, Dataset, sample_batch, write_atomic
 from minigenie.dynamics import Dynamics
 from minigenie.encode import encode_actions, encode_tokens
 from minigenie.finish import finish
 from minigenie.lam import LatentActionModel
+from minigenie.metrics import MetricsLog, read_metrics
 from minigenie.nn.patches import to_float, to_uint8
+from minigenie.nn.quantize import VectorQuantizer
 from minigenie.pictures import grid
-from minigenie.runtime import wait_for_all
+from minigenie.runtime import autocast, wait_for_all
 from minigenie.tokenizer import VideoTokenizer
-from minigenie.train import FitConfig, MetricsLog, Progress, Sample, fit, read_metrics
+from minigenie.train import FitConfig, Progress, Sample, fit
 from minigenie.world import FORMAT, VERSION, World, WorldConfig, read_config
 
 STAGES = ("tokenizer", "lam", "dynamics")
+MEASURES = ("psnr", "cross_entropy", "accuracy")  # of a model's metrics, those that footage decides
+HELD_OUT_CLIPS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,7 @@ class Joint(nn.Module):
         with torch.no_grad():
             actions = self.lam.infer(self.lam.video(batch))
         loss, metrics = self.dynamics({"tokens": batch["tokens"], "actions": actions}, progress)
-        if not self.lam.quantizer.placed:  # actions mean nothing yet
+        if not self.lam.quantizer.ready:  # actions mean nothing yet
             loss = 0 * loss
         return loss + lam_loss, metrics | {f"lam_{name}": value for name, value in lam_metrics.items()}
 
@@ -108,8 +111,8 @@ def train_world(
     if recipe.joint:
         lam, dynamics = run.joint(tokenizer, tokens)
     else:
-        lam = run.lam(tokens)
-        dynamics = run.dynamics(tokenizer, tokens, run.actions(lam, tokens))
+        lam = run.lam(tokenizer, tokens)
+        dynamics = run.dynamics(tokenizer, lam, tokens, run.actions(lam, tokens))
     world = World(recipe, tokenizer, lam, dynamics, device, float(dataset.fps))
     if run.rank == 0:
         finish(world, dataset, out)
@@ -135,12 +138,8 @@ class Run:
         self.windows = lru_cache(dataset.windows)
         self.rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         for stage in STAGES:
-            config: FitConfig = getattr(recipe, f"{stage}_fit")
-            if config.batch_size % (parts := math.lcm(config.accumulate, processes)):
-                raise ValueError(
-                    f"{stage}_fit.batch_size {config.batch_size} does not split over {processes} processes and "
-                    f"{config.accumulate} parts; set it to a multiple of {parts}"
-                )
+            getattr(recipe, f"{stage}_fit").parts(processes)
+        self.held_out = held_out(dataset)
         if self.rank == 0:
             begin(out, recipe, dataset)
             if all(line["stage"] != "data" for line in read_metrics(out / "metrics.jsonl")):
@@ -159,10 +158,10 @@ class Run:
         with self._first_process_first():
             return encode_tokens(self.dataset, tokenizer.to(self.device), clip_frames, path, watch)
 
-    def lam(self, tokens: np.ndarray) -> LatentActionModel:
+    def lam(self, tokenizer: VideoTokenizer, tokens: np.ndarray) -> LatentActionModel:
         of_tokens = partial(self._integers, {"tokens": tokens})
         batch = self._frames if self.recipe.lam.input == "pixels" else of_tokens
-        model = self._train("lam", self.recipe.make_lam, batch, sample_lam)
+        model = self._train("lam", self.recipe.make_lam, batch, sample_lam, tokenizer)
         assert isinstance(model, LatentActionModel)
         return model
 
@@ -173,14 +172,16 @@ class Run:
         with self._first_process_first():
             return encode_actions(self.dataset, lam.to(self.device), tokens, clip_frames, path, watch)
 
-    def dynamics(self, tokenizer: VideoTokenizer, tokens: np.ndarray, actions: np.ndarray) -> Dynamics:
+    def dynamics(
+        self, tokenizer: VideoTokenizer, lam: LatentActionModel, tokens: np.ndarray, actions: np.ndarray
+    ) -> Dynamics:
         def make() -> Dynamics:
             model = self.recipe.make_dynamics()
             model.start_from(tokenizer.quantizer.codebook.cpu())
             return model
 
         batch = partial(self._integers, {"tokens": tokens, "actions": actions})
-        model = self._train("dynamics", make, batch, partial(sample_dynamics, tokenizer=tokenizer))
+        model = self._train("dynamics", make, batch, partial(sample_dynamics, tokenizer=tokenizer), tokenizer, lam)
         assert isinstance(model, Dynamics)
         return model
 
@@ -193,10 +194,11 @@ class Run:
         dynamics.start_from(tokenizer.quantizer.codebook.cpu())
         model = Joint(lam, dynamics)
 
-        def batch(config: FitConfig, *part: int) -> dict[str, Tensor]:
-            return {**self._frames(config, *part), **self._integers({"tokens": tokens}, config, *part)}
+        def batch(config: FitConfig, step: int, clips: range) -> dict[str, Tensor]:
+            return {**self._frames(config, step, clips), **self._integers({"tokens": tokens}, config, step, clips)}
 
-        self._fit("dynamics", model, batch, partial(sample_joint, tokenizer=tokenizer), self.recipe.shares[1:])
+        sample, shares = partial(sample_joint, tokenizer=tokenizer), self.recipe.shares[1:]
+        self._fit("dynamics", model, batch, sample, shares, tokenizer)
         if self.rank == 0:
             save_model(paths[0], lam)
             save_model(paths[1], dynamics)
@@ -204,14 +206,20 @@ class Run:
         return lam, dynamics
 
     def _train(
-        self, stage: str, make: Callable[[], nn.Module], batch: Callable, sample: Callable[[Any, dict], Sample]
+        self,
+        stage: str,
+        make: Callable[[], nn.Module],
+        batch: Callable,
+        sample: Callable[[Any, dict], Sample],
+        *before: nn.Module,
     ) -> nn.Module:
+        """before: the models that make a batch of held-out frames, tokenizer and LAM."""
         path = self.out / f"{stage}.safetensors"
         torch.manual_seed(self.recipe.seed)
         model = make()
         if path.exists():
             return load_model(path, lambda: model).to(self.device)
-        self._fit(stage, model, batch, sample, self.recipe.shares[STAGES.index(stage) :][:1])
+        self._fit(stage, model, batch, sample, self.recipe.shares[STAGES.index(stage) :][:1], *before)
         if self.rank == 0:
             save_model(path, model)
         wait_for_all()
@@ -226,9 +234,24 @@ class Run:
         if not self.rank:
             wait_for_all()
 
-    def _fit(self, stage: str, model: nn.Module, batch: Callable, sample: Callable, shares: tuple[float, ...]) -> None:
+    def _fit(
+        self,
+        stage: str,
+        model: nn.Module,
+        batch: Callable,
+        sample: Callable,
+        shares: tuple[float, ...],
+        *before: nn.Module,
+    ) -> None:
         config: FitConfig = getattr(self.recipe, f"{stage}_fit")
-        shown = batch(config, 0, 0, config.accumulate)
+        shown = self._placed(batch(config, 0, config.parts()[0]))
+        unseen = self._unseen(config, *before)
+
+        def look(model: nn.Module) -> Sample:
+            found = sample(model, shown)
+            with autocast(self.device, config.execution.precision):
+                return Sample(found.metrics | held_out_metrics(model, unseen), found.picture)
+
         fit(
             model,
             partial(batch, config),
@@ -239,27 +262,47 @@ class Run:
             device=self.device,
             max_seconds=self.max_seconds and self.max_seconds * sum(shares) / sum(self.recipe.shares),
             shard=self.shard,
-            sample=lambda model: sample(model, shown),
+            sample=look,
             watch=self.watcher.progress,
         )
 
-    def _starts(self, config: FitConfig, step: int, part: int, parts: int) -> np.ndarray:
-        """First frames of the clips in one part of a batch."""
-        windows, clips = self.windows(config.clip_frames), config.batch_size // parts
-        return windows[sample_batch(len(windows), seed=self.recipe.seed, step=step * parts + part, batch_size=clips)]
+    @torch.no_grad()
+    def _unseen(self, config: FitConfig, *before: nn.Module) -> dict[str, Tensor] | None:
+        """Some held-out clips, as a batch."""
+        try:
+            windows = self.held_out.windows(config.clip_frames) if self.held_out else np.empty(0)
+        except ValueError:  # all of it is shorter
+            return None
+        if self.held_out is None:
+            return None
+        number = min(HELD_OUT_CLIPS, len(windows), config.execution.part)
+        starts = np.random.default_rng(self.recipe.seed).choice(windows, number, replace=False)
+        batch = self._placed({"frames": torch.from_numpy(self.held_out.clips(starts, config.clip_frames))})
+        for model in before:
+            if isinstance(model, VideoTokenizer):
+                batch["tokens"] = model.to(self.device).encode(to_float(batch["frames"]))
+            elif isinstance(model, LatentActionModel):
+                batch["actions"] = model.to(self.device).infer(model.video(batch))
+        return batch
 
-    def _frames(self, config: FitConfig, step: int, part: int, parts: int) -> dict[str, Tensor]:
-        starts = self._starts(config, step, part, parts)
-        return {"frames": torch.from_numpy(self.dataset.clips(starts, config.clip_frames)).to(self.device)}
+    def _placed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
-    def _integers(
-        self, arrays: dict[str, np.ndarray], config: FitConfig, step: int, part: int, parts: int
-    ) -> dict[str, Tensor]:
+    def _starts(self, config: FitConfig, step: int, clips: range) -> np.ndarray:
+        """First frames of some of the clips of a step's batch."""
+        windows = self.windows(config.clip_frames)
+        batch = sample_batch(len(windows), seed=self.recipe.seed, step=step, batch_size=config.batch_size)
+        return windows[batch[clips.start : clips.stop]]
+
+    def _frames(self, config: FitConfig, step: int, clips: range) -> dict[str, Tensor]:
+        return {"frames": torch.from_numpy(self.dataset.clips(self._starts(config, step, clips), config.clip_frames))}
+
+    def _integers(self, arrays: dict[str, np.ndarray], config: FitConfig, step: int, clips: range) -> dict[str, Tensor]:
         """Tokens [b t n] and actions [b t-1] of the same clips."""
-        frames = self._starts(config, step, part, parts)[:, None] + np.arange(config.clip_frames)
-        batch = {"tokens": torch.from_numpy(arrays["tokens"][frames].astype(np.int64)).to(self.device)}
+        frames = self._starts(config, step, clips)[:, None] + np.arange(config.clip_frames)
+        batch = {"tokens": torch.from_numpy(arrays["tokens"][frames].astype(np.int64))}
         if "actions" in arrays:
-            batch["actions"] = torch.from_numpy(arrays["actions"][frames[:, :-1]].astype(np.int64)).to(self.device)
+            batch["actions"] = torch.from_numpy(arrays["actions"][frames[:, :-1]].astype(np.int64))
         return batch
 
 
@@ -278,7 +321,8 @@ def check_fits(recipe: Recipe, dataset: Dataset) -> None:
 
 
 def begin(out: Path, recipe: Recipe, dataset: Dataset) -> None:
-    """Write config.json into a new or empty folder, or see that the one there is of this very run."""
+    """Write config.json into a new or empty folder, or see that the one there is of this very run. How it is executed
+    and how long it goes on may have changed."""
     config = {
         "format": FORMAT,
         "version": VERSION,
@@ -291,10 +335,21 @@ def begin(out: Path, recipe: Recipe, dataset: Dataset) -> None:
         raise FileExistsError(f"{out} is a file; choose a folder for the run")
     if (out / "config.json").exists():
         there = read_config(out)
+        names = [field.name for field in fields(Recipe)]
+        try:
+            before = to_dict(from_dict(Recipe, {name: there[name] for name in names if name in there}))
+        except (ValueError, TypeError) as error:
+            raise FileExistsError(
+                f"{out} was begun by MiniGenie {there.get('minigenie')}, whose recipes were other ({error}); it cannot "
+                "go on with this version, only be played: choose another folder"
+            ) from None
         for key in config:
-            if key != "minigenie" and there.get(key) != config[key]:
-                what = next((f"{key}.{k}" for k in _differing(there.get(key), config[key])), key)
+            old, new = (_decides(key, each.get(key)) for each in ({**there, **before}, config))
+            if key != "minigenie" and old != new:
+                what = next((f"{key}.{k}" for k in _differing(old, new)), key)
                 raise FileExistsError(f"{out} holds a run with another {what}; choose another folder or delete it")
+        if before != to_dict(recipe):
+            write_atomic(out / "config.json", json.dumps(config, indent=1).encode())
     elif out.exists() and any(path.suffix != ".tmp" for path in out.iterdir()):
         raise FileExistsError(f"{out} already holds other files; choose a new or an empty folder")
     else:
@@ -313,12 +368,37 @@ def survey(dataset: Dataset, seed: int, pairs: int = 1024) -> dict[str, float]:
     return {"frames": dataset.num_frames, "episodes": len(dataset.episodes), "teleports": teleports}
 
 
+def _decides(key: str, value: Any) -> Any:
+    """What of a run's config decides its results."""
+    return {k: v for k, v in value.items() if k not in ("execution", "steps")} if key.endswith("_fit") else value
+
+
 def _differing(there: Any, here: Any) -> list[str]:
     both = isinstance(there, dict) and isinstance(here, dict)
     return [key for key in here if there.get(key) != here[key]] if both else []
 
 
 # What each model shows of itself while it trains.
+
+
+def held_out(dataset: Dataset) -> Dataset | None:
+    """The footage of unseen levels or videos beside a dataset, if there is some: NAME-test, or test beside train."""
+    folder = dataset.folder
+    for beside in (folder.with_name(f"{folder.name}-test"), folder.with_name(folder.name.replace("train", "test"))):
+        if dataset.url is None and beside != folder and (beside / MANIFEST).exists():
+            other = Dataset.open(beside, verify=False)
+            return other if other.frame_size == dataset.frame_size else None
+    return None
+
+
+def held_out_metrics(model: nn.Module, batch: dict[str, Tensor] | None) -> dict[str, float]:
+    """The model's own metrics on clips that it never learns from, at the same random masks each time."""
+    quantizers = [part for part in model.modules() if isinstance(part, VectorQuantizer)]
+    if batch is None or not all(part.ready for part in quantizers):
+        return {}
+    torch.manual_seed(0)
+    _, metrics = model(batch, 1.0)
+    return {f"held_out_{name}": float(metrics[name]) for name in MEASURES if name in metrics}
 
 
 def sample_tokenizer(model: VideoTokenizer, batch: dict[str, Tensor]) -> Sample:

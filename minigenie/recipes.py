@@ -17,7 +17,7 @@ from minigenie.nn.st_transformer import STConfig, STTransformer
 from minigenie.optim import OptimConfig
 from minigenie.pipeline import Recipe
 from minigenie.tokenizer import TokenizerConfig
-from minigenie.train import FitConfig
+from minigenie.train import Execution, FitConfig
 
 
 def tiny() -> Recipe:
@@ -25,7 +25,8 @@ def tiny() -> Recipe:
     optim = OptimConfig(
         optimizer="muon", lr=2e-3, muon_lr=0.02, betas=(0.9, 0.95), warmup=20, decay="linear", final_lr=0.05
     )
-    fit = FitConfig(steps=500, batch_size=32, clip_frames=8, optim=optim, sample_every=100, save_every=100)
+    often = Execution(sample_every=100, save_every=100)
+    fit = FitConfig(steps=500, batch_size=32, clip_frames=8, optim=optim, execution=often)
     narrow = STConfig(num_blocks=2, dim=128, num_heads=4)
     return Recipe(
         # Without an encoder network a patch's token depends on that patch alone: what stands still keeps its token.
@@ -62,10 +63,14 @@ def laptop() -> Recipe:
             decoder=replace(recipe.tokenizer.decoder, num_blocks=2),
             quantizer=replace(recipe.tokenizer.quantizer, num_codes=2048),
         ),
-        tokenizer_fit=replace(recipe.tokenizer_fit, steps=4_000, batch_size=8, sample_every=500, save_every=500),
+        tokenizer_fit=replace(
+            recipe.tokenizer_fit, steps=4_000, batch_size=8, execution=Execution(sample_every=500, save_every=500)
+        ),
         lam=replace(recipe.lam, patch=8),
         lam_fit=replace(recipe.lam_fit, steps=3_300, batch_size=32),
-        dynamics_fit=replace(recipe.dynamics_fit, steps=20_000, batch_size=2, sample_every=1_000),
+        dynamics_fit=replace(
+            recipe.dynamics_fit, steps=20_000, batch_size=2, execution=Execution(sample_every=1_000, save_every=100)
+        ),
         sampling=SamplingConfig(steps=1, temperature=0.0, choice_noise=0.0),
     )
 
@@ -74,33 +79,35 @@ def coinrun() -> Recipe:
     """The case study for one 16 GB GPU (estimated, not yet run): the seed's rows (16 frames, patch 4, 1024 codes, 8
     actions, dynamics 12 x 512), a LAM on pairs, a clean context."""
     optim = OptimConfig(lr=1e-4, betas=(0.9, 0.95), warmup=1000, decay="late", final_lr=0.0)
-    fit = FitConfig(steps=100_000, batch_size=48, clip_frames=16, optim=optim, accumulate=12, compile=True)
+    parts = Execution(part=4, compile=True)
+    fit = FitConfig(steps=100_000, batch_size=48, clip_frames=16, optim=optim, execution=parts)
     return Recipe(
         tokenizer=TokenizerConfig(quantizer=QuantizerConfig(num_codes=1024, code_dim=32, warmup=0.02)),
         tokenizer_fit=fit,
         lam=LAMConfig(
             encoder=STConfig(num_blocks=4, attend_time=False), decoder=STConfig(num_blocks=4, attend_time=False)
         ),
-        lam_fit=replace(fit, steps=30_000, batch_size=256, clip_frames=2, accumulate=1),
+        lam_fit=replace(fit, steps=30_000, batch_size=256, clip_frames=2, execution=replace(parts, part=256)),
         dynamics=DynamicsConfig(transformer=STConfig(num_blocks=12)),
-        dynamics_fit=replace(fit, steps=100_000, batch_size=36, accumulate=12),
+        dynamics_fit=replace(fit, steps=100_000, batch_size=36, execution=replace(parts, part=3)),
         sampling=SamplingConfig(steps=25),
     )
 
 
 def speedrun() -> Recipe:
-    """`coinrun` against the clock on one large GPU (a plan: not yet run): Muon, no accumulation, steps without end, so
+    """`coinrun` against the clock on one large GPU (a plan: not yet run): Muon, larger parts, steps without end, so
     that --max-minutes decides."""
     recipe = coinrun()
     optim = OptimConfig(
         optimizer="muon", lr=1e-3, muon_lr=0.02, betas=(0.9, 0.95), warmup=100, decay="linear", final_lr=0.0
     )
-    fit = FitConfig(steps=1_000_000, batch_size=48, optim=optim, compile=True, sample_every=500, save_every=500)
+    parts = Execution(part=24, compile=True, sample_every=500, save_every=500)
+    fit = FitConfig(steps=1_000_000, batch_size=48, optim=optim, execution=parts)
     return replace(
         recipe,
         tokenizer_fit=fit,
-        lam_fit=replace(fit, batch_size=256, clip_frames=2),
-        dynamics_fit=replace(fit, batch_size=36),
+        lam_fit=replace(fit, batch_size=256, clip_frames=2, execution=replace(parts, part=256)),
+        dynamics_fit=replace(fit, batch_size=36, execution=replace(parts, part=12)),
         sampling=SamplingConfig(steps=8, temperature=0.5, choice_noise=0.5),
     )
 
@@ -114,8 +121,12 @@ def paper() -> Recipe:
     gradient = QuantizerConfig(num_codes=1024, code_dim=32, codebook="gradient")
     adamw = OptimConfig(lr=3e-4, betas=(0.9, 0.9), weight_decay=1e-4, warmup=10_000, decay="constant")
     second = replace(adamw, lr=3e-5, warmup=5_000, decay="cosine", final_lr=0.1)
-    tokenizer_fit = FitConfig(steps=300_000, batch_size=48, clip_frames=16, optim=adamw, accumulate=8)
-    dynamics_fit = replace(tokenizer_fit, steps=200_000, batch_size=36, optim=second, accumulate=9)
+    tokenizer_fit = FitConfig(
+        steps=300_000, batch_size=48, clip_frames=16, optim=adamw, execution=Execution(part=6, compile=True)
+    )
+    dynamics_fit = replace(
+        tokenizer_fit, steps=200_000, batch_size=36, optim=second, execution=Execution(part=4, compile=True)
+    )
     return Recipe(
         tokenizer=TokenizerConfig(patch=4, quantizer=gradient),
         tokenizer_fit=tokenizer_fit,
@@ -145,7 +156,7 @@ def describe(recipe: Recipe) -> str:
     lines = [json.dumps(to_dict(recipe), indent=1), ""]
     for name, model in models.items():
         fit: FitConfig = getattr(recipe, f"{name}_fit")
-        clips = fit.batch_size // fit.accumulate
+        clips = min(fit.batch_size, fit.execution.part)
         frames = _frames_of_a_clip(recipe, name, fit.clip_frames)
         states = 16 * count_parameters(model) / 2**30
         saved = sum(_saved_bytes(part, clips, frames) for part in model.modules() if isinstance(part, STTransformer))

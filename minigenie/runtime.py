@@ -3,11 +3,17 @@
 import ctypes
 import hashlib
 import os
+import shutil
+import signal
 import sys
+import sysconfig
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -20,25 +26,54 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The device called `name`, or the first there is of CUDA, MPS, CPU. ValueError if it is not on this machine."""
+    """The device called `name`, or the first there is of CUDA, MPS, CPU. ValueError if it is not on this machine. On
+    CUDA, float32 products of this process round as TF32 does from then on."""
     local = int(os.environ.get("LOCAL_RANK", 0))
     if name is None:
         if torch.cuda.is_available():
-            return torch.device("cuda", local)
+            return pick_device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device("cuda", local) if name == "cuda" else torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
     except (RuntimeError, AssertionError):
         raise ValueError(f"device {name!r} is not on this machine; leave it out to take the best there is") from None
     return device
 
 
+def fast_bfloat16(device: torch.device) -> bool:
+    """Does the device multiply bfloat16 faster than float32? On CPUs with AMX or AVX512-BF16 five times and more, and
+    steps of any width gain; on others they lose."""
+    if device.type == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def dtype_of(device: torch.device, precision: Precision) -> torch.dtype:
+    """What transformers compute in; "auto" takes bfloat16 where it is fast."""
+    low = precision == "bfloat16" or (precision == "auto" and fast_bfloat16(device))
+    return torch.bfloat16 if low else torch.float32
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
-    """bfloat16 matmuls over float32 weights. "auto": on CUDA; on CPUs it costs more than it gives at small sizes."""
-    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+    """bfloat16 products over float32 weights, if `dtype_of` says so; weights are cast once for all in it."""
+    low = dtype_of(device, precision) == torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16) if low else nullcontext()
+
+
+def can_compile(device: torch.device) -> bool:
+    """On a CPU: are there a C++ compiler and Python's headers?"""
+    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return device.type != "cpu" or (any(map(shutil.which, compilers)) and headers.exists())
+
+
+def compiled(call: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`call`, to be compiled as one graph for each of the shapes it meets; what cannot be, raises."""
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # many models, one code
+    return torch.compile(call, fullgraph=True, dynamic=False, options=options)
 
 
 def in_parallel(call: Callable[..., Result], *parts: Iterable[Any], device: torch.device) -> Iterator[Result]:
@@ -51,6 +86,50 @@ def in_parallel(call: Callable[..., Result], *parts: Iterable[Any], device: torc
             yield from pool.map(torch.no_grad()(call), *parts)
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def fastest_threads(choosing: bool, every: int = 40, trial: int = 2) -> Iterator[Callable[[], None]]:
+    """Call after each step: now and then steps run on one thread and on all of them, those between on whichever was
+    faster. Small models hardly gain from threads, and beside a busy program these mostly wait for each other."""
+    counts = (torch.get_num_threads(), 1)
+    if not choosing or counts[0] == 1:
+        yield lambda: None
+        return
+    laps: list[float] = []
+    began = time.monotonic()
+
+    def lap() -> None:
+        nonlocal began
+        laps.append(time.monotonic() - began)
+        turn = len(laps) % every
+        if turn >= 2 * trial:
+            latest = laps[len(laps) - turn :]
+            turn = trial * (min(latest[trial : 2 * trial]) < min(latest[:trial]))
+        torch.set_num_threads(counts[turn // trial])
+        began = time.monotonic()
+
+    try:
+        yield lap
+    finally:
+        torch.set_num_threads(counts[0])
+
+
+@contextmanager
+def signals_noted() -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C and SIGTERM do not strike but are noted, so that a step and a save end whole."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
+        yield lambda: False
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, frame: noted.append(number))
+    try:
+        yield lambda: bool(noted)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def keep_memory() -> None:
@@ -68,17 +147,6 @@ def give_memory_back() -> None:
 def _glibc(function: str, *numbers: int) -> None:
     if sys.platform == "linux" and (call := getattr(ctypes.CDLL(None), function, None)):
         call(*numbers)
-
-
-@contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Inside, float32 matrix products on CUDA round as "highest" or "high" (TF32) say."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def seed_step(seed: int, stage: str, step: int, part: int = 0) -> None:

@@ -4,17 +4,20 @@ What a step does follows from (seed, stage, step) alone, so a run that was kille
 with fixed threads, the run that never was; and several processes do what one does that goes through the same parts of
 each batch one after the other, up to the order in which gradients are added. A time limit bends the schedule to the
 clock and is exempt from that.
+
+Nothing in a step waits for the device: batches are made beforehand by a thread of their own, and numbers are read every
+few steps only.
 """
 
-import json
 import math
-import signal
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from minigenie.checkpoint import Checkpoints
-from minigenie.config import parse_json
-from minigenie.data.dataset import write_atomic
+from minigenie.metrics import MetricsLog
 from minigenie.nn.quantize import VectorQuantizer
 from minigenie.nn.st_transformer import Recompute, STTransformer
 from minigenie.optim import OptimConfig, learning_rate_share, make_optimizers, set_learning_rate
@@ -34,32 +36,32 @@ from minigenie.pictures import save_picture
 from minigenie.runtime import (
     Precision,
     autocast,
+    can_compile,
+    compiled,
+    fastest_threads,
     give_memory_back,
     keep_memory,
     mean_of_all,
     on_any_process,
     seed_step,
+    signals_noted,
     slowest,
     whole,
 )
 
 LOG_EVERY = 10  # steps
+AHEAD = 2  # batches
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """steps: optimizer steps. batch_size: clips a step, over all processes. clip_frames: frames of a clip. accumulate:
-    parts that a batch is cut into to save memory, shared out over the processes (one for each at least). compile:
-    torch.compile the transformers, on CUDA. recompute: what to compute again for the gradients, to save memory: "cheap"
-    (norm and GELU of the feed-forwards) or "blocks" (whole ones: the least memory, the most time).
-    sample_every, save_every: steps between pictures and between checkpoints,
-    of which the last `keep` stay."""
+class Execution:
+    """How a stage runs on the machine at hand, which may change on the way. part: clips that go through the model at
+    once at most; a batch of more goes in parts. precision: see `runtime.dtype_of`. compile: the transformers' blocks,
+    which takes a minute and pays back in hours. recompute: what to compute again for the gradients, to save memory:
+    "cheap" (norm and GELU of the feed-forwards) or "blocks" (whole ones: the least memory, the most time).
+    sample_every, save_every: steps between pictures and between checkpoints, of which the last `keep` stay."""
 
-    steps: int
-    batch_size: int
-    clip_frames: int = 16
-    accumulate: int = 1
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    part: int = 1024
     precision: Precision = "auto"
     compile: bool = False
     recompute: Recompute = "nothing"
@@ -68,13 +70,35 @@ class FitConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "sample_every", "save_every", "keep"):
+        for name in ("part", "sample_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.clip_frames < 1:
-            raise ValueError(f"clip_frames is {self.clip_frames}; it must be at least 1")
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} does not split into accumulate={self.accumulate} parts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """What a stage learns from, and how it runs. steps: optimizer steps. batch_size: clips a step, over all processes.
+    clip_frames: frames of a clip."""
+
+    steps: int
+    batch_size: int
+    clip_frames: int = 16
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    execution: Execution = field(default_factory=Execution)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "clip_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    def parts(self, processes: int = 1) -> list[range]:
+        """A batch's clips as they go through the model: as many parts for each process, and as few as `part` allows.
+        ValueError if there are more processes than clips."""
+        if self.batch_size < processes:
+            raise ValueError(f"batch_size {self.batch_size} does not split over {processes} processes; set it to more")
+        number = processes * math.ceil(self.batch_size / processes / self.execution.part)
+        ends = [i * self.batch_size // number for i in range(number + 1)]
+        return [range(*pair) for pair in pairwise(ends)]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -83,6 +107,10 @@ class Interrupted(KeyboardInterrupt):
 
 class Diverged(ValueError):
     """The loss is no longer a number."""
+
+
+class OutOfMemory(ValueError):
+    """A step does not fit."""
 
 
 class Progress(NamedTuple):
@@ -104,7 +132,7 @@ class Sample(NamedTuple):
 
 def fit(
     model: nn.Module,
-    batch_of: Callable[[int, int, int], dict[str, Tensor]],
+    batch_of: Callable[[int, range], dict[str, Tensor]],
     config: FitConfig,
     folder: Path,
     *,
@@ -118,33 +146,47 @@ def fit(
 ) -> None:
     """Train `model` in place, resuming from `folder` what was begun there, be it by more processes or fewer.
 
-    batch_of(step, part, parts): one of the parts that make up a step's batch; they are shared out over the processes.
-    max_seconds: end by then, with the whole schedule run through. shard: cut weights, gradients and optimizer state up
-    over the processes. Writes folder/metrics.jsonl, folder/samples, folder/checkpoints/STAGE.
+    batch_of(step, clips): some of the clips that make up a step's batch, on the CPU; a thread of its own calls it.
+    max_seconds: end by then, with the whole schedule run through; what the first step takes, be it to compile, does not
+    count. shard: cut weights, gradients and optimizer state up over the processes. Writes folder/metrics.jsonl,
+    folder/samples, folder/checkpoints/STAGE.
     The process keeps the memory that it frees (runtime.keep_memory), and at the end gives back what it kept by then.
-    Raises Interrupted after a signal, Diverged if the loss is not finite: the last good checkpoint stays.
+    Raises Interrupted after a signal, Diverged if the loss is not finite, OutOfMemory: the last good checkpoint stays.
     """
     keep_memory()
+    how = config.execution
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    parts = math.lcm(config.accumulate, processes)
-    checkpoints = Checkpoints(folder / "checkpoints" / stage, config.keep)
+    parts = config.parts(processes)
+    mine = parts[rank * len(parts) // processes : (rank + 1) * len(parts) // processes]
+    checkpoints = Checkpoints(folder / "checkpoints" / stage, how.keep)
     latest = checkpoints.load()
     latest.restore_model(model)
     model.to(device).train()
     trained = sharded(model) if shard else model
     optimizers = make_optimizers(trained, config.optim)
     latest.restore_optimizers(optimizers)
-    step, began = latest.step, time.monotonic() - latest.notes.get("seconds", 0.0)
+    step, spent, began = latest.step, float(latest.notes.get("seconds", 0.0)), math.inf
     saved = step
     del latest
     log = MetricsLog(folder / "metrics.jsonl", stage, step, rank)
-    prepare_stacks(trained, config, device)
+    prepare_stacks(trained, how, device)
     replicated = dist.is_initialized() and not shard
     runner = DistributedDataParallel(trained) if replicated else trained
+    quantizers = [part for part in model.modules() if isinstance(part, VectorQuantizer)]
 
-    def part_of_batch(part: int) -> dict[str, Tensor]:
-        seed_step(seed, stage, step, part)
-        return batch_of(step, part, parts)
+    def seconds() -> float:
+        """Of training, over all sittings, each from the end of its first step on."""
+        return spent + max(0.0, time.monotonic() - began)
+
+    def make_batch(step: int) -> list[dict[str, Tensor]]:
+        batch = [batch_of(step, clips) for clips in mine]
+        return [{k: v.pin_memory() for k, v in part.items()} for part in batch] if device.type == "cuda" else batch
+
+    def parts_of_step(batch: list[dict[str, Tensor]]) -> Iterator[Part]:
+        for clips, part in zip(mine, batch, strict=True):
+            seed_step(seed, stage, step, clips.start)
+            placed = {name: tensor.to(device, non_blocking=True) for name, tensor in part.items()}
+            yield Part(placed, len(clips) * processes / config.batch_size, clips is mine[-1])
 
     def check() -> dict[str, float]:
         """The step's metrics; not at every step, since on a GPU it waits for what was only asked for."""
@@ -162,7 +204,7 @@ def fit(
         nonlocal saved
         if saved != step:
             check()
-            checkpoints.save(step, trained, optimizers, {"seconds": time.monotonic() - began}, write=rank == 0)
+            checkpoints.save(step, trained, optimizers, {"seconds": seconds()}, write=rank == 0)
         saved = step
 
     def gather() -> nn.Module:
@@ -171,32 +213,38 @@ def fit(
             model.load_state_dict({name: whole(tensor) for name, tensor in trained.state_dict().items()})
         return model
 
+    def unplaced() -> bool:
+        return not all(part.ready for part in quantizers)
+
     choosing = max_seconds is not None and device.type == "cpu" and not dist.is_initialized()
-    with signals_noted() as stopping, fastest_threads(choosing) as lap:
-        while (fraction := _fraction(step, config.steps, time.monotonic() - began, max_seconds)) < 1:
+    with signals_noted() as stopping, fastest_threads(choosing) as lap, ahead(make_batch, step) as batches:
+        while (fraction := _fraction(step, config.steps, seconds(), max_seconds)) < 1 or unplaced():
             set_learning_rate(optimizers, config.optim, learning_rate_share(config.optim, step, fraction))
-            mine = range(rank * parts // processes, (rank + 1) * parts // processes)
-            metrics = backward(runner, map(part_of_batch, mine), len(mine), config, device, fraction)
-            metrics["grad_norm"] = update(trained, optimizers, config)
+            try:
+                metrics = backward(runner, parts_of_step(next(batches)), how.precision, device, fraction)
+                metrics["grad_norm"] = update(trained, optimizers, config)
+            except RuntimeError as error:
+                raise _advised(error, stage, config) from None
             step += 1
             if step % LOG_EVERY == 0 or step == 1:
-                seconds, numbers = time.monotonic() - began, check()
-                log.add(step, fraction, seconds, numbers)
-                watch(Progress(stage, step, fraction, seconds, numbers))
-            if sample and (step % config.sample_every == 0 or step == 1):
+                numbers = check()
+                log.add(step, fraction, seconds(), numbers)
+                watch(Progress(stage, step, fraction, seconds(), numbers))
+            began = min(began, time.monotonic())
+            if sample and (step % how.sample_every == 0 or step == 1):
                 whole_model = gather()
                 if rank == 0:
                     picture = folder / "samples" / f"{stage}-{step:08d}.png"
                     shown = _sample(whole_model, sample, picture, log, step, fraction)
-                    watch(Progress(stage, step, fraction, time.monotonic() - began, shown))
-            if step % config.save_every == 0:
+                    watch(Progress(stage, step, fraction, seconds(), shown))
+            if step % how.save_every == 0:
                 save()
             lap()
             if on_any_process(stopping()):
                 save()
                 raise Interrupted(f"{stage} stopped at step {step} and is saved; the same command goes on from there")
     save()
-    watch(Progress(stage, step, 1.0, time.monotonic() - began, {}))
+    watch(Progress(stage, step, 1.0, seconds(), {}))
     gather().eval().requires_grad_(False)
     give_memory_back()
 
@@ -214,24 +262,45 @@ def sharded(model: nn.Module) -> nn.Module:
     return copy
 
 
+class Part(NamedTuple):
+    """Clips that go through the model at once. weight: of its loss, such that the mean over processes of their sums is
+    the batch's. exchange: gradients with the other processes, after the last one."""
+
+    batch: dict[str, Tensor]
+    weight: float = 1.0
+    exchange: bool = True
+
+
 def backward(
-    runner: nn.Module,
-    parts: Iterable[dict[str, Tensor]],
-    count: int,
-    config: FitConfig,
-    device: torch.device,
-    fraction: float,
+    runner: nn.Module, parts: Iterable[Part], precision: Precision, device: torch.device, fraction: float
 ) -> dict[str, Tensor]:
-    """Gradients of a batch of `count` parts, one after the other; the means of loss and metrics over them."""
-    seen: list[dict[str, Tensor]] = []
-    for number, batch in enumerate(parts, 1):
-        exchange = number == count  # gradients with the other processes, once
+    """Gradients of this process's parts of a batch, one after the other; the means of loss and metrics over them."""
+    total: dict[str, Tensor] = {}
+    for batch, weight, exchange in parts:
         with nullcontext() if exchange or not isinstance(runner, DistributedDataParallel) else runner.no_sync():
-            with autocast(device, config.precision):
+            with autocast(device, precision):
                 loss, metrics = runner(batch, fraction)
-            (loss / count).backward()
-        seen.append({"loss": loss.detach(), **metrics})
-    return {name: torch.stack([each[name] for each in seen]).mean() for name in seen[0]}
+            (loss * weight).backward()
+        for name, value in {"loss": loss.detach(), **metrics}.items():
+            total[name] = total.get(name, 0) + value * weight
+    return total
+
+
+@contextmanager
+def ahead(make: Callable[[int], Any], first: int) -> Iterator[Iterator[Any]]:
+    """make(first), make(first + 1), ..., made by a thread of its own, some of them before they are asked for."""
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        coming = deque(pool.submit(make, first + i) for i in range(AHEAD))
+
+        def made() -> Iterator[Any]:
+            for number in count(first + AHEAD):
+                coming.append(pool.submit(make, number))
+                yield coming.popleft().result()
+
+        try:
+            yield made()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], config: FitConfig) -> Tensor:
@@ -246,13 +315,27 @@ def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], config: Fi
     return norm
 
 
-def prepare_stacks(model: nn.Module, config: FitConfig, device: torch.device) -> None:
-    """What the transformers recompute, and, on CUDA, compile them: them alone, what surrounds them branches on data."""
+def prepare_stacks(model: nn.Module, how: Execution, device: torch.device) -> None:
+    """What the transformers recompute, and compile their blocks: blocks of one size share what is compiled."""
+    if how.compile and not can_compile(device):
+        raise ValueError("there is nothing to compile with; install g++ and python3-dev, or leave compile false")
     for part in model.modules():
         if isinstance(part, STTransformer):
-            part.set_recompute(config.recompute)
-            if config.compile and device.type == "cuda":
-                part.compile()
+            part.set_recompute(how.recompute)
+            for block in part.blocks if how.compile else ():
+                block.forward = compiled(block.forward)  # type: ignore[method-assign]
+
+
+def _advised(error: RuntimeError, stage: str, config: FitConfig) -> Exception:
+    """What to do where a step found too little memory; any other error as it is."""
+    if "out of memory" not in str(error) and "not enough memory" not in str(error):
+        return error
+    part = min(config.execution.part, config.batch_size)
+    smaller = f"--set {stage}_fit.execution.part={part // 2}" if part > 1 else "a smaller recipe"
+    return OutOfMemory(
+        f"{stage}: out of memory with {part} clips at a time; the same command with {smaller}, or --set "
+        f"{stage}_fit.execution.recompute=blocks, goes on from the last checkpoint"
+    )
 
 
 def _fraction(step: int, steps: int, seconds: float, max_seconds: float | None) -> float:
@@ -264,97 +347,10 @@ def _sample(
     model: nn.Module, sample: Callable[[nn.Module], Sample], path: Path, log: "MetricsLog", step: int, fraction: float
 ) -> dict[str, float]:
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # a few shapes, seen now and then
         metrics, picture = sample(model)
     model.train()
     log.add(step, fraction, None, metrics)
     if picture is not None:
         save_picture(picture, path)
     return metrics
-
-
-class MetricsLog:
-    """metrics.jsonl: a line {stage, step, progress, seconds, ...} every few steps. Lines past the step that training
-    resumes from are dropped, so that every step stands there once."""
-
-    def __init__(self, path: Path, stage: str, step: int, rank: int) -> None:
-        self.path, self.stage, self.rank = path, stage, rank
-        if rank == 0 and path.exists():
-            lines = [line for line in read_metrics(path) if line["stage"] != stage or line["step"] <= step]
-            write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
-
-    def add(self, step: int, progress: float, seconds: float | None, metrics: dict[str, float]) -> None:
-        line: dict[str, Any] = {"stage": self.stage, "step": step, "progress": round(progress, 6)}
-        if seconds is not None:
-            line["seconds"] = round(seconds, 3)
-        line |= {name: float(f"{value:.6g}") for name, value in metrics.items()}
-        if self.rank == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a") as file:
-                file.write(json.dumps(line) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line cut short by a kill is left out. ValueError, one line, if damaged."""
-    lines: list[dict[str, Any]] = []
-    texts = path.read_bytes().split(b"\n") if path.exists() else []
-    for number, text in enumerate(texts, 1):
-        try:
-            if text:
-                lines.append(_checked(parse_json(text)))
-        except ValueError as error:
-            if number < len(texts):  # a whole line
-                raise ValueError(f"{path} is damaged (line {number}: {error}); delete that line") from None
-    return lines
-
-
-def _checked(line: Any) -> dict[str, Any]:
-    if not isinstance(line, dict) or type(line.get("step")) is not int or not isinstance(line.get("stage"), str):
-        raise ValueError("it is no object with a stage and a step")
-    if unfit := [name for name, value in line.items() if name != "stage" and type(value) not in (int, float)]:
-        raise ValueError(f"{unfit[0]!r} is no number")
-    return line
-
-
-@contextmanager
-def fastest_threads(choosing: bool, every: int = 40, trial: int = 2) -> Iterator[Callable[[], None]]:
-    """Call after each step: now and then steps run on one thread and on all of them, those between on whichever was
-    faster. Small models hardly gain from threads, and beside a busy program these mostly wait for each other."""
-    counts = (torch.get_num_threads(), 1)
-    if not choosing or counts[0] == 1:
-        yield lambda: None
-        return
-    laps: list[float] = []
-    began = time.monotonic()
-
-    def lap() -> None:
-        nonlocal began
-        laps.append(time.monotonic() - began)
-        turn = len(laps) % every
-        if turn >= 2 * trial:
-            latest = laps[len(laps) - turn :]
-            turn = trial * (min(latest[trial : 2 * trial]) < min(latest[:trial]))
-        torch.set_num_threads(counts[turn // trial])
-        began = time.monotonic()
-
-    try:
-        yield lap
-    finally:
-        torch.set_num_threads(counts[0])
-
-
-@contextmanager
-def signals_noted() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C and SIGTERM do not strike but are noted, so that a step and a save end whole."""
-    noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
-        yield lambda: False
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda number, frame: noted.append(number))
-    try:
-        yield lambda: bool(noted)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

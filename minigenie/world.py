@@ -7,9 +7,6 @@ Every frame is computed once: tokenizer and dynamics keep its keys and values as
 Dimensions:  b batch (worlds side by side)   t frames   n patches per frame   h w c a frame
 """
 
-import os
-import shutil
-import sysconfig
 from collections.abc import Callable
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
@@ -28,8 +25,8 @@ from minigenie.dynamics import Dynamics, DynamicsConfig
 from minigenie.lam import LAMConfig, LatentActionModel
 from minigenie.maskgit import SamplingConfig, fill_surest, sample_frame
 from minigenie.nn.patches import patch_grid, to_float, to_uint8
-from minigenie.nn.st_transformer import TimeCache
-from minigenie.runtime import matmul_precision, pick_device
+from minigenie.nn.st_transformer import STTransformer, TimeCache
+from minigenie.runtime import Precision, can_compile, compiled, dtype_of, pick_device
 from minigenie.tokenizer import TokenizerConfig, VideoTokenizer
 
 FORMAT, VERSION = "minigenie-world", 1
@@ -67,7 +64,11 @@ class WorldConfig:
 
 
 class World:
-    """`reset(frames)`, then `step(actions)` as long as you like; b worlds at once. Frames are uint8 on the CPU."""
+    """`reset(frames)`, then `step(actions)` as long as you like; b worlds at once. Frames are uint8 on the CPU.
+
+    precision: what the transformers compute in, and keep of the past. "auto" takes bfloat16 where the device is fast at
+    it: a frame then takes two thirds of the time, and tokens that were a near thing come out differently.
+    """
 
     def __init__(
         self,
@@ -77,21 +78,29 @@ class World:
         dynamics: Dynamics,
         device: torch.device | str | None = None,
         fps: float = 10.0,
+        precision: Precision = "float32",
     ) -> None:
         self.config, self.fps = config, fps
         self.device = device if isinstance(device, torch.device) else pick_device(device)
+        self.dtype = dtype_of(self.device, precision)
         self.tokenizer = tokenizer.to(self.device).eval()
         self.lam = lam.to(self.device).eval()
         self.dynamics = dynamics.to(self.device).eval()
+        for parameter in (p for stack in self._stacks() for p in stack.parameters()):
+            parameter.data = parameter.data.to(self.dtype)
         self._past: Past | None = None
         self._generator = torch.Generator(self.device)
-        self._records: str | None = None  # the precision of matrix products in a recording
+        self._records = False  # frames as CUDA graphs
         self._recording: Recording | None = None
 
+    def _stacks(self) -> list[STTransformer]:
+        models = (self.tokenizer, self.lam, self.dynamics)
+        return [part for model in models for part in model.modules() if isinstance(part, STTransformer)]
+
     @classmethod
-    def load(cls, folder: str | Path, device: str | None = None) -> "World":
+    def load(cls, folder: str | Path, device: str | None = None, precision: Precision = "float32") -> "World":
         """A world folder, rebuilt from its own config, or a world that comes with the package, by its name. device:
-        None takes CUDA, MPS or CPU, the first there is.
+        None takes CUDA, MPS or CPU, the first there is. precision: see the class.
 
         Raises FileNotFoundError or ValueError, one line, if a file is missing, damaged or of another version.
         """
@@ -102,28 +111,21 @@ class World:
             load_model(folder / "lam.safetensors", config.make_lam),
             load_model(folder / "dynamics.safetensors", config.make_dynamics),
         )
-        return cls(config, *models, device=device, fps=float(values["fps"]))
+        return cls(config, *models, device=device, fps=float(values["fps"]), precision=precision)
 
     def compile(self) -> "World":
         """Have the passes of `step` compiled by their first calls, which then take about a minute; for long sessions.
-        On CUDA a whole frame then becomes one graph, and float32 products may round as TF32 does.
+        On CUDA a whole frame then becomes one graph.
 
         Raises ValueError on a CPU without a C++ compiler and Python's headers.
         """
-        options: dict[str, Any] = {}
-        if self.device.type == "cuda":
-            self._records = "high"
-        if self.device.type == "cpu":
-            if not can_compile():
-                raise ValueError(
-                    "there is nothing to compile the world with; install g++ and python3-dev, or do without"
-                )
-            options = {"cpp_wrapper": True}  # else Python calls every matrix product
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # many worlds, one code
-        compiled = partial(torch.compile, fullgraph=True, dynamic=False, options=options)
-        self.dynamics.fill = compiled(self.dynamics.fill)  # type: ignore[method-assign]
+        if not can_compile(self.device):
+            raise ValueError("there is nothing to compile the world with; install g++ and python3-dev, or do without")
+        self._records = self.device.type == "cuda"
+        options = {"cpp_wrapper": True} if self.device.type == "cpu" else {}  # else Python calls every product
+        self.dynamics.fill = compiled(self.dynamics.fill, **options)  # type: ignore[method-assign]
         for stack in (self.dynamics.transformer, self.tokenizer.decoder):
-            stack.step = compiled(stack.step)  # type: ignore[method-assign]
+            stack.step = compiled(stack.step, **options)  # type: ignore[method-assign]
         return self
 
     @property
@@ -157,7 +159,7 @@ class World:
         if not self._records:
             return self._imagine(leading_in, past).cpu()
         if self._recording is None or not self._recording.is_of(past, self.config.sampling):
-            with torch.cuda.device(self.device), matmul_precision(self._records):
+            with torch.cuda.device(self.device):
                 self._recording = Recording(self._imagine, leading_in, past, self.config.sampling, self._generator)
         return self._recording(leading_in).cpu()
 
@@ -205,9 +207,11 @@ class World:
             imagined.append(to_uint8(self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]).cpu())
         return torch.stack(imagined, dim=1)
 
-    def twin(self, sampling: SamplingConfig | None = None) -> "World":
-        """Another world of the same weights, at no frame yet. sampling: if not as in this one."""
+    def twin(self, sampling: SamplingConfig | None = None, record: bool = True) -> "World":
+        """Another world of the same weights, at no frame yet. sampling: if not as in this one. record: False for a few
+        frames, which are not worth a CUDA graph of their own."""
         other = copy(self)
+        other._records = self._records and record
         other.config = replace(self.config, sampling=sampling or self.config.sampling)
         other._past, other._recording, other._generator = None, None, torch.Generator(self.device)
         return other
@@ -227,7 +231,8 @@ class World:
         video = self._check_frames(frames)
         if video.shape[1] < 2:
             raise ValueError("actions lie between frames; give at least 2 of them")
-        return self._infer(video, self.tokenizer.encode(to_float(video))).cpu()
+        sees_tokens = self.config.lam.input == "tokens"
+        return self.lam.infer(self.tokenizer.encode(to_float(video)) if sees_tokens else to_float(video)).cpu()
 
     def _check_frames(self, frames: Tensor | np.ndarray) -> Tensor:
         video = torch.as_tensor(frames)
@@ -350,12 +355,6 @@ class Snapshot(NamedTuple):
     def size(self) -> int:
         """Bytes."""
         return self.generator.nbytes + sum(cache.nbytes for cache in self.past)
-
-
-def can_compile() -> bool:
-    """Are there a C++ compiler and Python's headers?"""
-    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
-    return any(map(shutil.which, compilers)) and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
 def locate(world: str | Path) -> Path:

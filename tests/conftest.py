@@ -19,6 +19,7 @@ from minigenie.eval import measure  # noqa: E402
 from minigenie.nn.st_transformer import STConfig  # noqa: E402
 from minigenie.pipeline import Recipe  # noqa: E402
 from minigenie.recipes import tiny  # noqa: E402
+from minigenie.train import Execution  # noqa: E402
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job's, and then its children's too
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -44,7 +45,9 @@ def small_recipe(steps: int = 4) -> Recipe:
     recipe = tiny()
     narrow = STConfig(num_blocks=1, dim=32, num_heads=2)
     fits = {
-        name: replace(getattr(recipe, name), steps=steps, batch_size=4, save_every=2, sample_every=2)
+        name: replace(
+            getattr(recipe, name), steps=steps, batch_size=4, execution=Execution(save_every=2, sample_every=2)
+        )
         for name in ("tokenizer_fit", "lam_fit", "dynamics_fit")
     }
     return replace(

@@ -16,18 +16,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from minigenie.metrics import read_metrics
 from minigenie.pipeline import STAGES
-from minigenie.train import read_metrics
 
 TOLERANCE = 1e-3
-SMALL = {
-    "tokenizer.encoder": {"num_blocks": 1, "dim": 32, "num_heads": 2},
-    "tokenizer.decoder": {"num_blocks": 1, "dim": 32, "num_heads": 2},
-    "tokenizer.quantizer": {"num_codes": 32, "code_dim": 8, "warmup": 0.25},
-    "lam.encoder": {"num_blocks": 1, "dim": 32, "num_heads": 2},
-    "lam.decoder": {"num_blocks": 1, "dim": 32, "num_heads": 2},
-    "dynamics.transformer": {"num_blocks": 2, "dim": 32, "num_heads": 2},
-} | {f"{stage}_fit": {"batch_size": 8, "accumulate": 4, "save_every": 3, "sample_every": 4} for stage in STAGES}
+SMALL = (
+    {
+        "tokenizer.encoder": {"num_blocks": 1, "dim": 32, "num_heads": 2},
+        "tokenizer.decoder": {"num_blocks": 1, "dim": 32, "num_heads": 2},
+        "tokenizer.quantizer": {"num_codes": 32, "code_dim": 8, "warmup": 0.25},
+        "lam.encoder": {"num_blocks": 1, "dim": 32, "num_heads": 2},
+        "lam.decoder": {"num_blocks": 1, "dim": 32, "num_heads": 2},
+        "dynamics.transformer": {"num_blocks": 2, "dim": 32, "num_heads": 2},
+    }
+    | {f"{stage}_fit": {"batch_size": 8} for stage in STAGES}
+    | {
+        f"{stage}_fit.execution": {"part": 2, "precision": "float32", "save_every": 3, "sample_every": 4}
+        for stage in STAGES
+    }
+)
 
 
 def command(dataset, out, processes=1, *options, port=29511, steps=8):

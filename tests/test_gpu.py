@@ -6,9 +6,8 @@ from conftest import small_recipe
 from torch.testing import assert_close
 
 from minigenie.bench.train import _noise
-from minigenie.nn.st_transformer import STTransformer
 from minigenie.runtime import autocast
-from minigenie.train import FitConfig, backward, prepare_stacks, update
+from minigenie.train import Execution, Part, backward, prepare_stacks, update
 from minigenie.world import World
 
 pytestmark = pytest.mark.gpu
@@ -26,13 +25,13 @@ def test_a_world_on_the_gpu_sees_what_it_sees_on_the_cpu(trained, frames):
     video = frames.float() / 255
     tokens = near.tokenizer.encode(video)
     assert (tokens == far.tokenizer.encode(video.to(GPU)).cpu()).float().mean() > 0.99
-    assert_close(near.tokenizer.decode(tokens), far.tokenizer.decode(tokens.to(GPU)).cpu(), atol=1e-3, rtol=0)
+    assert_close(near.tokenizer.decode(tokens), far.tokenizer.decode(tokens.to(GPU)).cpu(), atol=1e-2, rtol=0)  # TF32
 
 
 def test_a_recorded_frame_is_the_frame(trained, frames):
     """Over two rollouts, as nothing that was recorded may move; and again with other sampling."""
     plain, fast = World.load(trained, "cuda"), World.load(trained, "cuda")
-    fast._records = "highest"  # the graph alone: compiled passes round differently
+    fast._records = True  # the graph alone: compiled passes round differently
     actions = torch.arange(8).repeat(3, 1)
     for seed in (1, 2):
         assert torch.equal(plain.rollout(frames, actions, seed), fast.rollout(frames, actions, seed))
@@ -58,7 +57,7 @@ def test_compiled_training_in_bfloat16_learns_as_float32_does(stage):
         model = getattr(recipe, f"make_{stage}")().to(GPU).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         if compiled:
-            prepare_stacks(model, FitConfig(steps=1, batch_size=4, compile=True), GPU)
+            prepare_stacks(model, Execution(compile=True), GPU)
         precision = "bfloat16" if compiled else "float32"
         for _ in range(30):
             with autocast(GPU, precision):
@@ -74,10 +73,8 @@ def test_compiled_training_in_bfloat16_learns_as_float32_does(stage):
 def test_the_transformers_compile_without_graph_breaks(recompute):
     recipe = small_recipe()
     model = recipe.make_dynamics().to(GPU)
-    stack = next(part for part in model.modules() if isinstance(part, STTransformer))
-    stack.set_recompute(recompute)
-    stack.compile(fullgraph=True)
-    metrics = backward(model, [_noise(recipe, torch.Size((4, 8)), GPU)], 1, recipe.dynamics_fit, GPU, 1.0)
+    prepare_stacks(model, Execution(compile=True, recompute=recompute), GPU)
+    metrics = backward(model, [Part(_noise(recipe, torch.Size((4, 8)), GPU))], "bfloat16", GPU, 1.0)
     update(model, [], recipe.dynamics_fit)
     assert metrics["loss"].isfinite()
 

@@ -14,7 +14,7 @@ LAYERS = [
     ["config", "runtime"],
     ["data", "nn", "pictures", "maskgit"],
     ["tokenizer", "lam", "dynamics"],
-    ["optim", "checkpoint"],
+    ["optim", "checkpoint", "metrics"],
     ["world", "encode"],
     ["train", "finish"],
     ["pipeline"],

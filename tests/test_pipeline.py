@@ -18,9 +18,9 @@ from torch.testing import assert_close
 from minigenie.__main__ import main
 from minigenie.checkpoint import load_tensors
 from minigenie.data.dataset import Dataset
+from minigenie.metrics import read_metrics
 from minigenie.nn.patches import to_float
 from minigenie.pipeline import Run, Watcher, train_world
-from minigenie.train import read_metrics
 from minigenie.world import World
 
 MODELS = ("tokenizer", "lam", "dynamics")

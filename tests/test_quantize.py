@@ -46,7 +46,7 @@ def test_running_means_find_the_clusters():
 
 def test_a_codebook_far_away_comes_alive():
     q = quantizer(num_codes=8, code_dim=2)
-    q.placed.fill_(True)
+    q.ready = True
     q.codebook += 100
     for _ in range(200):
         codes = q(torch.randn(256, 2)).codes
@@ -84,7 +84,7 @@ def test_a_step_of_many_parts_settles_as_one_of_all():
 
 def test_the_gradient_codebook_learns_by_its_loss():
     q = quantizer(codebook="gradient")
-    q.placed.fill_(True)
+    q.ready = True
     q(torch.randn(32, 4)).loss.backward()
     assert q.codebook.grad is not None
     assert q.codebook.grad.abs().sum() > 0

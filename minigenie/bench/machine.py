@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from minigenie.runtime import give_memory_back, keep_memory
+from minigenie.runtime import fast_bfloat16, give_memory_back, keep_memory
 
 Watch = Callable[[float, float], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -79,8 +79,7 @@ def describe_machine(device: torch.device) -> str:
 
 def dtypes_of(device: torch.device) -> list[str]:
     """float32, and bfloat16 where the machine multiplies it faster than that."""
-    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
-    return ["float32", "bfloat16"] if fast else ["float32"]
+    return ["float32", "bfloat16"] if fast_bfloat16(device) else ["float32"]
 
 
 def ceilings(items: list[Item], device: torch.device) -> list[Item]:

@@ -19,7 +19,7 @@ from minigenie.pipeline import Joint, Recipe
 from minigenie.recipes import paper, recipe_named
 from minigenie.runtime import autocast
 from minigenie.tokenizer import TokenizerConfig
-from minigenie.train import FitConfig, backward, prepare_stacks, update
+from minigenie.train import Execution, FitConfig, Part, backward, prepare_stacks, update
 
 
 def train_items(recipes: tuple[str, ...], device: torch.device, large: bool) -> list[Item]:
@@ -51,12 +51,12 @@ def reference() -> Recipe:
     """2 clips of 16 frames of 64x64, patch 4, width 512, 8 heads, 8+8 blocks; dynamics 12 blocks. To save memory, one
     clip after the other, and what is cheap computed twice."""
     recipe = _common(STConfig(), REFERENCE, 4, 2)
-    saving = replace(recipe.tokenizer_fit, accumulate=2, recompute="cheap")
+    saving = replace(recipe.tokenizer_fit, execution=Execution(part=1, recompute="cheap"))
     return replace(recipe, tokenizer_fit=saving, lam_fit=saving, dynamics_fit=saving)
 
 
 def _common(stack: STConfig, dynamics: STConfig, patch: int, clips: int) -> Recipe:
-    fit = FitConfig(steps=1, batch_size=clips, clip_frames=16, optim=OptimConfig(), compile=True)
+    fit = FitConfig(steps=1, batch_size=clips, clip_frames=16, optim=OptimConfig())
     codes = QuantizerConfig(num_codes=1024, code_dim=32)
     return replace(
         paper(),
@@ -73,8 +73,9 @@ def step_item(
     name: str, recipe: Recipe, stage: str, device: torch.device, dtype: Any, threads: int | None = None
 ) -> Item:
     config: FitConfig = getattr(recipe, f"{'dynamics' if stage == 'joint' else stage}_fit")
-    config = replace(config, precision=dtype)
-    clips, parts = config.batch_size // config.accumulate, config.accumulate
+    config = replace(config, execution=replace(config.execution, precision=dtype))
+    parts = len(config.parts())
+    clips = len(config.parts()[0])
     make: Callable[[], nn.Module] = {
         "tokenizer": recipe.make_tokenizer,
         "lam": recipe.make_lam,
@@ -97,24 +98,30 @@ def step_call(model: nn.Module, batch: dict[str, Tensor], config: FitConfig, dev
     optimizers = make_optimizers(model, config.optim)
     set_learning_rate(optimizers, config.optim, 1e-3)
 
+    precision, parts = config.execution.precision, [Part(batch, 1 / len(config.parts()))] * len(config.parts())
+
     def run() -> None:
-        backward(model, [batch] * config.accumulate, config.accumulate, config, device, 1.0)
+        backward(model, parts, precision, device, 1.0)
         update(model, optimizers, config)
 
-    run()  # the first step places codes by k-means
-    flops = count_flops(run)
-    prepare_stacks(model, config, device)
+    clips = config.batch_size
+    one = [Part({name: tensor[:1] for name, tensor in batch.items()})]
+    for _ in range(2):  # the first step places codes by k-means
+        flops = clips * count_flops(lambda: backward(model, one, precision, device, 1.0))
+        flops += count_flops(lambda: update(model, optimizers, config))
+    prepare_stacks(model, config.execution, device)
+    run()
 
     def stages() -> dict[str, float]:
         losses = []
 
         def forward() -> None:
-            with autocast(device, config.precision):
+            with autocast(device, precision):
                 losses.append(model(batch, 1.0)[0])
 
         return {
-            "forward": config.accumulate * timed(forward, device)[0],
-            "backward": config.accumulate * timed(lambda: losses[0].backward(), device)[0],
+            "forward": len(parts) * timed(forward, device)[0],
+            "backward": len(parts) * timed(lambda: losses[0].backward(), device)[0],
             "optimizer": timed(partial(update, model, optimizers, config), device)[0],
         }
 

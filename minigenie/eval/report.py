@@ -24,8 +24,8 @@ from minigenie.data.dataset import write_atomic
 from minigenie.eval.doctor import Finding, Run, diagnose
 from minigenie.eval.measure import PERCEPTUAL, PROMPT, UNMEASURED, Scenes
 from minigenie.eval.plots import code_plot, control_plot, drift_plots, quality_plots, training_picture, training_plots
+from minigenie.metrics import read_metrics
 from minigenie.pictures import grid, save_picture, save_video
-from minigenie.train import read_metrics
 from minigenie.world import WorldConfig
 
 GIVEN, IMAGINED = (150, 154, 162), (224, 99, 27)  # the bar between truth and imagination

@@ -73,6 +73,8 @@ class VectorQuantizer(nn.Module):
             self.register_buffer("codebook", codebook)
         self.register_buffer("share", torch.full((config.num_codes,), 1 / config.num_codes))
         self.register_buffer("placed", torch.zeros((), dtype=torch.bool))
+        self.ready = False  # `placed`, for those who would wait for a device to ask it
+        self.register_load_state_dict_post_hook(lambda self, _: setattr(self, "ready", bool(self.placed)))
         self._seen: Seen | None = None
 
     def nearest(self, vectors: Float[Tensor, "... c"]) -> Int[Tensor, "..."]:
@@ -85,7 +87,7 @@ class VectorQuantizer(nn.Module):
     def forward(self, vectors: Float[Tensor, "... c"], progress: float = 1.0) -> Quantized:
         """progress: how far training has come, 0 to 1."""
         training = self.training and torch.is_grad_enabled()
-        if training and (progress < self.config.warmup or not self.placed):
+        if training and (progress < self.config.warmup or not self.ready):
             noisy = vectors + self.config.noise * torch.randn_like(vectors)
             codes = self.nearest(vectors.detach())
             if progress >= self.config.warmup:
@@ -110,7 +112,7 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def _show(self, flat: Float[Tensor, "m c"], codes: Int[Tensor, " m"]) -> None:
         k, shuffled = self.config.num_codes, flat[torch.randperm(len(flat), device=flat.device)]
-        sizes = torch.bincount(codes, minlength=k).float()
+        sizes = torch.zeros(k, device=flat.device).index_add_(0, codes, torch.ones_like(flat[:, 0]))
         totals = torch.zeros(k, flat.shape[1], device=flat.device).index_add_(0, codes, flat)
         if self._seen is None:
             self._seen = Seen(shuffled, sizes, totals)
@@ -125,12 +127,13 @@ class VectorQuantizer(nn.Module):
             return
         seen, self._seen = self._seen, None
         codebook = whole(self.codebook)
-        if self.placed:
+        if self.ready:
             codebook = self._follow(codebook, seen)
         else:
             codebook = _of_first_process(k_means(seen.vectors, self.config.num_codes))
             self.share.fill_(1 / self.config.num_codes)
             self.placed.fill_(True)
+            self.ready = True
         self.codebook.copy_(like(self.codebook, codebook))
 
     def _follow(self, codebook: Float[Tensor, "k c"], seen: "Seen") -> Float[Tensor, "k c"]:

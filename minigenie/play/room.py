@@ -230,7 +230,7 @@ class Room:
 def hastier(world: World, steps: int) -> World:
     """The same world, at no frame yet, with no more than `steps` MaskGIT steps a frame."""
     sampling = world.config.sampling
-    return world.twin(replace(sampling, steps=min(steps, sampling.steps)))
+    return world.twin(replace(sampling, steps=min(steps, sampling.steps)), record=False)
 
 
 def timed(call: Callable[[], Result]) -> tuple[Result, float]:
