@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +259,37 @@ def test_a_file_changed_just_now_is_read_again(tmp_path, hashed, monkeypatch):
     monkeypatch.setattr(datasets, "SETTLED", 3600)
     folder = make(tmp_path / "data").folder
     assert opened(folder, hashed) == opened(folder, hashed) != []
+
+
+MANY = """
+import os, resource, sys
+import numpy as np
+from minigenie.data.dataset import Dataset
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, int(sys.argv[2])))
+dataset = Dataset.open(sys.argv[1])
+starts = dataset.windows(2)
+for _ in range(2):
+    assert (dataset.clips(starts, 2)[:, 0, 0, 0, 0] == np.arange(len(starts)) % 256).all()
+print(dataset._map.cache_info().misses, len(os.listdir("/proc/self/fd")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the descriptors in /proc")
+@pytest.mark.parametrize(("most", "mapped"), [(64, 2 * 300), (4096, 300)])
+def test_shards_stay_mapped_as_far_as_the_process_may_open_files(tmp_path, monkeypatch, most, mapped):
+    """A mapped file holds a descriptor. Where the process may have enough of them, it asks for them and maps each shard
+    once; elsewhere it does with what it has."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    many = writer(tmp_path)
+    for index in range(300):
+        many.write(index, np.full((2, 8, 6, 3), index % 256, np.uint8), [Episode(0, 0, 2)])
+    many.close()
+    ended = subprocess.run([sys.executable, "-c", MANY, str(tmp_path), str(most)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    maps, descriptors = map(int, ended.stdout.split())
+    assert maps == mapped
+    assert descriptors < most
 
 
 def test_contact_sheet_has_a_row_per_episode(tmp_path):

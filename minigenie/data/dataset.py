@@ -42,7 +42,7 @@ CHECKSUMS = {"file": "sha256", "actions": "actions_sha256"}
 THREADS = 8  # shards copied or hashed at once
 SETTLED = 2  # seconds; of a file that was changed later than that, its times need not show the next change
 COPY_AGAIN = "copy it again, or make the dataset again in another folder"
-MAX_MAPPED = 100  # a mapped file holds a file descriptor, and macOS allows a process 256
+OPEN_FILES = 10_240  # that a process asks for at most, as macOS gives no more
 
 
 class Episode(NamedTuple):
@@ -201,7 +201,7 @@ class Dataset:
         self._firsts = np.concatenate([[0], self._ends[:-1]])
         self.num_frames = int(self._ends[-1])
         self.has_actions = all(shard["actions"] for shard in manifest["shards"])
-        self._map = lru_cache(MAX_MAPPED)(self._map_file)
+        self._map = lru_cache(_mappable(len(CHECKSUMS) * len(manifest["shards"])))(self._map_file)
 
     @classmethod
     def open(cls, folder: str | Path, verify: bool = True) -> "Dataset":
@@ -386,6 +386,22 @@ def load_npy(path: Path, cure: str) -> np.memmap:
         return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
     except (ValueError, TypeError, OverflowError, SyntaxError, EOFError, TokenError, OSError) as error:  # numpy's
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); {cure}") from None
+
+
+def _mappable(files: int) -> int:
+    """How many of `files` files a dataset may keep mapped. Python holds a descriptor for each, so it may have a quarter
+    of those that this process may hold, which asks for more if they are too few."""
+    try:
+        import resource
+    except ImportError:  # there is no such limit on Windows
+        return files
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed, most = (OPEN_FILES if limit == resource.RLIM_INFINITY else limit for limit in limits)
+    if (wanted := min(4 * files, OPEN_FILES, most)) > allowed:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, limits[1]))
+            allowed = wanted
+    return min(files, allowed // 4)
 
 
 def npy_parts(array: np.ndarray) -> tuple[bytes, memoryview]:
