@@ -34,6 +34,7 @@ from minigenie.train import FitConfig, MetricsLog, Progress, Sample, fit, read_m
 from minigenie.world import FORMAT, VERSION, World, WorldConfig, read_config
 
 STAGES = ("tokenizer", "lam", "dynamics")
+SURVEYED = 8  # shards, or as many as it takes to find enough pairs of frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,9 +305,14 @@ def begin(out: Path, recipe: Recipe, dataset: Dataset) -> None:
 
 def survey(dataset: Dataset, seed: int, pairs: int = 1024) -> dict[str, float]:
     """What the footage is like: frames, episodes, and the share of transitions that change the picture at least half as
-    much as going somewhere else altogether does: cuts that nobody marked, which would teach the world to teleport."""
-    windows = dataset.windows(2)
-    chosen = np.random.default_rng(seed).choice(windows, min(pairs, len(windows)), replace=False)
+    much as going somewhere else altogether does: cuts that nobody marked, which would teach the world to teleport. Only
+    some shards are looked into, as each may have to be copied from object storage first."""
+    windows, rng = dataset.windows(2), np.random.default_rng(seed)
+    shards, counts = np.unique(dataset.shards_of(windows), return_counts=True)
+    order = rng.permutation(len(shards))
+    enough = max(SURVEYED, int(np.searchsorted(counts[order].cumsum(), pairs)) + 1)
+    windows = windows[np.isin(dataset.shards_of(windows), shards[order[:enough]])]
+    chosen = rng.choice(windows, min(pairs, len(windows)), replace=False)
     before, after = dataset.clips(chosen, 2).astype(np.float32).swapaxes(0, 1)
     change, elsewhere = (((before - other) ** 2).mean((1, 2, 3)) for other in (after, np.roll(before, 1, axis=0)))
     teleports = float((change > 0.5 * np.median(elsewhere)).mean()) if np.median(elsewhere) else 0.0

@@ -279,6 +279,10 @@ class Dataset:
         before = np.cumsum(counts) - counts  # windows of all earlier episodes
         return np.repeat(firsts - before, counts) + np.arange(counts.sum())
 
+    def shards_of(self, frames: np.ndarray) -> np.ndarray:
+        """Which shard each of `frames` lies in, counted through all shards."""
+        return np.searchsorted(self._ends, frames, side="right")
+
     def clips(self, starts: np.ndarray, length: int) -> np.ndarray:
         """`length` frames from each of `starts` [b], counted through all shards: uint8 [b t h w c]."""
         return self._gather("file", starts, np.empty((len(starts), length, *self.frame_size, 3), np.uint8))
@@ -292,7 +296,7 @@ class Dataset:
     def _gather(self, kind: str, starts: np.ndarray, out: np.ndarray) -> np.ndarray:
         starts = np.asarray(starts)
         length = out.shape[1]
-        shards = np.searchsorted(self._ends, starts, side="right")
+        shards = self.shards_of(starts)
         if len(starts) and (starts.min() < 0 or starts.max() >= self.num_frames):
             raise ValueError(f"clips start at frames 0 to {self.num_frames - 1}, got {starts.min()} to {starts.max()}")
         if (starts + length > self._ends[shards]).any():
