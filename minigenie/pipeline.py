@@ -6,8 +6,7 @@ and the three models as they are finished.
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -155,10 +154,8 @@ class Run:
 
     def tokens(self, tokenizer: VideoTokenizer) -> np.ndarray:
         watch = partial(self.watcher.work, "tokens")
-        clip_frames = self.recipe.tokenizer_fit.clip_frames if tokenizer.config.encoder.attend_time else 64
         path = self.out / "encoded/tokens.npy"
-        with self._first_process_first():
-            return encode_tokens(self.dataset, tokenizer.to(self.device), clip_frames, path, watch)
+        return encode_tokens(self.dataset, tokenizer.to(self.device), self.recipe.context_frames, path, watch)
 
     def lam(self, tokens: np.ndarray) -> LatentActionModel:
         of_tokens = partial(self._integers, {"tokens": tokens})
@@ -171,8 +168,7 @@ class Run:
         watch = partial(self.watcher.work, "actions")
         clip_frames = 64 if self.recipe.lam.pairs else self.recipe.lam_fit.clip_frames
         path = self.out / "encoded/actions.npy"
-        with self._first_process_first():
-            return encode_actions(self.dataset, lam.to(self.device), tokens, clip_frames, path, watch)
+        return encode_actions(self.dataset, lam.to(self.device), tokens, clip_frames, path, watch)
 
     def dynamics(self, tokenizer: VideoTokenizer, tokens: np.ndarray, actions: np.ndarray) -> Dynamics:
         def make() -> Dynamics:
@@ -217,15 +213,6 @@ class Run:
             save_model(path, model)
         wait_for_all()
         return model
-
-    @contextmanager
-    def _first_process_first(self) -> Iterator[None]:
-        """The first process makes a file, then the others find it."""
-        if self.rank:
-            wait_for_all()
-        yield
-        if not self.rank:
-            wait_for_all()
 
     def _fit(self, stage: str, model: nn.Module, batch: Callable, sample: Callable, shares: tuple[float, ...]) -> None:
         config: FitConfig = getattr(self.recipe, f"{stage}_fit")

@@ -209,7 +209,7 @@ def infer(world: World, video: Dataset, folder: Path, line: Line) -> np.ndarray:
     clip_frames = 64 if world.config.lam.pairs else world.config.context_frames + 1
     with line("infer latent actions", "frames") as progress:
         if world.config.lam.input == "tokens":
-            tokens = encode_tokens(video, world.tokenizer, clip_frames, folder / "tokens.npy")
+            tokens = encode_tokens(video, world.tokenizer, world.config.context_frames, folder / "tokens.npy")
         return encode_actions(video, world.lam, tokens, clip_frames, folder / "actions.npy", progress)
 
 
