@@ -63,7 +63,8 @@ def encode_tokens(
         return torch.stack([tokenizer.encode_next(_see(dataset, column, device), past) for column in frames.T], dim=1)
 
     pieces = _pieces(dataset, 8 * lead or CLIP, lead=lead)
-    batches = _batches(pieces, batch_frames or _batch_frames(device), held=lead)  # by each block, its own past
+    held = -(-lead // 4)  # every block keeps keys and values, which take a quarter of what its feed-forward does
+    batches = _batches(pieces, batch_frames or _batch_frames(device), held)
     shape = (dataset.num_frames, tokenizer.config.num_patches)
     _fill(path, kind, shape, batches, encode, watch)
     return _kept(path, shape, tokenizer.config.quantizer.num_codes)
