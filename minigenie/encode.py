@@ -3,7 +3,9 @@
 Dynamics then trains on them alone: no tokenizer or LAM runs in its step, and 10 million frames of 64x64 are 5 GB of
 tokens instead of 120 GB of pixels.
 
-Dimensions:  f frames of the whole dataset   b batch   t frames of a clip   n patches per frame
+The processes of `torchrun` share the work: each encodes every n-th batch into the same file.
+
+Dimensions:  f frames of the whole dataset   b batch   t frames of a piece   n patches per frame
 """
 
 import io
@@ -11,41 +13,60 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from minigenie.config import parse_json
 from minigenie.data.dataset import Dataset, load_npy, write_atomic
 from minigenie.lam import LatentActionModel
 from minigenie.nn.patches import to_float
+from minigenie.nn.st_transformer import TimeCache
+from minigenie.runtime import hash_text, on_any_process, wait_for_all
 from minigenie.tokenizer import VideoTokenizer
 
-BATCH_FRAMES = 256
+BATCH_FRAMES, CUDA_BATCH_FRAMES = 256, 1024
+CLIP = 64  # frames of a piece, for a model that does not look back
 SAVE_EVERY = 30  # seconds
 MAKE_AGAIN = "delete it, and it is made again"
 Watch = Callable[[int, int], None]
-Pieces = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 def encode_tokens(
-    dataset: Dataset, tokenizer: VideoTokenizer, clip_frames: int, path: Path, watch: Watch = lambda done, total: None
+    dataset: Dataset,
+    tokenizer: VideoTokenizer,
+    context_frames: int,
+    path: Path,
+    watch: Watch = lambda done, total: None,
+    batch_frames: int | None = None,
 ) -> np.ndarray:
     """Tokens of every frame, [f n] of the smallest unsigned type, mapped from `path`, which is made if missing.
 
-    A tokenizer with a sense of time reads episodes in clips of `clip_frames`, as it was trained to.
+    A tokenizer with a sense of time sees them as a world does: one after another from the episode's first on, with a
+    memory of `context_frames`. A long episode is begun in several places at once, each so far before the first frame
+    that counts that what was before makes no difference: every block looks back `context_frames` further.
     """
-    device = next(tokenizer.parameters()).device
-    kind = np.uint16 if tokenizer.config.quantizer.num_codes <= 65536 else np.uint32
+    encoder, device = tokenizer.config.encoder, next(tokenizer.parameters()).device
+    kind = np.dtype(np.uint16 if tokenizer.config.quantizer.num_codes <= 65536 else np.uint32)
+    lead = encoder.num_blocks * (context_frames + 1) if encoder.attend_time else 0  # the cache then is at slot 0 again
 
-    def encode(starts: np.ndarray, frames: np.ndarray, tokens: np.ndarray) -> None:
-        clips = to_float(torch.from_numpy(frames).to(device))
-        tokens[_spans(starts, frames.shape[1])] = tokenizer.encode(clips).cpu().numpy().astype(kind)
+    def encode(frames: np.ndarray) -> Tensor:
+        if not lead:
+            return tokenizer.encode(_see(dataset, frames, device))
+        past = TimeCache(tokenizer.encoder, len(frames), context_frames)
+        return torch.stack([tokenizer.encode_next(_see(dataset, column, device), past) for column in frames.T], dim=1)
 
+    pieces = _pieces(dataset, 8 * lead or CLIP, lead=lead)
+    held = -(-lead // 4)  # every block keeps keys and values, which take a quarter of what its feed-forward does
+    batches = _batches(pieces, batch_frames or _batch_frames(device), held)
     shape = (dataset.num_frames, tokenizer.config.num_patches)
-    _fill(path, np.dtype(kind), shape, _pieces(dataset, clip_frames, overlap=0), encode, watch)
+    _fill(path, kind, shape, batches, encode, watch)
     return _kept(path, shape, tokenizer.config.quantizer.num_codes)
 
 
@@ -56,21 +77,53 @@ def encode_actions(
     clip_frames: int,
     path: Path,
     watch: Watch = lambda done, total: None,
+    batch_frames: int | None = None,
 ) -> np.ndarray:
     """actions[i] leads from frame i to frame i + 1: uint8 [f], mapped from `path`; an episode's last one is 0."""
     device = next(lam.parameters()).device
 
-    def encode(starts: np.ndarray, frames: np.ndarray, actions: np.ndarray) -> None:
-        if (length := frames.shape[1]) > 1:
-            clips = {
-                "frames": torch.from_numpy(frames).to(device),
-                "tokens": torch.from_numpy(tokens[_spans(starts, length)].astype(np.int64)).to(device),
-            }
-            actions[_spans(starts, length - 1)] = lam.infer(lam.video(clips)).cpu().numpy()
+    def encode(frames: np.ndarray) -> Tensor:
+        if lam.config.input == "pixels":
+            return lam.infer(_see(dataset, frames, device))
+        return lam.infer(torch.from_numpy(tokens[frames].astype(np.int64)).to(device))
 
-    pieces = _pieces(dataset, clip_frames, overlap=1)
-    _fill(path, np.dtype(np.uint8), (dataset.num_frames,), pieces, encode, watch)
+    batches = _batches(_pieces(dataset, clip_frames, overlap=1), batch_frames or _batch_frames(device))
+    _fill(path, np.dtype(np.uint8), (dataset.num_frames,), batches, encode, watch)
     return _kept(path, (dataset.num_frames,), lam.config.num_actions)
+
+
+def _batch_frames(device: torch.device) -> int:
+    return CUDA_BATCH_FRAMES if device.type == "cuda" else BATCH_FRAMES
+
+
+def _see(dataset: Dataset, frames: np.ndarray, device: torch.device) -> Tensor:
+    """Frames by their numbers [...], counted through all shards: float [... h w c]."""
+    seen = torch.from_numpy(dataset.clips(frames.ravel(), 1)).to(device)
+    return to_float(seen.view(*frames.shape, *seen.shape[2:]))
+
+
+def _pieces(dataset: Dataset, length: int, overlap: int = 0, lead: int = 0) -> np.ndarray:
+    """Every episode in pieces of `length` frames, the next beginning `overlap` before the end of the last, and up to
+    `lead` of the episode's frames before each: int [pieces 4]. Of a piece, from which frame of the dataset on how many
+    are read, and from which of these on how many are written. The longest come first, so that those in a batch are
+    about equally long."""
+    pieces = [
+        (first + begin, end - begin, offset - begin, end - begin - overlap)
+        for first, episode in zip(dataset.episode_starts.tolist(), dataset.episodes, strict=True)
+        for offset in range(0, episode.length - overlap, length - overlap)
+        for begin, end in [(max(0, offset - lead), min(offset + length, episode.length))]
+    ]
+    return np.array(sorted(pieces, key=lambda piece: -piece[1]), np.int64).reshape(-1, 4)
+
+
+def _batches(pieces: np.ndarray, batch_frames: int, held: int = 0) -> list[np.ndarray]:
+    """As many pieces at once as hold `batch_frames`. held: how many of a piece are in memory at once, 0 for all."""
+    batches = []
+    while len(pieces):
+        size = max(1, batch_frames // (held or int(pieces[0, 1])))
+        batches.append(pieces[:size])
+        pieces = pieces[size:]
+    return batches
 
 
 @torch.no_grad()
@@ -78,50 +131,91 @@ def _fill(
     path: Path,
     kind: np.dtype,
     shape: tuple[int, ...],
-    pieces: Pieces,
-    encode: Callable[[np.ndarray, np.ndarray, np.ndarray], None],
+    batches: list[np.ndarray],
+    encode: Callable[[np.ndarray], Tensor],
     watch: Watch,
 ) -> None:
-    """Make the array at `path` if it is missing, in a file beside it; a note says how many pieces are safely in it."""
-    unfinished, note = path.with_suffix(".part"), path.with_suffix(".json")
-    if not path.exists():
+    """Make the array at `path` if it is missing, in a file beside it, of which every process fills its share. Notes of
+    each say which batches are safely in it."""
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    unfinished, header = path.with_suffix(".part"), _header(kind, shape)
+    plan = hash_text(json.dumps([str(header), [batch.tolist() for batch in batches]]))
+
+    def begin() -> bool:
+        if path.exists():
+            return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        done = _noted(note) if unfinished.exists() else 0
-        if not done:
-            _reserve(unfinished, kind, shape)
-        array, saved = np.lib.format.open_memmap(unfinished, mode="r+"), time.monotonic()
-        for number, (starts, frames) in enumerate(pieces):
-            if number >= done:
-                encode(starts, frames, array)
-                watch(int(starts[-1]) + frames.shape[1], shape[0])
-            if time.monotonic() - saved > SAVE_EVERY:
-                array.flush()
-                write_atomic(note, json.dumps(number + 1).encode())
-                saved = time.monotonic()
-        array.flush()
-        unfinished.replace(path)
-    note.unlink(missing_ok=True)
+        if not (unfinished.exists() and _noted(unfinished, plan)):
+            _remove_notes(unfinished)
+            _reserve(unfinished, header, math.prod(shape) * kind.itemsize)
+        return True
+
+    if on_any_process(rank == 0 and begin()):
+        done = _noted(unfinished, plan)
+        frames = np.cumsum([int((batch[:, 3] - batch[:, 2]).sum()) for batch in batches]).tolist()
+        with open(unfinished, "r+b") as file:  # not mapped: hosts would overwrite each other's part of a page
+            saved = time.monotonic()
+            for number in range(rank, len(batches), processes):
+                if number not in done:
+                    _write(file, header, batches[number], encode, kind)
+                    done.add(number)
+                    watch(frames[min(number + processes, len(batches)) - 1], frames[-1])  # as if the others kept pace
+                if time.monotonic() - saved > SAVE_EVERY:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    note = json.dumps({"plan": plan, "done": sorted(done)})
+                    write_atomic(path.with_suffix(f".part.{rank}.json"), note.encode())
+                    saved = time.monotonic()
+            file.flush()
+            os.fsync(file.fileno())
+        wait_for_all()  # what each had to do is done
+        if rank == 0:
+            unfinished.replace(path)
+    if rank == 0:
+        _remove_notes(unfinished)
+    wait_for_all()
 
 
-def _noted(note: Path) -> int:
-    """How many pieces it says are done; none, if it is not there or makes no sense."""
-    try:
-        done = parse_json(note.read_bytes())
-    except (OSError, ValueError):
-        return 0
-    return done if type(done) is int else 0
+def _write(
+    file: BinaryIO, header: bytes, pieces: np.ndarray, encode: Callable[[np.ndarray], Tensor], kind: np.dtype
+) -> None:
+    """Encode pieces, the shorter ones as if their last frame stood still, and write what is theirs."""
+    first, length = pieces[:, :1], pieces[:, 1:2]
+    values = encode(first + np.minimum(np.arange(length.max()), length - 1)).cpu().numpy().astype(kind)
+    for row, (begin, _, start, stop) in zip(values, pieces.tolist(), strict=True):
+        file.seek(len(header) + (begin + start) * row[0].nbytes)
+        file.write(row[start:stop].tobytes())
 
 
-def _reserve(path: Path, kind: np.dtype, shape: tuple[int, ...]) -> None:
-    """An .npy file of zeros whose room on the disk is sure, since a full disk kills who writes to a mapped file."""
+def _noted(unfinished: Path, plan: int) -> set[int]:
+    """Which batches of this plan the notes say are done."""
+    done: set[int] = set()
+    for note in unfinished.parent.glob(f"{unfinished.name}.*.json"):
+        with suppress(OSError, ValueError, TypeError, KeyError):  # it is not there any more, or makes no sense
+            values = parse_json(note.read_bytes())
+            done |= set(values["done"] if values["plan"] == plan else ())
+    return done
+
+
+def _remove_notes(unfinished: Path) -> None:
+    for note in unfinished.parent.glob(f"*{unfinished.name}.*"):
+        note.unlink()
+
+
+def _header(kind: np.dtype, shape: tuple[int, ...]) -> bytes:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
     )
-    size = len(header.getvalue()) + math.prod(shape) * kind.itemsize
+    return header.getvalue()
+
+
+def _reserve(path: Path, header: bytes, size: int) -> None:
+    """An .npy file of zeros whose room on the disk is sure, so that it is found out before the work."""
+    size += len(header)
     try:
         with open(path, "wb") as file:
-            file.write(header.getvalue())
+            file.write(header)
             file.flush()
             os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(size)
     except OSError as error:
@@ -130,27 +224,6 @@ def _reserve(path: Path, kind: np.dtype, shape: tuple[int, ...]) -> None:
             error.errno,
             f"cannot write {path}, {size / 1e6:.0f} MB: {error.strerror}; make room and run the same command again",
         ) from None
-
-
-def _pieces(dataset: Dataset, length: int, overlap: int) -> Pieces:
-    """Every episode in runs of `length` frames, the next beginning `overlap` before the end of the last; equally long
-    ones together: first frames [b], frames [b t h w c]."""
-    starts: list[int] = []
-    runs: list[np.ndarray] = []
-    for i, first in enumerate(dataset.episode_starts):
-        frames = dataset.episode_frames(i)
-        for offset in range(0, len(frames), length - overlap):
-            run = frames[offset : offset + length]
-            if runs and (len(run) != len(runs[0]) or len(runs) * length >= BATCH_FRAMES):
-                yield np.array(starts), np.stack(runs)
-                starts, runs = [], []
-            starts.append(int(first) + offset)
-            runs.append(run)
-    yield np.array(starts), np.stack(runs)
-
-
-def _spans(starts: np.ndarray, length: int) -> np.ndarray:
-    return starts[:, None] + np.arange(length)
 
 
 def _kept(path: Path, shape: tuple[int, ...], below: int) -> np.ndarray:

@@ -5,8 +5,7 @@ and the three models as they are finished.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from minigenie.world import FORMAT, VERSION, World, WorldConfig, read_config
 STAGES = ("tokenizer", "lam", "dynamics")
 MEASURES = ("psnr", "cross_entropy", "accuracy")  # of a model's metrics, those that footage decides
 HELD_OUT_CLIPS = 32
+SURVEYED = 8  # shards, or as many as it takes to find enough pairs of frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,10 +153,9 @@ class Run:
 
     def tokens(self, tokenizer: VideoTokenizer) -> np.ndarray:
         watch = partial(self.watcher.work, "tokens")
-        clip_frames = self.recipe.tokenizer_fit.clip_frames if tokenizer.config.encoder.attend_time else 64
         path = self.out / "encoded/tokens.npy"
-        with self._first_process_first():
-            return encode_tokens(self.dataset, tokenizer.to(self.device), clip_frames, path, watch)
+        with autocast(self.device, self.recipe.tokenizer_fit.execution.precision):
+            return encode_tokens(self.dataset, tokenizer.to(self.device), self.recipe.context_frames, path, watch)
 
     def lam(self, tokenizer: VideoTokenizer, tokens: np.ndarray) -> LatentActionModel:
         of_tokens = partial(self._integers, {"tokens": tokens})
@@ -169,7 +168,7 @@ class Run:
         watch = partial(self.watcher.work, "actions")
         clip_frames = 64 if self.recipe.lam.pairs else self.recipe.lam_fit.clip_frames
         path = self.out / "encoded/actions.npy"
-        with self._first_process_first():
+        with autocast(self.device, self.recipe.lam_fit.execution.precision):
             return encode_actions(self.dataset, lam.to(self.device), tokens, clip_frames, path, watch)
 
     def dynamics(
@@ -224,15 +223,6 @@ class Run:
             save_model(path, model)
         wait_for_all()
         return model
-
-    @contextmanager
-    def _first_process_first(self) -> Iterator[None]:
-        """The first process makes a file, then the others find it."""
-        if self.rank:
-            wait_for_all()
-        yield
-        if not self.rank:
-            wait_for_all()
 
     def _fit(
         self,
@@ -359,9 +349,14 @@ def begin(out: Path, recipe: Recipe, dataset: Dataset) -> None:
 
 def survey(dataset: Dataset, seed: int, pairs: int = 1024) -> dict[str, float]:
     """What the footage is like: frames, episodes, and the share of transitions that change the picture at least half as
-    much as going somewhere else altogether does: cuts that nobody marked, which would teach the world to teleport."""
-    windows = dataset.windows(2)
-    chosen = np.random.default_rng(seed).choice(windows, min(pairs, len(windows)), replace=False)
+    much as going somewhere else altogether does: cuts that nobody marked, which would teach the world to teleport. Only
+    some shards are looked into, as each may have to be copied from object storage first."""
+    windows, rng = dataset.windows(2), np.random.default_rng(seed)
+    shards, counts = np.unique(dataset.shards_of(windows), return_counts=True)
+    order = rng.permutation(len(shards))
+    enough = max(SURVEYED, int(np.searchsorted(counts[order].cumsum(), pairs)) + 1)
+    windows = windows[np.isin(dataset.shards_of(windows), shards[order[:enough]])]
+    chosen = rng.choice(windows, min(pairs, len(windows)), replace=False)
     before, after = dataset.clips(chosen, 2).astype(np.float32).swapaxes(0, 1)
     change, elsewhere = (((before - other) ** 2).mean((1, 2, 3)) for other in (after, np.roll(before, 1, axis=0)))
     teleports = float((change > 0.5 * np.median(elsewhere)).mean()) if np.median(elsewhere) else 0.0

@@ -169,7 +169,7 @@ def processes(device: torch.device) -> Iterator[tuple[int, int]]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # the first process may encode a large dataset for hours while the others wait
+    # a process may have hours more to encode than another
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=24))
     try:
         yield dist.get_rank(), dist.get_world_size()

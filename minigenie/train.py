@@ -323,7 +323,7 @@ def prepare_stacks(model: nn.Module, how: Execution, device: torch.device) -> No
         if isinstance(part, STTransformer):
             part.set_recompute(how.recompute)
             for block in part.blocks if how.compile else ():
-                block.forward = compiled(block.forward)  # type: ignore[method-assign]
+                block.forward = compiled(block.forward)
 
 
 def _advised(error: RuntimeError, stage: str, config: FitConfig) -> Exception:

@@ -3,11 +3,14 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from minigenie.data import dataset as datasets
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode, contact_sheet, sample_batch
 
 LENGTHS = [[9, 4], [], [5, 2, 7], [12]]  # of the episodes of each shard; one shard has nothing to give
@@ -184,6 +187,109 @@ def test_a_dataset_without_episodes_is_an_error(tmp_path):
     write_shard(new, 1)
     with pytest.raises(ValueError, match="not one usable episode"):
         new.close()
+
+
+@pytest.fixture
+def hashed(tmp_path, monkeypatch) -> list[str]:
+    """The names of the files that are read whole, in a cache of its own, whose clock is an hour ahead."""
+    monkeypatch.setenv("MINIGENIE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets, "SETTLED", -3600)
+    names: list[str] = []
+    sha256 = datasets._sha256
+    monkeypatch.setattr(datasets, "_sha256", lambda path: names.append(path.name) or sha256(path))
+    return names
+
+
+def opened(folder: Path, hashed: list[str]) -> list[str]:
+    """Which files it reads whole to open a dataset."""
+    hashed.clear()
+    Dataset.open(folder)
+    return sorted(hashed)
+
+
+def test_every_byte_is_read_once_and_again_where_a_file_changed(tmp_path, hashed):
+    folder = make(tmp_path / "data").folder
+    files, before = sorted(path.name for path in folder.glob("*.npy")), contents(folder)
+    assert opened(folder, hashed) == files
+    assert opened(folder, hashed) == []
+    assert contents(folder) == before
+    shard = folder / "shard-00002.npy"
+    when = shard.stat().st_mtime_ns
+    shard.write_bytes(before[shard.name])
+    os.utime(shard, ns=(when, when))
+    assert opened(folder, hashed) == [shard.name]  # as it was, but for what nobody can set back
+    data = bytearray(before[shard.name])
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"{shard.name} is damaged .*sha256"):
+            Dataset.open(folder)
+    folder.rename(tmp_path / "moved")
+    (tmp_path / "moved" / shard.name).write_bytes(before[shard.name])
+    assert opened(tmp_path / "moved", hashed) == files
+
+
+def test_what_was_read_for_one_manifest_is_read_for_another(tmp_path, hashed):
+    dataset = make(tmp_path / "data")
+    Dataset.open(dataset.folder)
+    dataset.manifest["shards"][0]["sha256"] = "0" * 64
+    (dataset.folder / "manifest.json").write_text(json.dumps(dataset.manifest))
+    with pytest.raises(ValueError, match=r"shard-00000.npy is damaged"):
+        Dataset.open(dataset.folder)
+
+
+@pytest.mark.parametrize("note", [b"{", b"[1]", b"[[[], 1]]", b'{"shard-00000.npy": 1}', b"\xff", b"[" * 10_000])
+def test_a_broken_note_is_no_note(tmp_path, hashed, note):
+    folder = make(tmp_path / "data").folder
+    files = opened(folder, hashed)
+    (path,) = (tmp_path / "cache").rglob("*.json")
+    path.write_bytes(note)
+    assert opened(folder, hashed) == files
+    assert opened(folder, hashed) == []
+
+
+def test_without_a_place_for_notes_all_is_read_every_time(tmp_path, hashed):
+    folder = make(tmp_path / "data").folder
+    (tmp_path / "cache").write_bytes(b"a file where the folder should be")
+    assert opened(folder, hashed) == opened(folder, hashed) != []
+
+
+def test_a_file_changed_just_now_is_read_again(tmp_path, hashed, monkeypatch):
+    """Its times may not show that it changes once more."""
+    monkeypatch.setattr(datasets, "SETTLED", 3600)
+    folder = make(tmp_path / "data").folder
+    assert opened(folder, hashed) == opened(folder, hashed) != []
+
+
+MANY = """
+import os, resource, sys
+import numpy as np
+from minigenie.data.dataset import Dataset
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, int(sys.argv[2])))
+dataset = Dataset.open(sys.argv[1])
+starts = dataset.windows(2)
+for _ in range(2):
+    assert (dataset.clips(starts, 2)[:, 0, 0, 0, 0] == np.arange(len(starts)) % 256).all()
+print(dataset._map.cache_info().misses, len(os.listdir("/proc/self/fd")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the descriptors in /proc")
+@pytest.mark.parametrize(("most", "mapped"), [(64, 2 * 300), (4096, 300)])
+def test_shards_stay_mapped_as_far_as_the_process_may_open_files(tmp_path, monkeypatch, most, mapped):
+    """A mapped file holds a descriptor. Where the process may have enough of them, it asks for them and maps each shard
+    once; elsewhere it does with what it has."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    many = writer(tmp_path)
+    for index in range(300):
+        many.write(index, np.full((2, 8, 6, 3), index % 256, np.uint8), [Episode(0, 0, 2)])
+    many.close()
+    ended = subprocess.run([sys.executable, "-c", MANY, str(tmp_path), str(most)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    maps, descriptors = map(int, ended.stdout.split())
+    assert maps == mapped
+    assert descriptors < most
 
 
 def test_contact_sheet_has_a_row_per_episode(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from conftest import small_recipe
 
 from minigenie.__main__ import main
+from minigenie.data import collect as collecting
 from minigenie.data.dataset import DatasetWriter, Episode
 from minigenie.eval.doctor import Run, diagnose, read_run
 from minigenie.pipeline import survey
@@ -116,6 +117,18 @@ def test_cuts_inside_episodes_are_teleports_and_honest_motion_is_not(toy, tmp_pa
     found = survey(writer.close(), seed=0)
     assert found["teleports"] > 0.05
     assert (found["frames"], found["episodes"]) == (len(frames), 1)
+
+
+def test_a_few_shards_are_surveyed_for_all(tmp_path, monkeypatch):
+    """Those of a dataset in object storage are copied whole, so eight of them have to do, if they are not tiny."""
+    monkeypatch.setattr(collecting, "STEPS", 64)
+    footage = collecting.collect("toy", tmp_path, frames=3000, policy="explore", levels=20, num_envs=4, workers=1)
+    read, map_file = set(), footage._map
+    monkeypatch.setattr(footage, "_map", lambda kind, shard: read.add(shard) or map_file(kind, shard))
+    assert survey(footage, seed=0)["teleports"] == 0
+    assert len(read) == 8 < len(footage.manifest["shards"])
+    survey(footage, seed=0, pairs=10 * 250)
+    assert len(read) > 8
 
 
 def test_the_command_says_what_it_found(trained, tmp_path, capsys):

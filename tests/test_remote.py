@@ -117,6 +117,16 @@ def test_a_damaged_copy_is_made_again(address, footage):
     np.testing.assert_array_equal(Dataset.open(address).episode_frames(0), footage.episode_frames(0))
 
 
+def test_copies_are_read_whole_once(address, monkeypatch):
+    monkeypatch.setattr(datasets, "SETTLED", -3600)
+    Dataset.open(address).episode_frames(0)
+    read = []
+    sha256 = datasets._sha256
+    monkeypatch.setattr(datasets, "_sha256", lambda path: read.append(path) or sha256(path))
+    Dataset.open(address), Dataset.open(address)
+    assert len(read) == 1
+
+
 def test_a_dataset_made_anew_is_read_anew(footage, tmp_path):
     storage = fsspec.filesystem("memory")
     storage.put(str(footage.folder), "/anew", recursive=True)

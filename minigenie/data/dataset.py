@@ -19,8 +19,10 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from tokenize import TokenError
@@ -37,9 +39,10 @@ MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 HEADER_KEYS = {"format", "version", "frame_size", "fps", "source", "generator", "split", "settings"}
 SHARD_KEYS = {"file", "frames", "sha256", "actions", "actions_sha256"}
 CHECKSUMS = {"file": "sha256", "actions": "actions_sha256"}
-FETCHES = 8  # shards that one batch of clips copies at once
+THREADS = 8  # shards copied or hashed at once
+SETTLED = 2  # seconds; of a file that was changed later than that, its times need not show the next change
 COPY_AGAIN = "copy it again, or make the dataset again in another folder"
-MAX_MAPPED = 100  # a mapped file holds a file descriptor, and macOS allows a process 256
+OPEN_FILES = 10_240  # that a process asks for at most, as macOS gives no more
 
 
 class Episode(NamedTuple):
@@ -198,11 +201,13 @@ class Dataset:
         self._firsts = np.concatenate([[0], self._ends[:-1]])
         self.num_frames = int(self._ends[-1])
         self.has_actions = all(shard["actions"] for shard in manifest["shards"])
-        self._map = lru_cache(MAX_MAPPED)(self._map_file)
+        self._map = lru_cache(_mappable(len(CHECKSUMS) * len(manifest["shards"])))(self._map_file)
 
     @classmethod
     def open(cls, folder: str | Path, verify: bool = True) -> "Dataset":
-        """Check the folder against its manifest and map it; `verify` reads every byte to compare checksums.
+        """Check the folder against its manifest and map it; `verify` compares checksums, for which it reads every byte
+        once: what was read is noted in the cache, and read again when its size, times or inode have changed, or its
+        checksum in the manifest. So damage below the file system, on the disk itself, shows at first reading only.
 
         `folder` may be an address, such as "s3://bucket/folder". Then shards are checked when they are copied, and
         `verify` is for earlier copies: a damaged one is made again.
@@ -223,10 +228,19 @@ class Dataset:
         manifest = _read_json(folder / MANIFEST)
         _check_manifest(str(folder / MANIFEST), manifest)
         dataset = cls(folder, manifest)
-        for shard in manifest["shards"]:
-            _check_file(folder / shard["file"], (shard["frames"], *dataset.frame_size, 3), shard["sha256"], verify)
-            if shard["actions"]:
-                _check_file(folder / shard["actions"], (shard["frames"],), shard["actions_sha256"], verify)
+        files = [
+            (folder / shard[kind], shard[CHECKSUMS[kind]], dataset._shape(kind, shard))
+            for shard in manifest["shards"]
+            for kind in CHECKSUMS
+            if shard[kind]
+        ]
+        for path, _, _ in files:
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is missing; {COPY_AGAIN}")
+        if verify and (damaged := _damaged(str(folder.resolve()), [file[:2] for file in files])):
+            raise ValueError(f"{damaged[0]} is damaged (its sha256 is not the manifest's); {COPY_AGAIN}")
+        for path, _, shape in files:
+            _check_shape(path, shape)
         return dataset
 
     @classmethod
@@ -236,9 +250,8 @@ class Dataset:
         _check_manifest(where, manifest)
         dataset = cls(cache_folder(url), manifest, url)
         if verify:
-            for copy in dataset.folder.glob("*.npy"):
-                if _sha256(copy) != copy.stem:
-                    copy.unlink()
+            for copy in _damaged(url, [(copy, copy.stem) for copy in dataset.folder.glob("*.npy")]):
+                copy.unlink()
         return dataset
 
     @property
@@ -266,6 +279,10 @@ class Dataset:
         before = np.cumsum(counts) - counts  # windows of all earlier episodes
         return np.repeat(firsts - before, counts) + np.arange(counts.sum())
 
+    def shards_of(self, frames: np.ndarray) -> np.ndarray:
+        """Which shard each of `frames` lies in, counted through all shards."""
+        return np.searchsorted(self._ends, frames, side="right")
+
     def clips(self, starts: np.ndarray, length: int) -> np.ndarray:
         """`length` frames from each of `starts` [b], counted through all shards: uint8 [b t h w c]."""
         return self._gather("file", starts, np.empty((len(starts), length, *self.frame_size, 3), np.uint8))
@@ -279,14 +296,14 @@ class Dataset:
     def _gather(self, kind: str, starts: np.ndarray, out: np.ndarray) -> np.ndarray:
         starts = np.asarray(starts)
         length = out.shape[1]
-        shards = np.searchsorted(self._ends, starts, side="right")
+        shards = self.shards_of(starts)
         if len(starts) and (starts.min() < 0 or starts.max() >= self.num_frames):
             raise ValueError(f"clips start at frames 0 to {self.num_frames - 1}, got {starts.min()} to {starts.max()}")
         if (starts + length > self._ends[shards]).any():
             raise ValueError(f"a clip of {length} frames runs past the end of its shard; take starts from windows()")
         locals_ = starts - self._firsts[shards]
         if self.url:
-            with ThreadPoolExecutor(FETCHES) as pool:
+            with ThreadPoolExecutor(THREADS) as pool:
                 list(pool.map(partial(self._path, kind), np.unique(shards).tolist()))
         for row, shard, first in zip(out, shards.tolist(), locals_.tolist(), strict=True):
             row[:] = self._map(kind, shard)[first : first + length]
@@ -312,9 +329,11 @@ class Dataset:
             with FileLock(self.folder / f".{sha256}.lock"):  # what one process copies the others wait for
                 if not path.exists():
                     _copy(f"{self.url}/{entry[kind]}", path, sha256)
-            shape = (entry["frames"], *self.frame_size, 3) if kind == "file" else (entry["frames"],)
-            _check_file(path, shape, sha256, verify=False)
+            _check_shape(path, self._shape(kind, entry))
         return path
+
+    def _shape(self, kind: str, shard: dict[str, Any]) -> tuple[int, ...]:
+        return (shard["frames"], *self.frame_size, 3) if kind == "file" else (shard["frames"],)
 
     def __reduce__(self) -> tuple:
         return Dataset, (self.folder, self.manifest, self.url)
@@ -373,6 +392,22 @@ def load_npy(path: Path, cure: str) -> np.memmap:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); {cure}") from None
 
 
+def _mappable(files: int) -> int:
+    """How many of `files` files a dataset may keep mapped. Python holds a descriptor for each, so it may have a quarter
+    of those that this process may hold, which asks for more if they are too few."""
+    try:
+        import resource
+    except ImportError:  # there is no such limit on Windows
+        return files
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed, most = (OPEN_FILES if limit == resource.RLIM_INFINITY else limit for limit in limits)
+    if (wanted := min(4 * files, OPEN_FILES, most)) > allowed:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, limits[1]))
+            allowed = wanted
+    return min(files, allowed // 4)
+
+
 def npy_parts(array: np.ndarray) -> tuple[bytes, memoryview]:
     """The two parts of an .npy file: its header and its data, without a copy."""
     array = np.ascontiguousarray(array)
@@ -396,6 +431,41 @@ def _copy(url: str, path: Path, sha256: str) -> None:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(address: str, files: list[tuple[Path, str]]) -> list[Path]:
+    """Those of the files of a dataset whose sha256 is not the one given.
+
+    What was read is noted in the cache, not in the dataset's folder: that may be read-only, is compared byte by byte
+    with another, and a note that is copied along with it would vouch for files that nobody has read. Without a cache
+    to write to, all is read every time.
+    """
+    note, seen = None, {}
+    with suppress(OSError, RuntimeError, TypeError, ValueError):  # no home folder, no note, or nonsense in it
+        note = cache_folder(address) / "read.json"
+        seen = dict(parse_json(note.read_bytes()))
+    looks = {path: _look(path) for path, _ in files}
+    unread = [(path, sha256) for path, sha256 in files if seen.get(path.name) != [sha256, *looks[path]]]
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(_sha256, [path for path, _ in unread]))
+    damaged = [path for (path, sha256), one in zip(unread, found, strict=True) if one != sha256]
+    if unread and note:
+        settled = (time.time() - SETTLED) * 1e9
+        noted = {
+            path.name: [sha256, *looks[path]]
+            for path, sha256 in files
+            if path not in damaged and max(looks[path][1:3]) < settled
+        }
+        with suppress(OSError):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(note, _to_json(noted))
+    return damaged
+
+
+def _look(path: Path) -> list[int]:
+    """What of a file changes with its bytes, in practice."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -445,11 +515,7 @@ def _check_manifest(path: str, manifest: dict[str, Any]) -> None:
         _check(path, inside, f"episode {i} (shard {shard}, offset {offset}, length {length}) is outside of its shard")
 
 
-def _check_file(path: Path, shape: tuple[int, ...], sha256: str, verify: bool) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; {COPY_AGAIN}")
-    if verify and _sha256(path) != sha256:
-        raise ValueError(f"{path} is damaged (its sha256 is not the manifest's); {COPY_AGAIN}")
+def _check_shape(path: Path, shape: tuple[int, ...]) -> None:
     array = load_npy(path, COPY_AGAIN)
     if array.shape != shape or (array.dtype != np.uint8 if len(shape) > 1 else array.dtype.kind not in "iu"):
         raise ValueError(

@@ -42,7 +42,7 @@ from minigenie.eval.controllability import confusion, mutual_information
 from minigenie.nn.patches import to_float
 from minigenie.optim import OptimConfig
 from minigenie.pictures import save_video
-from minigenie.train import FitConfig, fit
+from minigenie.train import Execution, FitConfig, fit
 from minigenie.world import World, read_config
 
 SEEN = 2  # frames: where things are, and how they move
@@ -209,7 +209,7 @@ def infer(world: World, video: Dataset, folder: Path, line: Line) -> np.ndarray:
     clip_frames = 64 if world.config.lam.pairs else world.config.context_frames + 1
     with line("infer latent actions", "frames") as progress:
         if world.config.lam.input == "tokens":
-            tokens = encode_tokens(video, world.tokenizer, clip_frames, folder / "tokens.npy")
+            tokens = encode_tokens(video, world.tokenizer, world.config.context_frames, folder / "tokens.npy")
         return encode_actions(video, world.lam, tokens, clip_frames, folder / "actions.npy", progress)
 
 
@@ -263,13 +263,13 @@ def train_policy(
     torch.manual_seed(sizes.seed)
     policy = Policy(num_choices)
 
-    def batch(step: int, part: int, parts: int) -> dict[str, Tensor]:
-        mine = sample_batch(len(windows), seed=sizes.seed, step=step, batch_size=BATCH)
+    def batch(step: int, clips: range) -> dict[str, Tensor]:
+        mine = sample_batch(len(windows), seed=sizes.seed, step=step, batch_size=BATCH)[clips.start : clips.stop]
         arrays = {"frames": video.clips(windows[mine], SEEN), "choices": choices[mine]}
-        return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     optim = OptimConfig(lr=1e-3, betas=(0.9, 0.95), warmup=50, decay="linear", final_lr=0.05)
-    config = FitConfig(steps=sizes.steps, batch_size=BATCH, optim=optim, save_every=500, keep=1)
+    config = FitConfig(steps=sizes.steps, batch_size=BATCH, optim=optim, execution=Execution(save_every=500, keep=1))
     watch = lambda step: progress(step.step, sizes.steps)  # noqa: E731
     fit(policy, batch, config, out, stage=name, seed=sizes.seed, device=device, watch=watch)
     return policy

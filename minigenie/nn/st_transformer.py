@@ -85,8 +85,8 @@ class TimeCache:
         """What the frame at hand takes from the past and from itself. One query has no use for a matrix product: sums
         over slots that lie apart take half the time of the library's attention on a CPU."""
         keys, values = self.keys[block], self.values[block]
-        keys.index_copy_(0, self.slot, key.view(1, *keys.shape[1:]))
-        values.index_copy_(0, self.slot, value.view(1, *keys.shape[1:]))
+        keys.index_copy_(0, self.slot, key.to(keys.dtype).view(1, *keys.shape[1:]))
+        values.index_copy_(0, self.slot, value.to(keys.dtype).view(1, *keys.shape[1:]))
         scores = (keys * query.view(keys.shape[1:])).sum(-1) / query.shape[-1] ** 0.5
         weights = (scores + self.unseen).softmax(dim=0)
         return (weights[..., None] * values).sum(0).view(query.shape)
@@ -141,14 +141,13 @@ def attention(
     times slower to go back through."""
     s, width = q.shape[-2:]
     if q.device.type != "cpu" or (q.dtype == torch.float32 and s > SHORT):
-        y = F.scaled_dot_product_attention(*(x.flatten(0, 1) for x in (q, k, v)), attn_mask=mask, is_causal=causal)
-        return y.view(q.shape)
+        rows = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+        return F.scaled_dot_product_attention(*rows, attn_mask=mask, is_causal=causal).view(q.shape)
     if causal:
         mask = q.new_full((s, s), -torch.inf).triu(1)
-    flat_q, flat_k, flat_v = (x.flatten(0, 2) for x in (q, k, v))
-    unmasked, beta = q.new_zeros(1, 1), float(mask is not None)
-    scores = torch.baddbmm(unmasked if mask is None else mask, flat_q, flat_k.mT, beta=beta, alpha=width**-0.5)
-    return (scores.softmax(-1) @ flat_v).view(q.shape)
+    add = q.new_zeros(1, 1) if mask is None else mask
+    scores = torch.baddbmm(add, q.flatten(0, 2), k.flatten(0, 2).mT, beta=float(mask is not None), alpha=width**-0.5)
+    return (scores.softmax(-1) @ v.flatten(0, 2)).view(q.shape)
 
 
 class Norm(nn.LayerNorm):
