@@ -11,6 +11,8 @@ import tyro
 from tyro.conf import Positional, UseAppendAction
 
 if TYPE_CHECKING:
+    import torch
+
     from minigenie.data.dataset import Dataset
     from minigenie.data.ingest import Row
     from minigenie.pipeline import Recipe
@@ -222,6 +224,7 @@ def _train(
     if max_minutes is not None and not max_minutes > 0:
         raise ValueError(f"max_minutes is {max_minutes}; give training some time")
     device = pick_device(device_name)
+    _note_precision(recipe.dynamics_fit.execution.precision, device)
     with processes(device) as (rank, _), training() as watcher:
         dataset = Dataset.open(folder, verify=rank == 0)
         max_seconds = max_minutes and max_minutes * 60
@@ -229,6 +232,13 @@ def _train(
         train_world(dataset, recipe, out, device=device, max_seconds=max_seconds, shard=shard, watcher=seen_by)
     if rank == 0:
         print(f"{out} is a world: minigenie play {out}, or minigenie rollout {out} --actions 0,0,1,1 --out clip.gif")
+
+
+def _note_precision(precision: Precision, device: "torch.device") -> None:
+    from minigenie.runtime import fast_bfloat16
+
+    if precision == "bfloat16" and not fast_bfloat16(device):
+        print(f"note          this {device.type} is slow at bfloat16; float32 or auto is faster", file=sys.stderr)
 
 
 def play(
@@ -242,6 +252,7 @@ def play(
     seed: int = 0,
     footage: str | None = None,
     compiled: bool = False,
+    precision: Precision = "auto",
 ) -> None:
     """Play a world in the browser.
 
@@ -256,12 +267,13 @@ def play(
         seed: Seed of the sampling.
         footage: Held-out dataset for the split view.
         compiled: Compile the world first: a minute's wait for faster frames. On CPU it takes a C++ compiler.
+        precision: float32, bfloat16, or auto: bfloat16 where the device is fast at it.
     """
     from minigenie.play.server import serve
 
     serve(
         world, host=host, port=port, open_browser=open, max_players=max_players, fps=fps, device=device, seed=seed,
-        footage=footage, compiled=compiled,
+        footage=footage, compiled=compiled, precision=precision,
     )  # fmt: skip
 
 
@@ -318,6 +330,7 @@ def evaluate(
     clips: int = 128,
     seed: int = 0,
     device: str | None = None,
+    precision: Precision = "auto",
     compare: bool = False,
 ) -> None:
     """Measure a world on held-out footage: report.json, report.html and pictures. Or compare worlds that were measured.
@@ -329,6 +342,7 @@ def evaluate(
         clips: How many clips to measure on.
         seed: Seed of the choice of clips and the sampling.
         device: cuda, mps or cpu; the best there is by default.
+        precision: float32, bfloat16, or auto: bfloat16 where the device is fast at it.
         compare: Put worlds side by side, from the report.json of each.
     """
     if compare:
@@ -348,7 +362,8 @@ def evaluate(
         raise ValueError(f"clips is {clips}; an interval takes at least 2")
     world, dataset = locate(paths[0]), paths[1]
     folder = beside(world, out)
-    loaded, footage = World.load(world, device), Dataset.open(dataset)
+    loaded, footage = World.load(world, device, precision), Dataset.open(dataset)
+    _note_precision(precision, loaded.device)
     if footage.frame_size != loaded.frame_shape[:2]:
         raise ValueError(
             f"{dataset} has frames of {footage.frame_size[0]}x{footage.frame_size[1]}, {world} imagines "
@@ -571,6 +586,7 @@ def _describe_run(folder: Path) -> None:
     from minigenie.checkpoint import Checkpoints
     from minigenie.finish import count_parameters
     from minigenie.pipeline import STAGES
+    from minigenie.runtime import dtype_of, pick_device
     from minigenie.world import World, read_config
 
     values = read_config(folder)
@@ -586,6 +602,10 @@ def _describe_run(folder: Path) -> None:
         world = World.load(folder, "cpu")
         sizes = ", ".join(f"{stage} {count_parameters(getattr(world, stage)) / 1e6:.2f} M" for stage in STAGES)
         print(f"parameters    {sizes}; {world.num_actions} actions, frames {world.frame_shape}")
+    where = pick_device()
+    print(
+        f"precision     {str(dtype_of(where, 'auto')).removeprefix('torch.')} on this machine ({where.type}), by itself"
+    )
     if (folder / "report.json").exists():
         from minigenie.eval.doctor import as_damage, read_report
         from minigenie.eval.report import summary

@@ -13,6 +13,7 @@ from minigenie.eval.report import summary, write_report
 from minigenie.pipeline import train_world
 from minigenie.recipes import tiny
 from minigenie.runtime import pick_device
+from minigenie.world import World
 
 FULL_MINUTES = 8.0  # a shorter demo has less of everything
 TRAINING_SHARE = 0.8  # of the time; the rest collects, encodes, measures and draws
@@ -47,8 +48,9 @@ def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: i
     budget = minutes * 60 * TRAINING_SHARE
     with training() as watcher:
         device = pick_device(None)
-        world = train_world(datasets["train"], recipe, world_folder, device=device, max_seconds=budget, watcher=watcher)
+        train_world(datasets["train"], recipe, world_folder, device=device, max_seconds=budget, watcher=watcher)
     stamps["train"] = time.monotonic()
+    world = World.load(world_folder, precision="auto")
     with working("measure", "frames") as progress:
         report, scenes = evaluate(world, datasets["test"], clips=max(8, int(128 * scale)), seed=seed, watch=progress)
     metrics = world_folder / "metrics.jsonl"

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from minigenie.runtime import fast_bfloat16, give_memory_back, keep_memory
+from minigenie.runtime import dtype_of, fast_bfloat16, give_memory_back, keep_memory
 
 Watch = Callable[[float, float], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -74,7 +74,9 @@ def describe_machine(device: torch.device) -> str:
     known = Path("/proc/cpuinfo")
     lines = known.read_text().splitlines() if known.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    name = names[0] if names else platform.processor() or platform.machine()
+    auto = str(dtype_of(device, "auto")).removeprefix("torch.")
+    return f"{name}, {torch.get_num_threads()} threads; precision auto is {auto}"
 
 
 def dtypes_of(device: torch.device) -> list[str]:

@@ -4,14 +4,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from minigenie.bench.machine import Call, Item, count_flops
+from minigenie.bench.machine import Call, Item, count_flops, dtypes_of
 from minigenie.dynamics import DynamicsConfig
 from minigenie.lam import LAMConfig
 from minigenie.maskgit import SamplingConfig
 from minigenie.nn.st_transformer import STConfig
+from minigenie.runtime import Precision
 from minigenie.tokenizer import TokenizerConfig
 from minigenie.world import World, WorldConfig, read_config
 
@@ -26,32 +28,58 @@ def play_items(folder: Path | None, device: torch.device, compiled: bool, large:
     """
     most = torch.get_num_threads()
 
-    def frame(name: str, world: Callable[[], World], b: int = 1, threads: int = 1, compiled: bool = False) -> Item:
-        return Item(name=name, make=lambda: step_call(world(), b, compiled), frames=b, threads=threads)
+    dtypes = dtypes_of(device)
+
+    def frame(
+        name: str,
+        world: Callable[..., World],
+        b: int = 1,
+        threads: int = 1,
+        compiled: bool = False,
+        dtype: Any = "float32",
+    ) -> Item:
+        make = lambda: step_call(world(precision=dtype), b, compiled)  # noqa: E731
+        return Item(name=name, make=make, frames=b, threads=threads, dtype=dtype)
 
     small = partial(common_size, device)
-    items = [frame(f"W3s frame, context {c}", partial(small, c)) for c in CONTEXTS]
+    items = [frame(f"W3s frame, context {c}", partial(small, c), dtype=dtype) for dtype in dtypes for c in CONTEXTS]
     if compiled:
-        items.append(frame("W3s frame, context 8, compiled", partial(small, 8), compiled=True))
+        items += [
+            frame(f"W3s frame, context {c}, compiled", partial(small, c), compiled=True, dtype=dtype)
+            for dtype in dtypes
+            for c in (1, 8)
+        ]
     naive = Item(name="W3s frame, context 8, naive", make=lambda: naive_call(small(8)), frames=1)
     batches = (1, BATCH, MANY) if device.type == "cuda" else (1, BATCH)
     items += [naive, *(frame(f"W3s frame, context 8, batch {b}", partial(small, 8), b, most) for b in batches)]
     if large:
         items += [
-            frame(f"W3 frame, context {c}", partial(common_size, device, c, REFERENCE, 4), compiled=compiled)
+            frame(
+                f"W3 frame, context {c}",
+                partial(common_size, device, c, REFERENCE, 4),
+                compiled=compiled,
+                dtype=dtypes[-1],
+            )
             for c in CONTEXTS
         ]
     if folder is not None:
         read_config(folder)
         world = partial(World.load, folder, str(device))
-        for threads, b in ((1, 1), (most, 1), (1, BATCH), (most, BATCH)):
-            items.append(frame(f"{folder.name} frame, batch {b}", world, b, threads))
-        if compiled:
-            items.append(frame(f"{folder.name} frame, batch 1, compiled", world, compiled=True))
+        for dtype in dtypes:
+            for threads, b in ((1, 1), (most, 1), (1, BATCH), (most, BATCH)):
+                items.append(frame(f"{folder.name} frame, batch {b}", world, b, threads, dtype=dtype))
+            if compiled:
+                items.append(frame(f"{folder.name} frame, batch 1, compiled", world, compiled=True, dtype=dtype))
     return items
 
 
-def common_size(device: torch.device, context_frames: int, stack: STConfig = SMALL, patch: int = 8) -> World:
+def common_size(
+    device: torch.device,
+    context_frames: int,
+    stack: STConfig = SMALL,
+    patch: int = 8,
+    precision: Precision = "float32",
+) -> World:
     """25 MaskGIT steps, random weights; small: width 128, 4 blocks, 4 heads, 64 tokens a frame."""
     config = WorldConfig(
         tokenizer=TokenizerConfig(
@@ -62,7 +90,8 @@ def common_size(device: torch.device, context_frames: int, stack: STConfig = SMA
         sampling=SamplingConfig(steps=25),
         context_frames=context_frames,
     )
-    return World(config, config.make_tokenizer(), config.make_lam(), config.make_dynamics(), device)
+    models = config.make_tokenizer(), config.make_lam(), config.make_dynamics()
+    return World(config, *models, device=device, precision=precision)
 
 
 def step_call(world: World, b: int = 1, compiled: bool = False) -> Call:

@@ -32,7 +32,7 @@ def train_items(recipes: tuple[str, ...], device: torch.device, large: bool) -> 
         for suffix, recipe in sizes.items()
         for name, stage in (("W1", "tokenizer"), ("W2", "joint"))
     ]
-    dtype = "bfloat16" if device.type == "cuda" else "float32"  # what they are trained in
+    dtype = dtypes_of(device)[-1]  # what they are trained in
     own = [
         step_item(f"{name} {stage} step", recipe_named(name), stage, device, dtype)
         for name in recipes

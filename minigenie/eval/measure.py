@@ -168,7 +168,7 @@ def evaluate(
         "drift": drift,
         "world": {key: config[key] for key in CONFIG_KEYS},
         "fps": world.fps,
-        "made_with": made_with(world.device),
+        "made_with": made_with(world.device) | {"precision": str(world.dtype).removeprefix("torch.")},
         "notes": sitting.notes,
     }
     watch(sitting.total, sitting.total)

@@ -24,6 +24,7 @@ from minigenie.data.dataset import Dataset
 from minigenie.eval.controllability import motion
 from minigenie.play.actions import check_actions, describe, load_actions, merge_actions, save_actions
 from minigenie.play.player import Clip, View, encode, footage_clip, longest
+from minigenie.runtime import Precision
 from minigenie.world import World, locate, read_prompt
 
 Result = TypeVar("Result")
@@ -89,11 +90,12 @@ class Room:
         seed: int,
         footage: str | Path | None,
         compiled: bool = False,
+        precision: Precision = "auto",
     ) -> None:
         if max_players < 1:
             raise ValueError(f"max_players is {max_players}; let at least 1 play")
         self.folder, self.max_players, self.seed, self.worker = locate(folder), max_players, seed, Worker()
-        self.world = self.worker.ask(partial(World.load, self.folder, device)).result()
+        self.world = self.worker.ask(partial(World.load, self.folder, device, precision)).result()
         if compiled:
             print("compiling the world; this takes a minute", flush=True)
             self.world.compile()

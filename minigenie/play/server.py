@@ -40,6 +40,7 @@ from minigenie.play.door import (
 from minigenie.play.player import to_video
 from minigenie.play.room import Room
 from minigenie.play.seat import Gone, Seat
+from minigenie.runtime import Precision
 
 PAGE = Path(__file__).with_name("page.html")
 EDIT_BYTES, UPLOAD_BYTES = 1 << 16, 10 << 20
@@ -192,12 +193,14 @@ def serve(
     seed: int = 0,
     footage: str | Path | None = None,
     compiled: bool = False,
+    precision: Precision = "auto",
 ) -> None:
     """Play the world in `folder` until Ctrl-C. ValueError or OSError, one line, if that cannot be."""
     with listen(host, port) as listening:
         room = Room(
-            folder, device=device, fps=fps, max_players=max_players, seed=seed, footage=footage, compiled=compiled
-        )
+            folder, device=device, fps=fps, max_players=max_players, seed=seed, footage=footage, compiled=compiled,
+            precision=precision,
+        )  # fmt: skip
         shown, (address, number) = f"[{host}]" if ":" in host else host, listening.getsockname()[:2]
         token = None if ipaddress.ip_address(address).is_loopback else secrets.token_urlsafe(16)
         url = f"http://{shown}:{number}/" + (f"?token={token}" if token else "")
