@@ -364,5 +364,5 @@ def test_freed_memory_is_kept_for_the_next_step_and_given_back():
     """256 MB, 65,536 pages, freed and used again. In a process of its own, which it changes for good."""
     ended = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
     faults, returned = map(int, ended.stdout.split())
-    assert faults < 1000
+    assert faults < 5000  # on Python 3.12 and later one of the 16 tensors, 4,096 pages, may lie in new memory
     assert returned > 60_000
