@@ -217,3 +217,16 @@ def test_help_is_light():
         "sys.exit(bool({'torch', 'av', 'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_bfloat16_where_it_is_slow_is_done_and_said(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("minigenie.runtime.fast_bfloat16", lambda device: False)
+    small = ["--max-steps", "1", "--set", "tokenizer_fit.batch_size=4", "--device", "cpu"]
+    main(["train", str(data), "--out", str(tmp_path / "run"), "--precision", "bfloat16", *small])
+    seen = capsys.readouterr()
+    assert seen.err.count("slow at bfloat16") == 1
+    assert "is a world" in seen.out
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert {config[f"{stage}_fit"]["execution"]["precision"] for stage in ("tokenizer", "lam", "dynamics")} == {
+        "bfloat16"
+    }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,49 @@ def test_a_finished_run_is_left_as_it_is(toy, trained):
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
     train_world(toy, small_recipe(), trained, device=CPU)
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_goes_on_however_it_is_executed_and_for_longer(toy, tmp_path):
+    """In other parts, another precision, with more steps; not with another batch."""
+    out, first, second = tmp_path / "run", small_recipe(), small_recipe(steps=6)
+    train_world(toy, first, out, device=CPU)
+    (out / "dynamics.safetensors").unlink()
+    how = replace(second.dynamics_fit.execution, part=3, precision="bfloat16", recompute="blocks")
+    train_world(toy, replace(second, dynamics_fit=replace(second.dynamics_fit, execution=how)), out, device=CPU)
+    steps = [line["step"] for line in read_metrics(out / "metrics.jsonl") if line["stage"] == "dynamics"]
+    assert max(steps) == 6
+    assert json.loads((out / "config.json").read_text())["dynamics_fit"]["execution"]["part"] == 3
+    with pytest.raises(FileExistsError, match=r"another dynamics_fit.batch_size"):
+        train_world(toy, replace(first, dynamics_fit=replace(first.dynamics_fit, batch_size=2)), out, device=CPU)
+
+
+def test_a_field_that_is_new_orphans_no_run_and_one_that_is_gone_is_named(toy, trained, tmp_path):
+    out = shutil.copytree(trained, tmp_path / "run")
+    values = json.loads((out / "config.json").read_text())
+    del values["shares"], values["dynamics_fit"]["optim"]["clip"]
+    (out / "config.json").write_text(json.dumps(values))
+    train_world(toy, small_recipe(), out, device=CPU)
+    values["lam_fit"]["accumulate"] = 4
+    (out / "config.json").write_text(json.dumps(values | {"minigenie": "0.0.9"}))
+    with pytest.raises(FileExistsError, match=r"begun by MiniGenie 0.0.9, .*'accumulate'.* only be played") as caught:
+        train_world(toy, small_recipe(), out, device=CPU)
+    assert "\n" not in str(caught.value)
+    assert World.load(out).num_actions == 8
+
+
+def test_held_out_footage_beside_the_dataset_is_measured_on_the_way(toy, tmp_path):
+    """Each model's own metrics, on clips that it does not learn from; the LAM's once its codes are placed."""
+    for name in ("train", "test"):
+        shutil.copytree(toy.folder, tmp_path / name)
+    train_world(Dataset.open(tmp_path / "train"), small_recipe(), tmp_path / "run", device=CPU)
+    lines = read_metrics(tmp_path / "run/metrics.jsonl")
+    found = {(line["stage"], name) for line in lines for name in line if name.startswith("held_out_")}
+    assert found == {
+        ("tokenizer", "held_out_psnr"),
+        ("lam", "held_out_psnr"),
+        ("dynamics", "held_out_cross_entropy"),
+        ("dynamics", "held_out_accuracy"),
+    }
 
 
 def test_killed_while_it_noted_what_the_footage_is_like(toy, trained, tmp_path):
