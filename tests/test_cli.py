@@ -1,5 +1,6 @@
 """Bad input: one clear line, exit code 2, nothing half-written and nothing lost."""
 
+import json
 import os
 import shutil
 import subprocess
