@@ -48,7 +48,7 @@ def fast_bfloat16(device: torch.device) -> bool:
     steps of any width gain; on others they lose."""
     if device.type == "cpu":
         return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def dtype_of(device: torch.device, precision: Precision) -> torch.dtype:

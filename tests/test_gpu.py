@@ -6,12 +6,17 @@ from conftest import small_recipe
 from torch.testing import assert_close
 
 from minigenie.bench.train import _noise
-from minigenie.runtime import autocast
+from minigenie.runtime import autocast, pick_device
 from minigenie.train import Execution, Part, backward, prepare_stacks, update
 from minigenie.world import World
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def _as_commands_run():
+    pick_device("cuda")
 
 
 @pytest.fixture
