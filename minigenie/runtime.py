@@ -170,7 +170,8 @@ def processes(device: torch.device) -> Iterator[tuple[int, int]]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # a process may have hours more to encode than another
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=24))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # numbers on the CPU wait for no GPU
+    dist.init_process_group(backend, timeout=timedelta(hours=24))
     try:
         yield dist.get_rank(), dist.get_world_size()
     except RuntimeError as error:
@@ -212,7 +213,7 @@ def slowest(seconds: float) -> float:
     """The largest of all processes' values, the same on each."""
     if not dist.is_initialized():
         return seconds
-    value = torch.tensor(seconds, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    value = torch.tensor(seconds)
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return float(value)
 
