@@ -33,6 +33,8 @@ def train_items(recipes: tuple[str, ...], device: torch.device, large: bool) -> 
         for name, stage in (("W1", "tokenizer"), ("W2", "joint"))
     ]
     dtype = dtypes_of(device)[-1]  # what they are trained in
+    if large:
+        common.append(step_item("8 x 512 dynamics step", wide(), "dynamics", device, dtype))
     own = [
         step_item(f"{name} {stage} step", recipe_named(name), stage, device, dtype)
         for name in recipes
@@ -53,6 +55,13 @@ def reference() -> Recipe:
     recipe = _common(STConfig(), REFERENCE, 4, 2)
     saving = replace(recipe.tokenizer_fit, execution=Execution(part=1, recompute="cheap"))
     return replace(recipe, tokenizer_fit=saving, lam_fit=saving, dynamics_fit=saving)
+
+
+def wide() -> Recipe:
+    """`laptop` with dynamics of 8 blocks of width 512, on 4 clips of 8 frames of 64 positions; two streams, Muon."""
+    recipe = recipe_named("laptop")
+    dynamics = replace(recipe.dynamics, transformer=STConfig(num_blocks=8, dim=512, num_heads=8))
+    return replace(recipe, dynamics=dynamics, dynamics_fit=replace(recipe.dynamics_fit, batch_size=4))
 
 
 def _common(stack: STConfig, dynamics: STConfig, patch: int, clips: int) -> Recipe:
