@@ -125,12 +125,13 @@ class Dynamics(nn.Module):
         """batch: "tokens" int [b t n], "actions" int [b t-1] -> loss (cross-entropy of masked tokens), metrics."""
         tokens, leading_in = batch["tokens"].long(), self._leading_in(batch["actions"].long())
         streams = self._clean_and_masked if self.config.context == "clean" else self._all_masked
-        hidden, targets, hide = streams(tokens, leading_in)
-        logits = self.head(hidden).float().flatten(0, -2)
-        loss = F.cross_entropy(logits, targets.masked_fill(~hide, SHOWN).flatten(), ignore_index=SHOWN)
-        seen = logits.detach()  # amax takes a third of argmax's time on a CPU
-        right = (seen.gather(-1, targets.reshape(-1, 1))[:, 0] == seen.amax(dim=-1)) & hide.flatten()
-        return loss, {"cross_entropy": loss.detach(), "accuracy": right.sum() / hide.sum()}
+        # how many tokens are hidden, only a CPU knows without waiting for what it was asked before
+        hidden, targets = counted(*streams(tokens, leading_in), static=tokens.device.type != "cpu")
+        logits = self.head(hidden).float()
+        loss, seen, counts = F.cross_entropy(logits, targets, ignore_index=SHOWN), logits.detach(), targets != SHOWN
+        # amax takes a third of argmax's time on a CPU
+        right = (seen.gather(-1, targets.clamp(min=0)[:, None])[:, 0] == seen.amax(dim=-1)) & counts
+        return loss, {"cross_entropy": loss.detach(), "accuracy": right.sum() / counts.sum()}
 
     def _all_masked(self, tokens: Tensor, leading_in: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states, what they should tell, and where."""
@@ -151,6 +152,16 @@ class Dynamics(nn.Module):
         )
         hidden = self.transformer(entered, *two_streams(past.shape[1], tokens.device))
         return self._leave(hidden[:, past.shape[1] :]), present, hide
+
+
+def counted(
+    hidden: Float[Tensor, "b t n e"], targets: Int[Tensor, "b t n"], hide: Bool[Tensor, "b t n"], static: bool
+) -> tuple[Float[Tensor, "m e"], Int[Tensor, " m"]]:
+    """Hidden states and targets where tokens are hidden. static: all of them, whose number is known beforehand; those
+    that are shown have the target SHOWN, which does not count."""
+    if static:
+        return hidden.flatten(0, -2), targets.masked_fill(~hide, SHOWN).flatten()
+    return hidden[hide], targets[hide]
 
 
 def cosine_mask(tokens: Int[Tensor, "b t n"]) -> Bool[Tensor, "b t n"]:

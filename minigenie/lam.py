@@ -131,12 +131,17 @@ class LatentActionModel(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """batch["frames"] uint8 [b t h w c], or batch["tokens"] [b t n] -> loss (prediction + commitment), metrics."""
-        seen = self._see(self.video(batch))
+        return self.learn(batch, progress)[:2]
+
+    def learn(self, batch: dict[str, Tensor], progress: float) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Loss, metrics, and the actions that `infer` would find, [b t-1]."""
+        video = self.video(batch)
+        seen = self._see(video)
         quantized = self.quantizer(self._actions(seen), progress)
         errors = self._errors(self._predict(seen[:, :-1], quantized.vectors), seen)
         loss, error = (self._weights(seen) * errors).mean(), errors.detach().mean()
         metrics = {"psnr": -10 * error.log10()} if self.config.input == "pixels" else {"cross_entropy": error}
-        return loss + quantized.loss * 0.1, metrics | self.quantizer.use()
+        return loss + quantized.loss * 0.1, metrics | self.quantizer.use(), quantized.codes.view(len(video), -1)
 
     @torch.no_grad()
     def control(self, batch: dict[str, Tensor]) -> Tensor:

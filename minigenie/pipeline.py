@@ -73,9 +73,7 @@ class Joint(nn.Module):
         self.lam, self.dynamics = lam, dynamics
 
     def forward(self, batch: dict[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
-        lam_loss, lam_metrics = self.lam(batch, progress)
-        with torch.no_grad():
-            actions = self.lam.infer(self.lam.video(batch))
+        lam_loss, lam_metrics, actions = self.lam.learn(batch, progress)
         loss, metrics = self.dynamics({"tokens": batch["tokens"], "actions": actions}, progress)
         if not self.lam.quantizer.ready:  # actions mean nothing yet
             loss = 0 * loss

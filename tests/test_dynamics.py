@@ -5,7 +5,7 @@ import torch
 from conftest import small_recipe
 from torch.testing import assert_close
 
-from minigenie.dynamics import cosine_mask, two_streams
+from minigenie.dynamics import SHOWN, cosine_mask, counted, two_streams
 from minigenie.nn.st_transformer import TimeCache
 
 
@@ -100,3 +100,13 @@ def test_codes_that_look_alike_start_alike():
     model.start_from(codebook)
     assert_close(model.embed_token.weight[0], model.embed_token.weight[1])
     assert (model.embed_token.weight[0] - model.embed_token.weight[2]).abs().max() > 0.1
+
+
+def test_hidden_tokens_count_alike_in_a_fixed_number_of_positions():
+    logits, targets, hide = torch.randn(2, 3, 5, 7), torch.randint(7, (2, 3, 5)), torch.rand(2, 3, 5) < 0.4
+    (some, wanted), (all_of_them, marked) = (counted(logits, targets, hide, static) for static in (False, True))
+    assert (len(some), len(all_of_them)) == (int(hide.sum()), hide.numel())
+    assert_close(
+        torch.nn.functional.cross_entropy(all_of_them, marked, ignore_index=SHOWN),
+        torch.nn.functional.cross_entropy(some, wanted),
+    )
