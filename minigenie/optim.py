@@ -17,13 +17,15 @@ from minigenie.runtime import dtype_of, like, whole
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """lr: peak learning rate of AdamW; matrices under Muon take muon_lr. warmup: steps of linear warm-up. decay: shape
-    after it, down to final_lr (a share of the peak); "linear" and "cosine" use all of training, "late" keeps the peak
-    for the first 60 %. clip: largest norm of the gradient."""
+    """lr, weight_decay: peak learning rate of AdamW, and how much of a weight goes each step, times the rate; matrices
+    under Muon take muon_lr and muon_decay. warmup: steps of linear warm-up. decay: shape after it, down to final_lr (a
+    share of the peak); "linear" and "cosine" use all of training, "late" keeps the peak for the first 60 %. clip:
+    largest norm of the gradient."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-4
     muon_lr: float = 0.02
+    muon_decay: float = 0.2
     betas: tuple[float, float] = (0.9, 0.9)
     weight_decay: float = 1e-4
     warmup: int = 1000
@@ -37,11 +39,11 @@ class OptimConfig:
                 raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be a number above 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas is {self.betas}; both must lie in [0, 1)")
-        if self.warmup < 0 or not 0 <= self.weight_decay < math.inf or not 0 <= self.final_lr <= 1:
-            raise ValueError(
-                f"optim: warmup {self.warmup} and weight_decay {self.weight_decay} must be 0 or more, "
-                f"final_lr {self.final_lr} a share in [0, 1]"
-            )
+        for name in ("warmup", "weight_decay", "muon_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be 0 or more")
+        if not 0 <= self.final_lr <= 1:
+            raise ValueError(f"optim.final_lr is {self.final_lr}; it is a share in [0, 1]")
 
 
 def learning_rate_share(config: OptimConfig, step: int, progress: float) -> float:
@@ -65,7 +67,7 @@ def make_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.O
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
     adamw = torch.optim.AdamW(rest, lr=0.0, betas=config.betas, weight_decay=config.weight_decay, fused=True)
-    return [adamw, Muon(matrices, weight_decay=config.weight_decay)] if matrices else [adamw]
+    return [adamw, Muon(matrices, weight_decay=config.muon_decay)] if matrices else [adamw]
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], config: OptimConfig, share: float) -> None:
