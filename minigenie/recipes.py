@@ -23,8 +23,9 @@ from minigenie.train import Execution, FitConfig
 def tiny() -> Recipe:
     """64x64 at patch 8 on 2 CPU cores: the whole pipeline in under 10 minutes. docs/results.md has the experiments."""
     optim = OptimConfig(
-        optimizer="muon", lr=2e-3, muon_lr=0.02, betas=(0.9, 0.95), warmup=20, decay="linear", final_lr=0.05
+        optimizer="muon", lr=2e-3, muon_lr=0.02, betas=(0.9, 0.95), warmup=20, decay="late", final_lr=0.05
     )
+    of_lam = replace(optim, muon_decay=0.0, decay="linear")
     often = Execution(sample_every=100, save_every=100)
     fit = FitConfig(steps=500, batch_size=32, clip_frames=8, optim=optim, execution=often)
     narrow = STConfig(num_blocks=2, dim=128, num_heads=4)
@@ -43,9 +44,9 @@ def tiny() -> Recipe:
             decoder=replace(narrow, num_blocks=1, attend_time=False),
             quantizer=QuantizerConfig(num_codes=8, code_dim=32, warmup=0.4),
         ),
-        lam_fit=replace(fit, batch_size=64, clip_frames=2),
+        lam_fit=replace(fit, batch_size=64, clip_frames=2, optim=of_lam),
         dynamics=DynamicsConfig(group=2, transformer=STConfig(num_blocks=4, dim=192, num_heads=6)),
-        dynamics_fit=replace(fit, steps=1000, batch_size=4, clip_frames=8),
+        dynamics_fit=replace(fit, steps=1000, batch_size=4, clip_frames=8, optim=replace(optim, lr=4e-3)),
         sampling=SamplingConfig(steps=2, temperature=0.5, choice_noise=0.5),
         context_frames=7,
     )
