@@ -72,7 +72,7 @@ def collect(
         levels: How many different levels.
         start_level: Number of the first level; by default as split says.
         policy: random draws each action anew, as in the paper; explore gets further into the levels; expert looks ahead
-            and solves most levels of CoinRun (Python 3.11 on Linux).
+            and solves most levels of CoinRun.
         seed: Seed of the policy and the order of levels.
         num_envs: Games played side by side.
     """

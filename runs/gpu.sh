@@ -17,7 +17,8 @@ setup() {
   python -c 'import torch, tyro, av, jaxtyping, pytest, pytest_timeout, gymnasium' 2>/dev/null && return
   if [ -n "${WHEELS:-}" ]; then
     pip install --quiet --no-index --find-links "$WHEELS" tyro einops jaxtyping av starlette uvicorn websockets rich \
-      safetensors matplotlib pillow pytest pytest-timeout beartype gymnasium envpool
+      safetensors matplotlib pillow pytest pytest-timeout beartype gymnasium \
+      "procgen-mirror; python_version < '3.13'" "procgen-gym; python_version >= '3.13'"
   else
     pip install --quiet '.[coinrun,dev]'
   fi

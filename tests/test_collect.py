@@ -4,9 +4,12 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 from minigenie.data import collect as module
 from minigenie.data.collect import GAMES, action_plan, available, collect
@@ -125,14 +128,50 @@ def test_impossible_settings_are_explained(tmp_path, wrong, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_wheel_the_cure_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("python", "platform", "machine", "packages"),
+    [
+        ("3.11", "linux", "x86_64", ["procgen-mirror"]),
+        ("3.12", "linux", "x86_64", ["procgen-mirror"]),
+        ("3.13", "linux", "x86_64", ["procgen-gym"]),
+        ("3.13", "linux", "aarch64", []),
+        ("3.12", "darwin", "arm64", []),
+        ("3.13", "win32", "AMD64", []),
+    ],
+)
+def test_the_extra_installs_what_there_is_for_each_python(python, platform, machine, packages):
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extra = [Requirement(line) for line in project["optional-dependencies"]["coinrun"]]
+    here = {"python_version": python, "sys_platform": platform, "platform_machine": machine}
+    assert [package.name for package in extra if package.marker.evaluate(here)] == packages
+
+
+@pytest.mark.skipif(bool(available()), reason=str(available()))
+def test_the_manifest_names_the_generator_of_this_python(tmp_path):
+    dataset = collect("coinrun", tmp_path / "out", **{**SMALL, "frames": 60})
+    assert dataset.manifest["generator"] == (
+        "procgen-gym 0.1.1" if sys.version_info >= (3, 13) else "procgen-mirror 0.10.7"
+    )
+
+
+@pytest.mark.parametrize(
+    ("platform", "machine", "message"),
+    [
+        ("linux", "x86_64", "Procgen is not installed: run `pip install '.[coinrun]'`, or play the game toy"),
+        ("linux", "aarch64", "Procgen is for Linux on x86-64, this is linux on aarch64: play the game toy"),
+        ("darwin", "arm64", "Procgen is for Linux on x86-64, this is darwin on arm64: play the game toy"),
+    ],
+)
+def test_without_procgen_one_line_says_what_to_do(tmp_path, monkeypatch, platform, machine, message):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    assert "pip install '.[coinrun]'" in available()
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(module.platform, "machine", lambda: machine)
+    assert available() == message
     with pytest.raises(ValueError, match=r"cannot play coinrun: .* play the game toy"):
         collect("coinrun", tmp_path / "out")
 
 
-@pytest.mark.skipif(bool(available()) or sys.version_info >= (3, 12), reason="needs Procgen's own library")
+@pytest.mark.skipif(bool(available()), reason="needs Procgen's own library")
 def test_without_a_system_library_the_debian_package_is_named(monkeypatch):
     def missing(path):
         raise OSError("libGL.so.1: cannot open shared object file: No such file or directory")

@@ -63,7 +63,7 @@ def test_actions_change_the_frame(world, video):
 
 
 def test_all_three_caches_are_exact(video):
-    """With attention along time in every stack: tokens the same, pixels to 1e-5, true frames or imagined."""
+    """With attention along time in every stack: tokens the same, pixels to 1e-5, which rounding may make one apart."""
     recipe = small_recipe()
     awake = replace(recipe.dynamics.transformer, num_blocks=2, attend_time=True)
     tokenizer = replace(recipe.tokenizer, encoder=awake, decoder=awake)

@@ -1,7 +1,7 @@
 """Play games and keep the video: CoinRun, the case study of Genie (arXiv:2402.15391), and its kin.
 
-The 16 Procgen games (arXiv:1912.01588) come from the `procgen-mirror` wheel (Python 3.11, Linux) or from EnvPool (later
-Pythons); "toy" is our own and needs neither. Their frames differ slightly, so the manifest names the generator.
+The 16 Procgen games (arXiv:1912.01588) come from the wheel of `procgen-mirror` (Python 3.11 and 3.12) or `procgen-gym`
+(3.13), for Linux on x86-64; "toy" is our own and needs neither. The manifest names the generator.
 Levels are numbered: training plays those below `levels`, testing those from 1,000,000, so the two never meet.
 Every shard is a function of (seed, split, its number) alone, so collecting is parallel, resumable and repeatable.
 
@@ -14,6 +14,7 @@ import importlib
 import importlib.metadata
 import io
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -36,9 +37,11 @@ PROCGEN_GAMES = (
     "heist", "jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot",
 )  # fmt: skip
 GAMES = (*PROCGEN_GAMES, "toy")
+PROCGEN_PACKAGES = {"procgen": "procgen-mirror", "procgen_gym": "procgen-gym"}  # by the module that each brings
 FIRST_TEST_LEVEL = 1_000_000
 FPS = 15  # Procgen's own
 MAX_WORKERS = 8  # each takes 200 MB
+MAX_STATE = 2**20  # bytes of a saved Procgen game, at most
 STEPS = 512  # per shard and game
 SPARE = 16  # steps played beyond that, to make up for episodes of one frame, which are dropped
 HOLD = 5  # steps that the explore policy keeps to a choice, on average: a third of a second
@@ -141,23 +144,18 @@ def collect(
 
 def available() -> str | None:
     """None if the Procgen games can be played here, else one line that says why not and what to do."""
-    if spec := find_spec("procgen"):
-        library = Path(spec.submodule_search_locations[0], "data", "prebuilt", "libenv.so")  # type: ignore[index]
+    if module := _procgen_module():
+        folder = find_spec(module).submodule_search_locations[0]  # type: ignore[union-attr, index]
+        library = Path(folder, "data", "prebuilt", "libenv.so")
         if library.exists():
             try:
                 ctypes.CDLL(str(library))
             except OSError as error:
                 return f"Procgen cannot start ({error}): run `apt-get install libgl1 libx11-6`, or play the game toy"
         return None
-    if find_spec("envpool"):
-        try:
-            importlib.import_module("envpool.procgen").ProcgenEnvSpec  # noqa: B018
-        except ImportError as error:
-            return f"EnvPool's Procgen cannot start ({str(error).splitlines()[0]}), or play the game toy"
-        return None
-    python = ".".join(map(str, sys.version_info[:2]))
-    wheels = "for Python 3.11 on Linux x86-64 and for Python 3.12 and later"
-    return f"no Procgen for this Python {python}: run `pip install '.[coinrun]'` ({wheels}), or play the game toy"
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        return f"Procgen is for Linux on x86-64, this is {sys.platform} on {platform.machine()}: play the game toy"
+    return "Procgen is not installed: run `pip install '.[coinrun]'`, or play the game toy"
 
 
 def action_plan(game: str, policy: str, steps: int, num_envs: int, rng: np.random.Generator) -> np.ndarray:
@@ -233,47 +231,39 @@ def check(settings: Settings) -> None:
         raise ValueError(f"levels should stay below {FIRST_TEST_LEVEL:,}, where the test levels begin; play fewer")
     if settings.game != "toy" and (why := available()):
         raise ValueError(f"cannot play {settings.game}: {why}")
-    if settings.policy == "expert" and (settings.game != "coinrun" or not find_spec("procgen")):
-        raise ValueError("the expert plays coinrun, and needs procgen-mirror (Python 3.11) to save games; take explore")
+    if settings.policy == "expert" and settings.game != "coinrun":
+        raise ValueError(f"the expert plays coinrun, not {settings.game}; take explore")
 
 
 def _generator(game: str) -> str:
     if game == "toy":
         return f"minigenie toy {ToyWorld.VERSION}"
-    if find_spec("procgen"):
-        _import_procgen()  # here, because it is not safe in a thread
-        return f"procgen-mirror {importlib.metadata.version('procgen-mirror')}"
-    return f"envpool {importlib.metadata.version('envpool')}"
+    package = PROCGEN_PACKAGES[_import_procgen().__name__]  # imported here, because it is not safe in a thread
+    return f"{package} {importlib.metadata.version(package)}"
 
 
 def _start(settings: Settings, n: int, seed: int) -> Game:
     if settings.game == "toy":
         return ToyWorld(n, seed=seed, num_levels=settings.levels, start_level=settings.start_level)
-    return (ProcgenGame if find_spec("procgen") else EnvPoolGame)(settings, n, seed)
+    return procgen_game(settings, n, seed)
 
 
 def expert_for(settings: Settings, game: Game, rng: np.random.Generator) -> Expert:
     """An expert at `game`, with a copy of its own to search in."""
     assert isinstance(game, ProcgenGame)
-    return Expert(game, ProcgenGame(settings, 1, 0), PROCGEN_ACTIONS, rng)
+    return Expert(game, procgen_game(settings, 1, 0), PROCGEN_ACTIONS, rng)
+
+
+def procgen_game(settings: Settings, n: int, seed: int) -> "ProcgenGame":
+    return (ProcgenGame if _procgen_module() == "procgen" else ProcgenGymGame)(settings, n, seed)
 
 
 class ProcgenGame:
-    """A Procgen game, from the `procgen` module."""
+    """A Procgen game, from procgen-mirror."""
 
     def __init__(self, settings: Settings, n: int, seed: int):
-        self._env = _import_procgen().ProcgenGym3Env(
-            num=n,
-            env_name=settings.game,
-            rand_seed=seed,
-            distribution_mode=settings.mode,
-            num_levels=settings.levels,  # never 0, with which start_level would be ignored
-            start_level=settings.start_level,
-            use_backgrounds=settings.backgrounds,
-            restrict_themes=not settings.themes,
-            num_threads=0,
-        )
-        self._buffer = self._env._ffi.new("char[]", 2**20)
+        self._env = _import_procgen().ProcgenGym3Env(n, **_procgen_options(settings, seed))
+        self._buffer = self._env._ffi.new("char[]", MAX_STATE)
         self._observe()
 
     def frames(self) -> np.ndarray:
@@ -285,7 +275,7 @@ class ProcgenGame:
 
     def save(self, i: int) -> bytes:
         """All there is to know about game `i`, to go on from; the expert reads it. `get_state` would save all games."""
-        size = self._env.call_c_func("get_state", i, self._buffer, len(self._buffer))
+        size = self._env.call_c_func("get_state", i, self._buffer, MAX_STATE)
         return bytes(self._env._ffi.buffer(self._buffer, size))
 
     def restore(self, states: list[bytes]) -> None:
@@ -298,37 +288,47 @@ class ProcgenGame:
         self.level_seed = np.array([info["level_seed"] for info in self._env.get_info()])
 
 
-class EnvPoolGame:
-    """The same from EnvPool, of which a game that is over has to be told to start again."""
+class ProcgenGymGame(ProcgenGame):
+    """The same from procgen-gym, which calls the same library another way."""
 
     def __init__(self, settings: Settings, n: int, seed: int):
-        self._env = importlib.import_module("envpool").make_gymnasium(
-            f"{settings.game.capitalize()}{settings.mode.capitalize()}-v0",
-            num_envs=n,
-            seed=seed,
-            num_levels=settings.levels,
-            start_level=settings.start_level,
-            use_backgrounds=settings.backgrounds,
-            restrict_themes=not settings.themes,
-            channel_first=False,
-            num_threads=1,
-        )
-        self._frames, info = self._env.reset()
-        self.first, self.level_seed = np.ones(n, bool), info["level_seed"]
-
-    def frames(self) -> np.ndarray:
-        return self._frames
+        self._env = _import_procgen().ProcgenVecEnv(n, **_procgen_options(settings, seed))
+        self._buffer = ctypes.create_string_buffer(MAX_STATE)
+        self._observe()
 
     def step(self, actions: np.ndarray) -> None:
-        self._frames, _, terminated, truncated, info = self._env.step(actions.astype(np.int32))
-        self.first, self.level_seed = terminated | truncated, info["level_seed"]
-        if self.first.any():
-            self._frames[self.first], info = self._env.reset(np.flatnonzero(self.first).astype(np.int32))
-            self.level_seed[self.first] = info["level_seed"]
+        self._env._clib.act(actions)  # its own `step` would not say which frames are first
+        self._observe()
+
+    def save(self, i: int) -> bytes:
+        return ctypes.string_at(self._buffer, self._env._clib.call_c_func("get_state", i, self._buffer, MAX_STATE))
+
+    def _observe(self) -> None:
+        first, observation, self.reward, info = self._env._clib.observe()
+        self.first, self._frames, self.level_seed = first.astype(bool), observation["rgb"], info["level_seed"]
+
+
+def _procgen_options(settings: Settings, seed: int) -> dict[str, Any]:
+    return {
+        "env_name": settings.game,
+        "rand_seed": seed,
+        "distribution_mode": settings.mode,
+        "num_levels": settings.levels,  # never 0, with which start_level would be ignored
+        "start_level": settings.start_level,
+        "use_backgrounds": settings.backgrounds,
+        "restrict_themes": not settings.themes,
+        "num_threads": 0,
+    }
+
+
+def _procgen_module() -> str | None:
+    return next((module for module in PROCGEN_PACKAGES if find_spec(module)), None)
 
 
 def _import_procgen() -> ModuleType:
-    """`procgen`, without the notice that the `gym` under it prints to everyone, and the warnings that it causes."""
+    """Procgen's module, without the notice that an old `gym` prints to everyone, and the warnings that it causes."""
+    module = _procgen_module()
+    assert module
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return importlib.import_module("procgen")
+        return importlib.import_module(module)

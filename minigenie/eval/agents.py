@@ -35,6 +35,7 @@ from minigenie.data.collect import (
     check,
     collect,
     expert_for,
+    procgen_game,
 )
 from minigenie.data.dataset import Dataset, sample_batch, write_atomic
 from minigenie.encode import encode_actions, encode_tokens
@@ -304,7 +305,7 @@ def by_heart(plan: Iterator[np.ndarray]) -> Player:
 
 def play(settings: Settings, levels: int, player: Player, progress: Progress = lambda done, total: None) -> Played:
     """One attempt of `player` at each of `levels` levels. Which they are follows from the settings alone."""
-    game = ProcgenGame(settings, levels, settings.seed)
+    game = procgen_game(settings, levels, settings.seed)
     act = player(game)
     playing, solved, steps = np.ones(levels, bool), np.zeros(levels, bool), np.zeros(levels, np.int64)
     video = [game.frames()[:SHOWN_LEVELS].copy()]
