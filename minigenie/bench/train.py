@@ -22,9 +22,11 @@ from minigenie.tokenizer import TokenizerConfig
 from minigenie.train import Execution, FitConfig, Part, backward, prepare_stacks, update
 
 
-def train_items(recipes: tuple[str, ...], device: torch.device, large: bool) -> list[Item]:
+def train_items(
+    recipes: tuple[str, ...], device: torch.device, large: bool = False, parts: tuple[int, ...] = ()
+) -> list[Item]:
     """Steps of each recipe's stages, and of the sizes at which other implementations were measured: W1 and W2 are the
-    reference's, W1s and W2s small."""
+    reference's, W1s and W2s small. Or, with `parts`, of the recipes alone, with so many clips at a time at most."""
     sizes = {"s": small()} | ({"": reference()} if large else {})
     common = [
         step_item(f"{name}{suffix} {stage} step", recipe, stage, device, dtype, threads=1)
@@ -34,11 +36,22 @@ def train_items(recipes: tuple[str, ...], device: torch.device, large: bool) -> 
     ]
     dtype = "bfloat16" if device.type == "cuda" else "float32"  # what they are trained in
     own = [
-        step_item(f"{name} {stage} step", recipe_named(name), stage, device, dtype)
+        step_item(f"{name} {stage} step", recipe_named(name), stage, device, dtype, part=part)
         for name in recipes
         for stage in (("tokenizer", "joint") if recipe_named(name).joint else ("tokenizer", "lam", "dynamics"))
+        for part in parts or (None,)
     ]
-    return common + own
+    return own if parts else common + own
+
+
+def fastest(measurements: list[Measurement]) -> list[Measurement]:
+    """Of the steps that differ only in how many clips go through the model at a time, the fastest ones."""
+    best: dict[str, Measurement] = {}
+    for each in measurements:
+        name = each.item.split(",")[0]
+        if each.frames_per_s > best.get(name, each).frames_per_s or name not in best:
+            best[name] = each
+    return list(best.values())
 
 
 def small() -> Recipe:
