@@ -22,9 +22,13 @@ run() {  # a command, until the time is over: it then saves what it has and ends
   return "$code"
 }
 
+footage() {
+  [ -e "$work/$1/manifest.json" ] || run collect coinrun --policy explore --mode "$mode" --out "$work/$1" "${@:2}"
+}
+
 collect() {
-  run collect coinrun --policy explore --mode "$mode" --frames "$frames" --num-envs 64 --out "$work/train"
-  run collect coinrun --policy explore --mode "$mode" --split test --frames 20_000 --out "$work/test"
+  footage train --frames "$frames" --num-envs 64
+  footage test --frames 20_000 --split test
 }
 
 train() {
