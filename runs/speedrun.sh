@@ -10,7 +10,7 @@
 #
 #   RECIPE=tiny FRAMES=20_000 MINUTES=2 CLIPS=16 MODE=easy runs/speedrun.sh
 set -euo pipefail
-recipe=${RECIPE:-speedrun} frames=${FRAMES:-1_000_000} minutes=${MINUTES:-17} clips=${CLIPS:-256} mode=${MODE:-hard}
+recipe=${RECIPE:-speedrun} frames=${FRAMES:-1_000_000} minutes=${MINUTES:-17} clips=${CLIPS:-128} mode=${MODE:-hard}
 work=${WORK:-speedrun}
 read -ra options <<<"${SET:-}"
 
