@@ -50,8 +50,8 @@ world() {
 tests() {  # warnings of another torch are no failures
   local only=()
   [ "$device" = cuda ] || only=(--collect-only)
-  JAXTYPING_DISABLE=1 timeout --foreground 450 python -m pytest -q -n 0 -W default -m gpu "${only[@]}" tests/test_gpu.py 2>&1 |
-    tee "$results/tests.txt"
+  JAXTYPING_DISABLE=1 timeout --foreground 450 python -m pytest -q -n 0 -W default -m gpu "${only[@]}" \
+    tests/test_gpu.py 2>&1 | tee "$results/tests.txt"
 }
 
 bench() {
