@@ -414,6 +414,7 @@ def bench(
     what: Positional[Literal["all", "train", "play", "data", "size"]] = "all",
     world: Positional[Path | None] = None,
     recipes: tuple[str, ...] = ("tiny",),
+    parts: tuple[int, ...] = (),
     only: str = "",
     rounds: int = 7,
     large: bool = False,
@@ -429,6 +430,8 @@ def bench(
         what: train: a step of each stage. play: a frame. data: loading and ingest. size: how cost grows with each size.
         world: A world folder to measure too, with play.
         recipes: Those whose training steps to measure; coinrun and paper take minutes a step on a CPU.
+        parts: Measure these steps alone, with so many clips at a time instead of the recipe's own, and say which number
+            is the fastest. What does not fit in memory is left out.
         only: Measure nothing but the items whose name has this in it.
         rounds: How often each item is timed; the items take turns.
         large: Measure the reference sizes W1, W2 and W3 too; minutes a step on a CPU.
@@ -445,7 +448,7 @@ def bench(
     from minigenie.bench.machine import HEADINGS, describe_machine, measure, rows, stage_rows
     from minigenie.bench.play import play_items
     from minigenie.bench.size import GROWTH, growth_rows, size_items
-    from minigenie.bench.train import train_items
+    from minigenie.bench.train import fastest_parts, train_items
     from minigenie.console import table, working
     from minigenie.data.dataset import write_atomic
     from minigenie.runtime import pick_device
@@ -461,7 +464,7 @@ def bench(
     where = pick_device(device)
     with TemporaryDirectory(prefix="minigenie-bench-") as scratch, working(f"bench {what}", "rounds") as progress:
         kinds = {
-            "train": lambda: train_items(recipes, where, large),
+            "train": lambda: train_items(recipes, where, large, parts),
             "play": lambda: play_items(world, where, compiled, large),
             "data": lambda: data_items(Path(scratch)),
             "size": lambda: size_items(where),
@@ -478,6 +481,8 @@ def bench(
         table(["item", "where its time goes"], shares)
     if growth := growth_rows(measured):
         table(GROWTH, growth)
+    if parts:
+        print("fastest parts", *fastest_parts(measured), sep="\n")
     found = [each.to_json() for each in measured]
     if browser and world is not None:
         from minigenie.bench.browser import measure_browser
@@ -489,18 +494,20 @@ def bench(
         write_atomic(json, dumps(found, indent=1).encode())
 
 
-def export(world: Positional[Path], out: Path) -> None:
+def export(world: Positional[Path], out: Path, unfinished: bool = False) -> None:
     """Copy what a player needs of a trained world into a small folder of its own, weights in half the bytes.
 
     Args:
         world: Folder made by train, or coinrun, the world that comes with the package.
         out: New folder for the copy, to play, share or keep.
+        unfinished: Of a run that goes on, what there is: models that are trained, others as last saved.
     """
     from minigenie.finish import export_world
 
-    export_world(world, out)
+    missing = export_world(world, out, unfinished)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    print(f"{out} is a world of {size / 1e6:.1f} MB: minigenie play {out}")
+    rest = f", still without {', '.join(missing)}" if missing else f": minigenie play {out}"
+    print(f"{out} is a world of {size / 1e6:.1f} MB{rest}")
 
 
 def imitate(

@@ -6,13 +6,13 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from minigenie import __version__
-from minigenie.checkpoint import save_tensors
+from minigenie.checkpoint import Checkpoints, load_model, save_tensors
 from minigenie.data.dataset import Dataset, write_atomic
 from minigenie.pictures import save_picture
-from minigenie.world import MODELS, World, locate
+from minigenie.world import MODELS, World, locate, read_config, world_config
 
 KEYS = "1234567890qwertyuiopasdfghjklzxcvbnm"
 
@@ -30,28 +30,42 @@ def finish(world: World, dataset: Dataset, out: Path, prompts: int = 8) -> None:
     write_atomic(out / "README.md", model_card(world, dataset).encode())
 
 
-def export_world(folder: Path, out: Path) -> None:
+def export_world(folder: Path, out: Path, unfinished: bool = False) -> list[str]:
     """A copy of the world in `folder` without the traces of its training: matrices as bfloat16, but codebooks as they
-    are, since codes lie close together. Raises FileExistsError if `out` is there, or as World.load does."""
+    are, since codes lie close together. unfinished: of a run that goes on, models that are not trained yet as they were
+    last saved. Gives the names of those that are missing. Raises FileExistsError if `out` is there, or as World.load
+    does."""
     folder = locate(folder)
-    world = World.load(folder, "cpu")
+    models = {name: _weights(folder, name, unfinished) for name in MODELS}
     if out.exists():
         raise FileExistsError(f"{out} exists; choose a new folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    for name in MODELS:
-        weights = getattr(world, name).state_dict()
+    unready = Path(mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    for name, weights in models.items():
         exact = {key for key, value in weights.items() if "quantizer" in key or value.ndim < 2}
         small = {key: value if key in exact else value.bfloat16() for key, value in weights.items()}
-        save_tensors(unfinished / f"{name}.safetensors", small)
+        if small:
+            save_tensors(unready / f"{name}.safetensors", small)
     beside = ("config.json", "actions.json", "README.md", "report.json", "metrics.jsonl")
     for path in [folder / name for name in beside] + sorted((folder / "prompts").glob("*.png")):
         if path.exists():
-            copy = unfinished / path.relative_to(folder)
+            copy = unready / path.relative_to(folder)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, copy)
-    unfinished.chmod(0o755)
-    unfinished.rename(out)
+    unready.chmod(0o755)
+    unready.rename(out)
+    return [name for name, weights in models.items() if not weights]
+
+
+def _weights(folder: Path, name: str, unfinished: bool) -> dict[str, Tensor]:
+    """Of a model that is trained; if `unfinished`, else as last saved, or none."""
+    path = folder / f"{name}.safetensors"
+    if path.exists() or not unfinished:
+        return load_model(path, getattr(world_config(folder), f"make_{name}")).state_dict()
+    joint = name != "tokenizer" and read_config(folder).get("joint")
+    prefix = f"model/{name}." if joint else "model/"
+    saved = Checkpoints(folder / "checkpoints" / ("dynamics" if joint else name)).load().tensors
+    return {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
 
 
 def model_card(world: World, dataset: Dataset) -> str:

@@ -13,7 +13,7 @@ from minigenie.finish import count_parameters
 from minigenie.lam import LAMConfig
 from minigenie.maskgit import SamplingConfig
 from minigenie.nn.quantize import QuantizerConfig
-from minigenie.nn.st_transformer import STConfig, STTransformer
+from minigenie.nn.st_transformer import Recompute, STConfig, STTransformer
 from minigenie.optim import OptimConfig
 from minigenie.pipeline import Recipe
 from minigenie.tokenizer import TokenizerConfig
@@ -102,7 +102,7 @@ def speedrun() -> Recipe:
     optim = OptimConfig(
         optimizer="muon", lr=1e-3, muon_lr=0.02, betas=(0.9, 0.95), warmup=100, decay="linear", final_lr=0.0
     )
-    parts = Execution(part=24, compile=True, sample_every=500, save_every=500)
+    parts = Execution(part=16, compile=True, sample_every=500, save_every=500)
     fit = FitConfig(steps=1_000_000, batch_size=48, optim=optim, execution=parts)
     return replace(
         recipe,
@@ -123,7 +123,7 @@ def paper() -> Recipe:
     adamw = OptimConfig(lr=3e-4, betas=(0.9, 0.9), weight_decay=1e-4, warmup=10_000, decay="constant")
     second = replace(adamw, lr=3e-5, warmup=5_000, decay="cosine", final_lr=0.1)
     tokenizer_fit = FitConfig(
-        steps=300_000, batch_size=48, clip_frames=16, optim=adamw, execution=Execution(part=6, compile=True)
+        steps=300_000, batch_size=48, clip_frames=16, optim=adamw, execution=Execution(part=4, compile=True)
     )
     dynamics_fit = replace(
         tokenizer_fit, steps=200_000, batch_size=36, optim=second, execution=Execution(part=4, compile=True)
@@ -150,42 +150,56 @@ def recipe_named(name: str) -> Recipe:
 
 
 def describe(recipe: Recipe) -> str:
-    """The resolved config, and for each model its parameters and an estimate of the memory that a training step takes:
-    weights, gradients and AdamW's two moments in float32, and the activations that the backward pass needs in bf16."""
+    """The resolved config; for each model its parameters, and an estimate of the memory that a training step takes."""
     with torch.device("meta"):
         models = {"tokenizer": recipe.make_tokenizer(), "lam": recipe.make_lam(), "dynamics": recipe.make_dynamics()}
-    lines = [json.dumps(to_dict(recipe), indent=1), ""]
+    lines, together = [json.dumps(to_dict(recipe), indent=1), ""], 0.0
     for name, model in models.items():
-        fit: FitConfig = getattr(recipe, f"{name}_fit")
-        clips = min(fit.batch_size, fit.execution.part)
-        frames = _frames_of_a_clip(recipe, name, fit.clip_frames)
-        states = 16 * count_parameters(model) / 2**30
-        saved = sum(_saved_bytes(part, clips, frames) for part in model.modules() if isinstance(part, STTransformer))
+        joint = recipe.joint and name != "tokenizer"
+        fit: FitConfig = recipe.dynamics_fit if joint else getattr(recipe, f"{name}_fit")
+        size = _step_bytes(recipe, name, model, fit) / 2**30
+        together += size * joint
         lines.append(
             f"{name:<10} {count_parameters(model) / 1e6:8.2f} M parameters, {fit.steps:,} steps of {fit.batch_size} x "
-            f"{fit.clip_frames} frames, about {states + saved / 2 / 2**30:.1f} GiB ({clips} clips at a time)"
+            f"{fit.clip_frames} frames, about {size:.1f} GiB ({len(fit.parts()[-1])} clips at a time)"
         )
+    if recipe.joint:
+        lines.append(f"{'together':<10} lam and dynamics, about {together:.1f} GiB")
     return "\n".join(lines)
 
 
-def _frames_of_a_clip(recipe: Recipe, name: str, clip_frames: int) -> int:
-    """How many frames of a clip run through a model's transformer."""
+def _step_bytes(recipe: Recipe, name: str, model: nn.Module, fit: FitConfig) -> float:
+    """Weights, gradients and AdamW's two moments in float32, the weights in bfloat16, what the transformers keep for
+    the backward pass, and logits of dynamics in float32, as they are, normalised, and their gradient."""
+    clips, frames, streams = len(fit.parts()[-1]), fit.clip_frames, 1
     if name == "dynamics" and recipe.dynamics.context == "clean":
-        return 2 * (clip_frames - 1)  # two streams
-    return clip_frames - 1 if name == "lam" and recipe.lam.pairs else clip_frames
+        frames, streams = frames - 1, 2
+    if name == "lam" and recipe.lam.pairs:
+        frames -= 1
+    logits = 12 * clips * frames * recipe.tokenizer.num_patches * recipe.tokenizer.quantizer.num_codes
+    stacks = [part for part in model.modules() if isinstance(part, STTransformer)]
+    kept = sum(_kept_bytes(stack, clips, streams * frames, fit.execution.recompute) for stack in stacks)
+    return 18 * count_parameters(model) + kept + logits * (name == "dynamics")
 
 
-def _saved_bytes(transformer: STTransformer, clips: int, frames: int) -> int:
-    """Bytes that autograd keeps for the backward pass, in float32, counted on tensors without data."""
-    sizes: dict[int, int] = {}
+def _kept_bytes(transformer: STTransformer, clips: int, frames: int, recompute: Recompute) -> float:
+    """Bytes that autograd keeps for the backward pass in bfloat16, counted on tensors without data, for which attention
+    keeps its scores, as a fused kernel does not; and of what is computed again, one block's."""
+    transformer.bfloat16()
+    patches, blocks = transformer.grid[0] * transformer.grid[1], max(1, transformer.config.num_blocks)
+    sizes: dict[Recompute, int] = {}
+    for how in {"nothing", recompute}:
+        seen: dict[int, int] = {}
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            sizes[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
-        return tensor
+        def note(tensor: torch.Tensor, seen: dict[int, int] = seen) -> torch.Tensor:
+            if not isinstance(tensor, nn.Parameter):
+                seen[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+            return tensor
 
-    patches = transformer.grid[0] * transformer.grid[1]
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        kept = transformer(torch.zeros(clips, frames, patches, transformer.config.dim, requires_grad=True))
-    del kept
-    return sum(sizes.values())
+        transformer.set_recompute(how)
+        with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            x = torch.zeros(clips, frames, patches, transformer.config.dim, dtype=torch.bfloat16, requires_grad=True)
+            kept = transformer(x)
+        del kept
+        sizes[how] = sum(seen.values())
+    return sizes[recompute] + (sizes["nothing"] - sizes[recompute]) / blocks

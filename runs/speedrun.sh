@@ -1,42 +1,50 @@
 #!/usr/bin/env bash
-# From nothing to a measured world in one go: footage, tokenizer, latent actions, dynamics, evaluation. Meant for one
-# large GPU and 25 minutes, in parts that each end in under nine minutes and go on where the last one stopped, so that
-# it also fits a machine that is lent by the piece.
+# From nothing to a measured world: footage, tokenizer, latent actions, dynamics, evaluation. A plan for one large GPU
+# and 25 minutes. Whatever stops it, the same command goes on.
 #
-#   runs/speedrun.sh                    everything
-#   runs/speedrun.sh collect            footage
-#   runs/speedrun.sh train              as long as PART_SECONDS lets it; again, until it says the world is done
-#   runs/speedrun.sh measure            report.json and report.html into OUT; pictures and small files only
+#   runs/speedrun.sh                       all: collect train measure
+#   runs/speedrun.sh collect               some of them
+#   PART_SECONDS=420 runs/speedrun.sh      what can be done in so long; again, until it says that the world is measured
 #
-# Smaller, to rehearse on a CPU:
+# SET holds more of train's options. Smaller, to rehearse on a CPU:
+#
 #   RECIPE=tiny FRAMES=20_000 MINUTES=2 CLIPS=16 MODE=easy runs/speedrun.sh
 set -euo pipefail
-recipe=${RECIPE:-speedrun} frames=${FRAMES:-2_000_000} minutes=${MINUTES:-17} clips=${CLIPS:-256} mode=${MODE:-hard}
-part_seconds=${PART_SECONDS:-500} work=${WORK:-speedrun} out=${OUT:-speedrun/results}
+recipe=${RECIPE:-speedrun} frames=${FRAMES:-1_000_000} minutes=${MINUTES:-17} clips=${CLIPS:-128} mode=${MODE:-hard}
+work=${WORK:-speedrun}
+read -ra options <<<"${SET:-}"
+
+run() {  # a command, until the time is over: it then saves what it has and ends
+  local limit=0 code=0
+  [ -z "${PART_SECONDS:-}" ] || limit=$((PART_SECONDS > SECONDS ? PART_SECONDS - SECONDS : 1))
+  timeout --foreground --kill-after 60 "$limit" python -m minigenie "$@" || code=$?
+  [ "$code" != 124 ] || { echo "to be continued: run this again"; exit; }
+  return "$code"
+}
+
+footage() {
+  [ -e "$work/$1/manifest.json" ] || run collect coinrun --policy explore --mode "$mode" --out "$work/$1" "${@:2}"
+}
 
 collect() {
-  python -m minigenie collect coinrun --policy explore --mode "$mode" --frames "$frames" --num-envs 64 --out "$work/train"
-  python -m minigenie collect coinrun --policy explore --mode "$mode" --split test --frames 20_000 --out "$work/test"
+  footage train --frames "$frames" --num-envs 64
+  footage test --frames 20_000 --split test
 }
 
 train() {
-  [ ! -e "$work/world/README.md" ] || { echo "the world is done"; return; }
-  # a signal has it save and stop; that is no failure
-  timeout --signal TERM --kill-after 60 "$part_seconds" \
-    python -m minigenie train "$work/train" --recipe "$recipe" --max-minutes "$minutes" --out "$work/world" || [ $? = 124 ]
-  [ -e "$work/world/README.md" ] && echo "the world is done" || echo "to be continued: run this part again"
+  [ -e "$work/world/README.md" ] ||
+    run train "$work/train" --recipe "$recipe" --max-minutes "$minutes" --out "$work/world" "${options[@]}"
 }
 
-measure() {
-  mkdir -p "$out"
-  python -m minigenie eval "$work/world" "$work/test" --clips "$clips" --out "$out"
-  cp "$work/world/metrics.jsonl" "$work/world/config.json" "$out"
+measure() {  # report.json, report.html and pictures
+  [ -e "$work/world/report.html" ] || run eval "$work/world" "$work/test" --clips "$clips"
+  echo "the world is measured"
 }
 
-for part in "${@:-all}"; do
+[ $# -gt 0 ] || set -- collect train measure
+for part in "$@"; do
   case $part in
     collect | train | measure) "$part" ;;
-    all) collect; until [ -e "$work/world/README.md" ]; do train; done; measure ;;
-    *) echo "runs/speedrun.sh knows collect, train, measure and all, not $part" >&2; exit 2 ;;
+    *) echo "runs/speedrun.sh knows collect, train and measure, not $part" >&2; exit 2 ;;
   esac
 done

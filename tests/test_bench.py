@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +148,37 @@ def test_bench_prints_and_writes_all_that_it_measured(trained, tmp_path, smaller
         "step, batch 2", "frame, context 2",
     ):  # fmt: skip
         assert part in names
+
+
+def test_bench_says_how_many_clips_at_a_time_are_the_fastest(smaller, capsys):
+    """Of those it tried and that fit; where batches are cut alike, one is measured."""
+    main(["bench", "train", "--parts", "1", "4", "64", "--rounds", "3"])
+    table, _, fastest = re.split("where its time goes|fastest parts\n", capsys.readouterr().out)
+    for stage in ("tokenizer", "lam", "dynamics"):
+        assert table.count(f"tiny {stage} step, 4 times 1 x") == 1
+        assert table.count(f"tiny {stage} step, 4 x") == 1
+        assert re.search(rf"^tiny +--set {stage}_fit.execution.part=[14]$", fastest, re.M)
+    assert "W1s" not in table
+
+
+def test_a_step_that_does_not_fit_is_left_out(capsys):
+    def too_large():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    items = [Item(name="large", make=too_large, frames=1), Item(name="small", make=lambda: Call(list), frames=1)]
+    assert measure(items, CPU, rounds=3)[-1].item == "small"
+    assert "large, float32: left out" in capsys.readouterr().err
+
+
+def test_the_fastest_parts_are_those_with_the_most_frames_a_second():
+    kinds = {"device": "cpu", "dtype": "float32", "threads": 1, "seconds_min": 0.0, "seconds_max": 0.0, "flops": 1}
+    rest = kinds | {"ceiling_share": None, "peak_gb": 0.0, "seconds_median": 9.0, "cpu_seconds_median": 9.0}
+    rates = {"p lam step, 2 x 4 frames": 5, "p lam step, 2 times 1 x 4 frames": 7, "p joint step, 3 x 4 frames": 1}
+    measured = [machine.Measurement(**rest, item=name, frames_per_s=rate) for name, rate in rates.items()]
+    assert {line.split("--set ")[1] for line in train.fastest_parts(measured)} == {
+        "lam_fit.execution.part=1",
+        "dynamics_fit.execution.part=3",
+    }
 
 
 def test_only_what_is_asked_for_is_built(smaller, capsys):

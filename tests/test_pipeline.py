@@ -22,6 +22,7 @@ from minigenie.data.dataset import Dataset
 from minigenie.metrics import read_metrics
 from minigenie.nn.patches import to_float
 from minigenie.pipeline import Run, Watcher, train_world
+from minigenie.train import Interrupted
 from minigenie.world import World
 
 MODELS = ("tokenizer", "lam", "dynamics")
@@ -251,3 +252,31 @@ def test_an_exported_world_is_half_as_large_and_imagines_much_the_same(trained, 
     with pytest.raises(SystemExit):
         main(["export", str(trained), "--out", str(tmp_path / "small")])
     assert "exists; choose a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_of_a_run_that_goes_on_what_there_is_is_exported(joint, toy, tmp_path, capsys):
+    """The tokenizer is trained, dynamics were saved on the way: a world to play already, if the LAM is there too."""
+    run, recipe = tmp_path / "run", replace(small_recipe(), joint=joint)
+
+    def stop(progress):
+        if (progress.stage, progress.step) == ("dynamics", 4):  # and saved at 2
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train_world(toy, recipe, run, device=torch.device("cpu"), watcher=Watcher(stop))
+    with pytest.raises(SystemExit):
+        main(["export", str(run), "--out", str(tmp_path / "strict")])
+    assert f"{'lam' if joint else 'dynamics'}.safetensors is missing" in capsys.readouterr().err
+    main(["export", str(run), "--out", str(tmp_path / "small"), "--unfinished"])
+    frames = torch.from_numpy(toy.clips(toy.windows(4)[:2], 4))
+    assert World.load(tmp_path / "small", "cpu").rollout(frames, torch.zeros(2, 2, dtype=torch.long)).shape[1] == 2
+    saved = load_tensors(sorted((run / "checkpoints/dynamics").iterdir())[-1])[0]
+    name = "model/dynamics.place" if joint else "model/place"
+    assert torch.equal(load_tensors(tmp_path / "small/dynamics.safetensors")[0]["place"], saved[name].bfloat16())
+    (run / "tokenizer.safetensors").unlink()
+    for path in (run / "checkpoints/tokenizer").iterdir():
+        path.unlink()
+    main(["export", str(run), "--out", str(tmp_path / "less"), "--unfinished"])
+    assert "still without tokenizer" in capsys.readouterr().out
+    assert not (tmp_path / "less/tokenizer.safetensors").exists()

@@ -163,9 +163,28 @@ def test_numbers_that_make_no_sense(assignment):
     assert "\n" not in str(caught.value)
 
 
-def test_coinrun_is_estimated_to_fit_16_gb():
-    for line in describe(coinrun()).splitlines()[-3:]:
-        assert float(re.search(r"about ([\d.]+) GiB", line)[1]) < 14, line
+def estimates(recipe: Recipe) -> list[float]:
+    """GiB, of each line of the description that has some."""
+    return [float(each) for each in re.findall(r"about ([\d.]+) GiB", describe(recipe))]
+
+
+@pytest.mark.parametrize(("name", "most"), [("coinrun", 14), ("paper", 16), ("speedrun", 60)])
+def test_a_recipe_is_estimated_to_fit_its_gpu(name, most):
+    assert max(estimates(recipe_named(name))) < most
+
+
+def test_the_estimate_knows_what_is_computed_again_and_the_logits():
+    fits = ("tokenizer_fit", "lam_fit", "dynamics_fit")
+    kept, cheap, blocks = (
+        estimates(override(coinrun(), [f"{fit}.execution.recompute={how}" for fit in fits]))
+        for how in ("nothing", "cheap", "blocks")
+    )
+    assert all(a > b > c for a, b, c in zip(kept, cheap, blocks, strict=True))
+    more = override(coinrun(), ["tokenizer.quantizer.num_codes=8192"])
+    logits = 3 * 4 * 3 * 15 * 256 * (8192 - 1024) / 2**30
+    assert estimates(more)[-1] - kept[-1] == pytest.approx(logits, abs=0.2)
+    joint = estimates(paper())
+    assert joint[-1] == pytest.approx(sum(joint[1:3]), abs=0.2)
 
 
 def test_an_override_changes_one_field():

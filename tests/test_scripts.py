@@ -1,22 +1,28 @@
 """The scripts in runs/, as they are, only smaller."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from minigenie.world import World
 
 RUNS = Path(__file__).parent.parent / "runs"
 
 
-def run(script, *parts, **settings):
+def start(script, *parts, **settings):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in settings.items()}}
-    ended = subprocess.run(
-        ["bash", RUNS / script, *parts], env=environment, capture_output=True, text=True, timeout=800
-    )
-    assert ended.returncode == 0, ended.stderr
+    return subprocess.run(["bash", RUNS / script, *parts], env=environment, capture_output=True, text=True, timeout=800)
+
+
+def run(script, *parts, **settings):
+    ended = start(script, *parts, **settings)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 
 
@@ -27,16 +33,51 @@ def test_the_case_study_s_footage(tmp_path):
     }
 
 
+def unpack(folder, into):
+    subprocess.run(f"mkdir -p {into} && cat {folder}/part-* | tar -xJ -C {into}", shell=True, check=True)
+
+
 @pytest.mark.heavy
-def test_all_that_a_gpu_s_owner_would_check_rehearsed_without_one(tmp_path):
-    """The speedrun too, from footage to report."""
+def test_all_that_a_gpu_s_owner_would_do_rehearsed_without_one(tmp_path):
+    """From footage to a world that was carried away, and plays."""
     shown = run("gpu.sh", DEVICE="cpu", SMALL=1, OUT=tmp_path / "out", WORK=tmp_path / "work")
-    for part in ("setup", "tests", "bench", "large", "collect", "train", "measure"):
+    for part in ("probe", "world", "tests", "bench"):
         assert f"== {part}" in shown
-    assert shown.count("the world is done") >= 1
-    made = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")}
-    assert {"bench.json", "recipes.json", "large.json", "speedrun/report.json", "speedrun/report.html"} <= made
-    assert max(path.stat().st_size for path in (tmp_path / "out").rglob("*")) < 16e6
+    assert shown.count("the world is measured") >= 1
+    parts = list((tmp_path / "out").iterdir())
+    assert len(parts) <= 8
+    assert max(path.stat().st_size for path in parts) < 16e6
+    unpack(tmp_path / "out", tmp_path / "back")
+    results = tmp_path / "back/results"
+    made = {str(path.relative_to(results)) for path in results.rglob("*")}
+    assert {"probe.json", "steps.json", "frames.json", "tests.txt", "report.html", "world/report.json"} <= made
+    frames = torch.zeros(1, 1, 64, 64, 3, dtype=torch.uint8)
+    World.load(results / "world", "cpu").rollout(frames, torch.zeros(1, 2, dtype=torch.long))
+
+
+def test_a_part_that_fails_stops_no_other_and_what_is_trained_leaves_once(trained, tmp_path):
+    (tmp_path / "work").mkdir()
+    shutil.copytree(trained, tmp_path / "work/world")
+    settings = {"DEVICE": "cpu", "WORK": tmp_path / "work", "OUT": tmp_path / "out", "RECIPE": "none"}
+    for turn in ("first", "second"):
+        ended = start("gpu.sh", "probe", "tests", **settings)
+        assert ended.returncode == 1
+        assert "recipe 'none' does not exist" in ended.stdout
+        assert "failed: probe\n" in ended.stdout
+        assert "tests collected" in ended.stdout
+        unpack(tmp_path / "out", tmp_path / turn)
+    assert {path.name for path in (tmp_path / "first/results/world").glob("*.safetensors")} == {
+        "tokenizer.safetensors",
+        "lam.safetensors",
+        "dynamics.safetensors",
+    }
+    assert not list((tmp_path / "second/results/world").glob("*.safetensors"))
+
+
+def test_the_speedrun_ends_in_time_and_goes_on(tmp_path):
+    settings = {"RECIPE": "tiny", "FRAMES": 2_000, "MODE": "easy", "WORK": tmp_path, "PART_SECONDS": 1}
+    assert "to be continued" in run("speedrun.sh", "collect", **settings)
+    assert "to be continued" not in run("speedrun.sh", "collect", **settings | {"PART_SECONDS": 300, "FRAMES": 2_000})
 
 
 @pytest.mark.parametrize("script", ["gpu.sh", "speedrun.sh"])

@@ -9,7 +9,6 @@ import torch
 from minigenie.bench.machine import Call, Item
 from minigenie.data.collect import collect
 from minigenie.data.dataset import sample_batch
-from minigenie.data.ingest import ingest
 from minigenie.pictures import save_video
 
 CLIPS, CLIP_FRAMES, FRAMES = 64, 16, 2_000
@@ -39,6 +38,8 @@ def load_call(folder: Path) -> Call:
 
 
 def ingest_call(folder: Path) -> Call:
+    from minigenie.data.ingest import ingest  # wants PyAV, which measuring the rest does without
+
     toy = collect("toy", folder / "toy", frames=FRAMES)
     frames = np.concatenate([toy.episode_frames(i) for i in range(len(toy.episodes))])[:FRAMES]
     save_video(torch.from_numpy(frames), folder / "toy.mp4", 10.0)

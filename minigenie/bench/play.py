@@ -17,7 +17,7 @@ from minigenie.runtime import Precision
 from minigenie.tokenizer import TokenizerConfig
 from minigenie.world import World, WorldConfig, read_config
 
-CONTEXTS, BATCH, MANY = (1, 4, 8, 15), 16, 1024
+CONTEXTS, BATCH, MANY = (1, 4, 8, 15), 16, (1024, 4096)
 SMALL = STConfig(num_blocks=4, dim=128, num_heads=4)
 REFERENCE = STConfig(num_blocks=12)  # of the paper, at patch 4
 
@@ -50,7 +50,7 @@ def play_items(folder: Path | None, device: torch.device, compiled: bool, large:
             for c in (1, 8)
         ]
     naive = Item(name="W3s frame, context 8, naive", make=lambda: naive_call(small(8)), frames=1)
-    batches = (1, BATCH, MANY) if device.type == "cuda" else (1, BATCH)
+    batches = (1, BATCH, *MANY) if device.type == "cuda" else (1, BATCH)
     items += [naive, *(frame(f"W3s frame, context 8, batch {b}", partial(small, 8), b, most) for b in batches)]
     if large:
         items += [

@@ -1,5 +1,6 @@
 """What a training step costs: forward and backward of each part of the batch, and optimizer."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigenie.bench.machine import Call, Item, count_flops, dtypes_of, timed
+from minigenie.bench.machine import Call, Item, Measurement, count_flops, dtypes_of, timed
 from minigenie.bench.play import REFERENCE, SMALL
 from minigenie.dynamics import DynamicsConfig
 from minigenie.lam import LAMConfig
@@ -22,9 +23,11 @@ from minigenie.tokenizer import TokenizerConfig
 from minigenie.train import Execution, FitConfig, Part, backward, prepare_stacks, update
 
 
-def train_items(recipes: tuple[str, ...], device: torch.device, large: bool) -> list[Item]:
+def train_items(
+    recipes: tuple[str, ...], device: torch.device, large: bool = False, parts: tuple[int, ...] = ()
+) -> list[Item]:
     """Steps of each recipe's stages, and of the sizes at which other implementations were measured: W1 and W2 are the
-    reference's, W1s and W2s small."""
+    reference's, W1s and W2s small. Or, with `parts`, of the recipes alone, with so many clips at a time at most."""
     sizes = {"s": small()} | ({"": reference()} if large else {})
     common = [
         step_item(f"{name}{suffix} {stage} step", recipe, stage, device, dtype, threads=1)
@@ -36,11 +39,24 @@ def train_items(recipes: tuple[str, ...], device: torch.device, large: bool) -> 
     if large:
         common.append(step_item("8 x 512 dynamics step", wide(), "dynamics", device, dtype))
     own = [
-        step_item(f"{name} {stage} step", recipe_named(name), stage, device, dtype)
+        step_item(f"{name} {stage} step", recipe_named(name), stage, device, dtype, part=part)
         for name in recipes
         for stage in (("tokenizer", "joint") if recipe_named(name).joint else ("tokenizer", "lam", "dynamics"))
+        for part in parts or (None,)
     ]
-    return common + own
+    own = list({item.name: item for item in own}.values())  # batches may be cut alike
+    return own if parts else common + own
+
+
+def fastest_parts(measurements: list[Measurement]) -> list[str]:
+    """Settings for `train`: for each recipe's stages, as many clips at a time as were the fastest."""
+    best: dict[str, str] = {}
+    for each in sorted(measurements, key=lambda each: each.frames_per_s):
+        if found := re.match(r"(\w+) (\w+) step, (?:\d+ times )?(\d+) x ", each.item):
+            recipe, stage, clips = found.groups()
+            stage = "dynamics" if stage == "joint" else stage
+            best[f"{recipe} {stage}"] = f"{recipe:<13} --set {stage}_fit.execution.part={clips}"
+    return list(best.values())
 
 
 def small() -> Recipe:
@@ -79,10 +95,17 @@ def _common(stack: STConfig, dynamics: STConfig, patch: int, clips: int) -> Reci
 
 
 def step_item(
-    name: str, recipe: Recipe, stage: str, device: torch.device, dtype: Any, threads: int | None = None
+    name: str,
+    recipe: Recipe,
+    stage: str,
+    device: torch.device,
+    dtype: Any,
+    threads: int | None = None,
+    part: int | None = None,
 ) -> Item:
     config: FitConfig = getattr(recipe, f"{'dynamics' if stage == 'joint' else stage}_fit")
-    config = replace(config, execution=replace(config.execution, precision=dtype))
+    part = part or config.execution.part
+    config = replace(config, execution=replace(config.execution, precision=dtype, part=part))
     parts = len(config.parts())
     clips = len(config.parts()[0])
     make: Callable[[], nn.Module] = {

@@ -40,7 +40,7 @@ GAMES = (*PROCGEN_GAMES, "toy")
 PROCGEN_PACKAGES = {"procgen": "procgen-mirror", "procgen_gym": "procgen-gym"}  # by the module that each brings
 FIRST_TEST_LEVEL = 1_000_000
 FPS = 15  # Procgen's own
-MAX_WORKERS = 8  # each takes 200 MB
+MAX_WORKERS = 16  # each takes 200 MB
 MAX_STATE = 2**20  # bytes of a saved Procgen game, at most
 STEPS = 512  # per shard and game
 SPARE = 16  # steps played beyond that, to make up for episodes of one frame, which are dropped
@@ -102,7 +102,7 @@ def collect(
     `policy` "random" draws each action uniformly, as the paper does; "explore" gets further into the levels; "expert"
     searches its way through CoinRun (minigenie.data.expert).
     `start_level` defaults to 0 for training and 1,000,000 for testing. `workers` is the number of threads, by default
-    one per core up to 8; the frames do not depend on it. `progress(frames done, frames in all)` is called after each
+    one per core up to 16; the frames do not depend on it. `progress(frames done, frames in all)` is called after each
     shard. Raises ValueError for settings that cannot be, FileExistsError if `out` holds anything else.
     """
     if start_level is None:

@@ -269,7 +269,7 @@ class STTransformer(nn.Module):
     def _dtype(self, x: Tensor) -> torch.dtype:
         """What is computed in between the doors: autocast's choice, or else the weights' own."""
         kind = x.device.type
-        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        autocast = kind != "meta" and torch.is_autocast_enabled(kind)
         return torch.get_autocast_dtype(kind) if autocast else self.norm.weight.dtype
 
     def set_recompute(self, recompute: Recompute) -> None:
