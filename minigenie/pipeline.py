@@ -257,11 +257,11 @@ class Run:
     @torch.no_grad()
     def _unseen(self, config: FitConfig, *before: nn.Module) -> dict[str, Tensor] | None:
         """Some held-out clips, as a batch."""
-        try:
-            windows = self.held_out.windows(config.clip_frames) if self.held_out else np.empty(0)
-        except ValueError:  # all of it is shorter
-            return None
         if self.held_out is None:
+            return None
+        try:
+            windows = self.held_out.windows(config.clip_frames)
+        except ValueError:  # all of it is shorter
             return None
         number = min(HELD_OUT_CLIPS, len(windows), config.execution.part)
         starts = np.random.default_rng(self.recipe.seed).choice(windows, number, replace=False)

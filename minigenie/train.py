@@ -172,7 +172,7 @@ def fit(
     prepare_stacks(trained, how, device)
     replicated = dist.is_initialized() and not shard
     runner = DistributedDataParallel(trained) if replicated else trained
-    quantizers = [part for part in model.modules() if isinstance(part, VectorQuantizer)]
+    quantizers = [part for part in trained.modules() if isinstance(part, VectorQuantizer)]
 
     def seconds() -> float:
         """Of training, over all sittings, each from the end of its first step on."""

@@ -31,7 +31,7 @@ SMALL = (
     }
     | {f"{stage}_fit": {"batch_size": 8} for stage in STAGES}
     | {
-        f"{stage}_fit.execution": {"part": 2, "precision": "float32", "save_every": 3, "sample_every": 4}
+        f"{stage}_fit.execution": {"part": 2, "precision": "float32", "save_every": 3, "sample_every": 100}
         for stage in STAGES
     }
 )
