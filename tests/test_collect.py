@@ -95,9 +95,24 @@ def test_explore_runs_right_and_still_does_everything(game):
     names = module.TOY_ACTIONS if game == "toy" else module.PROCGEN_ACTIONS
     share = {name: (plan == action).mean() for name, action in names.items()}
     assert min(share.values()) > 0.08
-    assert share["right"] + share["jump-right"] > 2 * (share["left"] + share["jump-left"])
-    held = (plan[1:] == plan[:-1]).mean()
-    assert 0.7 < held < 0.95
+    left, right = (share[side] + share[f"jump-{side}"] for side in ("left", "right"))
+    assert 0.2 < left < right < 0.6
+
+
+def test_explore_holds_its_keys_and_turns_round():
+    plan = action_plan("coinrun", "explore", 4000, 8, np.random.default_rng(0))
+    changes = np.flatnonzero(np.diff(plan[:, 0]))
+    assert 5 < np.diff(changes).mean() < 12  # the same key may be chosen twice
+    sideways = np.select([np.isin(plan, (7, 8)), np.isin(plan, (1, 2))], [1, -1])
+    position = sideways.cumsum(axis=0)
+    furthest = np.maximum.accumulate(position, axis=0)
+    assert ((furthest - position).max(axis=0) > 10).all() and (position[-1] > 200).all()
+
+
+def test_a_climber_goes_both_ways_alike():
+    plan = action_plan("climber", "explore", 4000, 16, np.random.default_rng(0))
+    right, left = np.isin(plan, (7, 8)).mean(), np.isin(plan, (1, 2)).mean()
+    assert abs(right - left) < 0.05
 
 
 def test_random_is_uniform_over_all_actions():

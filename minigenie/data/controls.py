@@ -1,0 +1,108 @@
+"""What a player can do, by name: the controls that recorded actions and labels stand for.
+
+Games record more actions than they have controls: of Procgen's 15 the last ones do nothing in most games, and a game
+that knows no ducking takes left with down for left. Which are equal was found by holding each of the 15 for six steps
+from 144 states of each game.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minigenie.data.dataset import Dataset
+
+PROCGEN_NAMES = (
+    "left-down", "left", "left-up", "down", "noop", "up", "right-down", "right", "right-up",
+    "fire", "fire-2", "fire-3", "fire-4", "fire-5", "fire-6",
+)  # fmt: skip
+PLATFORMERS = ("coinrun", "climber", "jumper", "ninja")  # up is a jump, down hardly anything
+SIDEWAYS = ("fruitbot", "plunder")  # up and down are nothing
+ONE_AT_A_TIME = ("leaper", "maze", "miner")  # left with up is left
+FIRES = {"bossfight": 1, "caveflyer": 1, "dodgeball": 1, "fruitbot": 1, "plunder": 1, "starpilot": 2, "ninja": 4}
+TOY_NAMES = ("noop", "left", "right", "jump", "jump-left", "jump-right")
+KEYS = {
+    "left": "ArrowLeft",
+    "right": "ArrowRight",
+    "up": "ArrowUp",
+    "jump": "ArrowUp",
+    "down": "ArrowDown",
+    "fire": "f",
+}
+
+
+@dataclass(frozen=True)
+class Controls:
+    """names: of the controls. of_recorded: which of them each recorded action is; -1 for one that never occurs."""
+
+    names: tuple[str, ...]
+    of_recorded: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def noop(self) -> int | None:
+        """The control of a player who presses nothing, if it is known."""
+        return self.names.index("noop") if "noop" in self.names else None
+
+    @property
+    def keys(self) -> list[str | None]:
+        """The keys of a keyboard that mean each: those whose names say so."""
+        return [key_of(name) for name in self.names]
+
+    def join(self, recorded: np.ndarray) -> np.ndarray:
+        """Recorded actions, integer [...] -> controls, int64 [...], 0 to len(self) - 1."""
+        return np.asarray(self.of_recorded, np.int64)[recorded]
+
+    def entries(self) -> list[dict]:
+        """As a world's actions.json lists them."""
+        keys = [key or str(number) for number, key in enumerate(self.keys, 1)]
+        return [
+            {"name": name, "key": "" if number == self.noop else keys[number], "noop": number == self.noop}
+            for number, name in enumerate(self.names)
+        ]
+
+
+def key_of(name: str) -> str | None:
+    parts = [KEYS.get(part) for part in name.split("-")]
+    return "+".join(part for part in parts if part) if all(parts) else None
+
+
+def controls_of(dataset: Dataset) -> Controls | None:
+    """What the dataset's recorded actions mean; None if it has none."""
+    if not dataset.has_actions:
+        return None
+    source = dataset.manifest["source"]
+    if source == "toy":
+        return Controls(TOY_NAMES, tuple(range(len(TOY_NAMES))))
+    if dataset.manifest["generator"].startswith("procgen"):
+        return procgen_controls(source)
+    found = sorted({int(action) for i in range(len(dataset.episodes)) for action in np.unique(_actions(dataset, i))})
+    place = {action: number for number, action in enumerate(found)}
+    return Controls(tuple(f"key {action}" for action in found), tuple(place.get(a, -1) for a in range(found[-1] + 1)))
+
+
+def procgen_controls(game: str) -> Controls:
+    joined = [_joined(game, action) for action in range(len(PROCGEN_NAMES))]
+    names = tuple(dict.fromkeys(joined[a] for a in (4, 1, 7, 5, 2, 8, 3, 0, 6, *range(9, 15))))
+    return Controls(names, tuple(names.index(name) for name in joined))
+
+
+def _joined(game: str, action: int) -> str:
+    """The name of the control that a Procgen action is."""
+    name = PROCGEN_NAMES[action]
+    if action >= 9:
+        return name if action < 9 + FIRES.get(game, 0) else "noop"
+    side, _, vertical = name.rpartition("-") if "-" in name else ("", "", name)
+    if game in PLATFORMERS:
+        name = {"left-down": "left", "right-down": "right", "down": "noop", "up": "jump"}.get(name, name)
+        return {"left-up": "jump-left", "right-up": "jump-right"}.get(name, name)
+    if game in SIDEWAYS:
+        return side or ("noop" if vertical in ("up", "down") else name)
+    return side if game in ONE_AT_A_TIME and side else name
+
+
+def _actions(dataset: Dataset, i: int) -> np.ndarray:
+    actions = dataset.episode_actions(i)
+    assert actions is not None
+    return actions[:-1]

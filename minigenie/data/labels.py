@@ -1,0 +1,120 @@
+"""A few frames of a dataset with the control that was held there: a sidecar, `labels.json`, that anyone may edit.
+
+    {"format": "minigenie-labels", "version": 1,
+     "controls": ["noop", "left", "right", "jump"],
+     "labels": [[120, 2], [121, 2], [4711, 0]]}
+
+A label is [frame, control]: the control that leads from that frame to the next, frames counted through all shards.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from minigenie.config import parse_json
+from minigenie.data.controls import controls_of
+from minigenie.data.dataset import Dataset, write_atomic
+
+FORMAT, VERSION = "minigenie-labels", 1
+FILE = "labels.json"
+FEWEST = 20  # labels, with fewer of which training is not begun
+MOST_CONTROLS = 64
+LONGEST = 40  # characters of a control's name
+
+
+class Labels(NamedTuple):
+    """names: of the controls. frames: int64 [n], in order; controls: int64 [n], which one was held there."""
+
+    names: tuple[str, ...]
+    frames: Int[np.ndarray, " n"]
+    controls: Int[np.ndarray, " n"]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many labels each control has."""
+        return dict(zip(self.names, np.bincount(self.controls, minlength=len(self.names)).tolist(), strict=True))
+
+
+def read_labels(folder: Path, dataset: Dataset) -> Labels:
+    """The labels beside a dataset. FileNotFoundError if there are none, ValueError, one line, if they make no sense."""
+    path = folder / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {FILE}; make some with `minigenie teach {folder}`")
+    try:
+        return _parse(parse_json(path.read_bytes()), dataset)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def write_labels(folder: Path, names: tuple[str, ...], labels: dict[int, int]) -> None:
+    """labels: control by frame. Atomic."""
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "controls": list(names),
+        "labels": sorted([frame, control] for frame, control in labels.items()),
+    }
+    write_atomic(folder / FILE, json.dumps(content).encode())
+
+
+def recorded_labels(dataset: Dataset, number: int, seed: int) -> Labels:
+    """`number` transitions of a dataset whose actions were recorded, drawn at random: what a person who labels by hand
+    would have given."""
+    controls = controls_of(dataset)
+    if controls is None:
+        raise ValueError(
+            f"{dataset.name} has no recorded actions to take labels from; label it with `minigenie teach {dataset.name}`"
+        )
+    frames = dataset.windows(2)
+    if not FEWEST <= number <= len(frames):
+        raise ValueError(f"labels is {number}; {dataset.name} can give {FEWEST} to {len(frames)}")
+    frames = np.sort(np.random.default_rng(seed).choice(frames, number, replace=False))
+    actions = dataset.clip_actions(frames, 2)
+    assert actions is not None
+    return checked(Labels(controls.names, frames, controls.join(actions[:, 0])))
+
+
+def checked(labels: Labels) -> Labels:
+    """Labels that a model can learn from: enough, and some of every control. ValueError if not."""
+    if len(labels.frames) < FEWEST:
+        raise ValueError(f"there are {len(labels.frames)} labels; give at least {FEWEST}")
+    if lacking := [name for name, count in labels.counts.items() if not count]:
+        raise ValueError(f"no label says {lacking[0]!r}; give every control some labels, or leave it out")
+    return labels
+
+
+def _parse(content: Any, dataset: Dataset) -> Labels:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError("this is no file of labels; make it again with `minigenie teach`")
+    if content.get("version") != VERSION:
+        raise ValueError(f"it has version {content.get('version')!r}, this MiniGenie reads {VERSION}; update one")
+    names, labels = content.get("controls"), content.get("labels")
+    if not isinstance(names, list) or not 0 < len(names) <= MOST_CONTROLS or not all(map(_is_name, names)):
+        raise ValueError(f"controls must be 1 to {MOST_CONTROLS} names of at most {LONGEST} characters")
+    if len(set(names)) < len(names):
+        raise ValueError("two controls have the same name")
+    if not isinstance(labels, list) or not all(map(_is_label, labels)):
+        raise ValueError("labels must be a list of [frame, control], two integers each")
+    frames, controls = np.array(labels, np.int64).reshape(-1, 2).T
+    if repeated := [frame for frame, count in Counter(frames.tolist()).items() if count > 1]:
+        raise ValueError(f"frame {repeated[0]} has two labels; leave one of them")
+    if beyond := sorted(set(controls.tolist()) - set(range(len(names)))):
+        raise ValueError(f"a label names control {beyond[0]}; there are 0 to {len(names) - 1}")
+    if len(absent := np.setdiff1d(frames, dataset.windows(2))):
+        raise ValueError(f"frame {absent[0]} is labelled, but {dataset.name} has no such frame with one after it")
+    order = np.argsort(frames)
+    return Labels(tuple(names), frames[order], controls[order])
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST and value.isprintable() and "," not in value
+
+
+def _is_label(value: Any) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 2 and all(type(each) is int and abs(each) < 2**62 for each in value)
+    )
