@@ -106,7 +106,8 @@ def test_explore_holds_its_keys_and_turns_round():
     sideways = np.select([np.isin(plan, (7, 8)), np.isin(plan, (1, 2))], [1, -1])
     position = sideways.cumsum(axis=0)
     furthest = np.maximum.accumulate(position, axis=0)
-    assert ((furthest - position).max(axis=0) > 10).all() and (position[-1] > 200).all()
+    assert ((furthest - position).max(axis=0) > 10).all()
+    assert (position[-1] > 200).all()
 
 
 def test_a_climber_goes_both_ways_alike():

@@ -67,7 +67,7 @@ def recorded_labels(dataset: Dataset, number: int, seed: int) -> Labels:
     controls = controls_of(dataset)
     if controls is None:
         raise ValueError(
-            f"{dataset.name} has no recorded actions to take labels from; label it with `minigenie teach {dataset.name}`"
+            f"{dataset.name} has no recorded actions to learn from; make some with `minigenie teach {dataset.name}`"
         )
     frames = dataset.windows(2)
     if not FEWEST <= number <= len(frames):
