@@ -87,16 +87,22 @@ def checked(labels: Labels) -> Labels:
     return labels
 
 
+def check_names(names: Any) -> tuple[str, ...]:
+    """ValueError if these cannot be the names of controls."""
+    if not isinstance(names, list) or not 0 < len(names) <= MOST_CONTROLS or not all(map(_is_name, names)):
+        raise ValueError(f"controls must be 1 to {MOST_CONTROLS} names of at most {LONGEST} characters, without commas")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"two controls have the same name, {repeated[0]!r}")
+    return tuple(names)
+
+
 def _parse(content: Any, dataset: Dataset) -> Labels:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError("this is no file of labels; make it again with `minigenie teach`")
     if content.get("version") != VERSION:
         raise ValueError(f"it has version {content.get('version')!r}, this MiniGenie reads {VERSION}; update one")
     names, labels = content.get("controls"), content.get("labels")
-    if not isinstance(names, list) or not 0 < len(names) <= MOST_CONTROLS or not all(map(_is_name, names)):
-        raise ValueError(f"controls must be 1 to {MOST_CONTROLS} names of at most {LONGEST} characters")
-    if len(set(names)) < len(names):
-        raise ValueError("two controls have the same name")
+    names = check_names(names)
     if not isinstance(labels, list) or not all(map(_is_label, labels)):
         raise ValueError("labels must be a list of [frame, control], two integers each")
     frames, controls = np.array(labels, np.int64).reshape(-1, 2).T
@@ -107,11 +113,13 @@ def _parse(content: Any, dataset: Dataset) -> Labels:
     if len(absent := np.setdiff1d(frames, dataset.windows(2))):
         raise ValueError(f"frame {absent[0]} is labelled, but {dataset.name} has no such frame with one after it")
     order = np.argsort(frames)
-    return Labels(tuple(names), frames[order], controls[order])
+    return Labels(names, frames[order], controls[order])
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= LONGEST and value.isprintable() and "," not in value
+    if not isinstance(value, str) or not value.strip():
+        return False
+    return len(value) <= LONGEST and value.isprintable() and "," not in value
 
 
 def _is_label(value: Any) -> bool:
