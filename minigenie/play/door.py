@@ -46,9 +46,9 @@ class OwnPageOnly:
             return await self.app(scope, receive, send)
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         if not self._allowed(scope, headers):
-            refusal = "refused: this request does not come from the world's own page"
+            refusal = "refused: this request does not come from this server's own page"
         elif not self._knows_token(scope, headers):
-            refusal = "refused: there is no right token; open the whole address that minigenie play has printed"
+            refusal = "refused: there is no right token; open the whole address that minigenie has printed"
         else:
             return await self.app(scope, receive, self._with_cookie(scope, send) if self.token else send)
         if scope["type"] == "websocket":

@@ -73,7 +73,7 @@ def make_app(
             return error_response("there is no such player; load the page again", 404)
         try:
             async with seat.busy:
-                await seat.upload(await _body(request, UPLOAD_BYTES))
+                await seat.upload(await read_body(request, UPLOAD_BYTES))
         except (ClientDisconnect, Gone):
             return Response()  # to nobody
         except ValueError as error:
@@ -82,7 +82,7 @@ def make_app(
 
     async def edit(request: Request) -> Response:
         try:
-            await room.edit_actions(parse_json(await _body(request, EDIT_BYTES)))
+            await room.edit_actions(parse_json(await read_body(request, EDIT_BYTES)))
         except ClientDisconnect:
             return Response()
         except ValueError as error:
@@ -136,7 +136,7 @@ def make_app(
     return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(OwnPageOnly, host=host, token=token)])
 
 
-async def _body(request: Request, most: int) -> bytes:
+async def read_body(request: Request, most: int) -> bytes:
     """The request's body, not read further than `most` bytes. ValueError if there is more."""
     data = bytearray()
     async for chunk in request.stream():
@@ -181,6 +181,29 @@ def make_server(app: Starlette) -> Server:
     return Server(config)
 
 
+def run(
+    make_app: Callable[[str, str | None, Callable[[], Any]], Starlette],
+    listening: socket.socket,
+    host: str,
+    what: Path,
+    open_browser: bool,
+) -> None:
+    """Serve the app of `make_app(host, token, ready)` until Ctrl-C, and say where `what` is. Beyond this machine it
+    wants a token."""
+    shown, (address, number) = f"[{host}]" if ":" in host else host, listening.getsockname()[:2]
+    token = None if ipaddress.ip_address(address).is_loopback else secrets.token_urlsafe(16)
+    url = f"http://{shown}:{number}/" + (f"?token={token}" if token else "")
+
+    def ready() -> None:
+        print(f"{what} is at {url} (Ctrl-C stops it)", flush=True)
+        if open_browser:
+            asyncio.get_running_loop().run_in_executor(None, webbrowser.open, url)
+
+    sys.setswitchinterval(SWITCH_SECONDS)
+    with contextlib.suppress(KeyboardInterrupt):
+        make_server(make_app(host, token, ready)).run(sockets=[listening])
+
+
 def serve(
     folder: Path,
     *,
@@ -201,15 +224,4 @@ def serve(
             folder, device=device, fps=fps, max_players=max_players, seed=seed, footage=footage, compiled=compiled,
             precision=precision,
         )  # fmt: skip
-        shown, (address, number) = f"[{host}]" if ":" in host else host, listening.getsockname()[:2]
-        token = None if ipaddress.ip_address(address).is_loopback else secrets.token_urlsafe(16)
-        url = f"http://{shown}:{number}/" + (f"?token={token}" if token else "")
-
-        def ready() -> None:
-            print(f"{folder} is at {url} (Ctrl-C stops it)", flush=True)
-            if open_browser:
-                asyncio.get_running_loop().run_in_executor(None, webbrowser.open, url)
-
-        sys.setswitchinterval(SWITCH_SECONDS)
-        with contextlib.suppress(KeyboardInterrupt):
-            make_server(make_app(room, host, token, ready)).run(sockets=[listening])
+        run(partial(make_app, room), listening, host, folder, open_browser)
