@@ -277,6 +277,30 @@ def play(
     )  # fmt: skip
 
 
+def teach(
+    dataset: Positional[str],
+    controls: str | None = None,
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    open: bool = True,
+    seed: int = 0,
+) -> None:
+    """Give the actions their keys: watch short clips of your footage, and hold the keys that the player seems to hold.
+
+    Args:
+        dataset: Folder made by collect or ingest. The labels are kept in its labels.json.
+        controls: What the player can do, by name, with commas, as in noop,left,right,jump,jump-left; by default what
+            labels.json says, or the game's own. Without either, the page asks.
+        port: Where to listen; 0 takes any free one.
+        host: 127.0.0.1 is this machine only; 0.0.0.0 lets the network in, with the token of the printed address.
+        open: Open the browser.
+        seed: Seed of the order of clips.
+    """
+    from minigenie.teach.server import serve
+
+    serve(dataset, controls=controls, host=host, port=port, open_browser=open, seed=seed)
+
+
 def rollout(
     world: Positional[Path],
     prompt: Path | None = None,
@@ -627,6 +651,7 @@ COMMANDS: dict[str, Any] = {
     "demo": demo,
     "collect": collect,
     "ingest": ingest,
+    "teach": teach,
     "train": train,
     "play": play,
     "rollout": rollout,

@@ -1,5 +1,7 @@
 """Shared by all tests: small models, a toy dataset, checked shapes."""
 
+import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,8 +13,9 @@ from jaxtyping import install_import_hook
 
 EVAL = ("controllability", "drift", "fidelity", "measure", "networks", "perceptual")
 SHAPED = ("nn", "tokenizer", "lam", "dynamics", "maskgit", "world", "pictures", *(f"eval.{name}" for name in EVAL))
-install_import_hook([f"minigenie.{name}" for name in SHAPED], "beartype.beartype")
+install_import_hook([f"minigenie.{name}" for name in (*SHAPED, "teach.agreement")], "beartype.beartype")
 
+from minigenie.bench.browser import chromium  # noqa: E402
 from minigenie.data.collect import collect  # noqa: E402
 from minigenie.data.dataset import Dataset  # noqa: E402
 from minigenie.eval import measure  # noqa: E402
@@ -106,3 +109,40 @@ def bucket(toy) -> Iterator[str]:
         storage.put(f"{toy.folder}/", "my-bucket/toy/", recursive=True)
         yield "s3://my-bucket"
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with contextlib.ExitStack() as stack:
+        try:
+            browser = stack.enter_context(chromium())
+        except ValueError as missing:
+            if "CI" in os.environ:
+                raise
+            pytest.skip(str(missing))
+        yield browser
+
+
+@pytest.fixture
+def visit(browser):
+    """Open the page as somebody else each time. No error may reach the browser's console, but that the server refused
+    something."""
+    contexts, complaints = [], []
+
+    def note(text):
+        if "status of 400" not in text:
+            complaints.append(text)
+
+    def visit(url, width=1280, height=800, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: note(str(error)))
+        page.on("console", lambda message: note(message.text) if message.type == "error" else None)
+        page.goto(url)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not complaints

@@ -56,43 +56,6 @@ def url(folder, toy):
         yield url
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with contextlib.ExitStack() as stack:
-        try:
-            browser = stack.enter_context(chromium())
-        except ValueError as missing:
-            if "CI" in os.environ:
-                raise
-            pytest.skip(str(missing))
-        yield browser
-
-
-@pytest.fixture
-def visit(browser):
-    """Open the page as somebody else each time. No error may reach the browser's console, but that the server refused
-    something."""
-    contexts, complaints = [], []
-
-    def note(text):
-        if "status of 400" not in text:
-            complaints.append(text)
-
-    def visit(url, width=1280, height=800, **options):
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: note(str(error)))
-        page.on("console", lambda message: note(message.text) if message.type == "error" else None)
-        page.goto(url)
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
-    assert not complaints
-
-
 @pytest.fixture
 def page(visit, url):
     """Somebody who plays."""

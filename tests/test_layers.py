@@ -18,7 +18,7 @@ LAYERS = [
     ["world", "encode"],
     ["train", "finish"],
     ["pipeline"],
-    ["eval", "env", "play"],
+    ["eval", "env", "play", "teach"],
     ["recipes", "console", "bench"],
     ["demo"],
     ["__main__"],

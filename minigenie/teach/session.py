@@ -1,0 +1,218 @@
+"""What is being labelled, by whoever has the page open: the footage in short clips, the controls, the labels so far.
+
+Clips do not overlap, and their order is a function of the seed alone: a later session goes on with those that have no
+labels yet. Every change is on disk before it counts.
+"""
+
+import io
+import math
+import threading
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from minigenie.data.controls import KEYS, TOY_NAMES, controls_of
+from minigenie.data.dataset import Dataset
+from minigenie.data.labels import FEWEST, FILE, Labels, check_names, read_labels, write_labels
+
+CLIP_FRAMES, FEWEST_FRAMES = 32, 12
+LEAD_SECONDS = 0.2  # of footage, before anyone has seen what goes on
+COLUMNS = 8  # frames side by side in the picture of a clip: some browsers draw nothing wider than 4,096 pixels
+EVERY = 100  # labels, after which the classifier learns anew
+LETTERS, DIGITS = "abcdefghijklmnopqrstuvwxyz", "1234567890"
+
+
+class Clip(NamedTuple):
+    """first: its first frame, counted through all shards. length: frames."""
+
+    first: int
+    length: int
+
+    @property
+    def transitions(self) -> range:
+        return range(self.first, self.first + self.length - 1)
+
+
+class Session:
+    """names: of the controls, none yet if nobody has said. labels: control by frame. Methods may be called from any
+    thread; they raise ValueError, one line, if what is asked makes no sense, and OSError if it cannot be written."""
+
+    def __init__(self, dataset: Dataset, controls: str | None = None, seed: int = 0) -> None:
+        if dataset.url:
+            raise ValueError(f"labels cannot be written to {dataset.name}; copy the dataset to this machine first")
+        self.dataset, self.lock = dataset, threading.Lock()
+        self.clips = clips_of(dataset, seed)
+        self.lead = max(2, math.ceil(LEAD_SECONDS * dataset.fps))
+        self.names: tuple[str, ...] = ()
+        self.labels: dict[int, int] = {}
+        self.saved: list[int] = []
+        self.next = self.judged = 0
+        self.stamp = self._stamp()
+        if self.stamp:
+            there = read_labels(dataset.folder, dataset)
+            self.names = there.names
+            self.labels = dict(zip(there.frames.tolist(), there.controls.tolist(), strict=True))
+        elif recorded := controls_of(dataset):
+            self.names = recorded.names
+        if controls is not None:
+            named = [name.strip() for name in controls.split(",")]
+            self.names, self.labels = self._renamed(named, {name: name for name in self.names if name in named})
+
+    def describe(self) -> dict[str, Any]:
+        with self.lock:
+            counts = self._labels().counts
+            return {
+                "dataset": self.dataset.name,
+                "fps": self.dataset.fps,
+                "size": self.dataset.frame_size,
+                "columns": COLUMNS,
+                "lead": self.lead,
+                "controls": [
+                    {"name": name, "keys": keys, "count": counts[name]}
+                    for name, keys in zip(self.names, keys_of(self.names), strict=True)
+                ],
+                "suggested": TOY_NAMES,
+                "labels": len(self.labels),
+                "last": self.handed(self.saved[-1]) if self.saved else None,
+                "enough": len(self.labels) >= FEWEST and all(counts.values()),
+            }
+
+    def handed(self, number: int | None) -> dict[str, int | None]:
+        """A clip as a page is told of it."""
+        return {"clip": number, "frames": None if number is None else self.clips[number].length}
+
+    def take(self) -> int | None:
+        """The number of a clip without labels: the next, and after the last those that were left out. None if all have
+        some."""
+        with self.lock:
+            for number in (*range(self.next, len(self.clips)), *range(self.next)):
+                if self.labels.keys().isdisjoint(self.clips[number].transitions):
+                    self.next = number + 1
+                    return number
+            return None
+
+    def picture(self, number: Any) -> bytes:
+        """The frames of a clip as one PNG, COLUMNS side by side."""
+        first, length = self._clip(number)
+        frames = self.dataset.clips(np.array([first]), length)[0]
+        height, width = self.dataset.frame_size
+        sheet = np.zeros((math.ceil(length / COLUMNS) * height, COLUMNS * width, 3), np.uint8)
+        for i, frame in enumerate(frames):
+            y, x = i // COLUMNS * height, i % COLUMNS * width
+            sheet[y : y + height, x : x + width] = frame
+        out = io.BytesIO()
+        Image.fromarray(sheet).save(out, "PNG", compress_level=1)
+        return out.getvalue()
+
+    def save(self, number: Any, names: Any) -> None:
+        """names: of the control held at each transition of the clip, or None; in place of those it had."""
+        clip = self._clip(number)
+        if not isinstance(names, list) or len(names) != len(clip.transitions):
+            raise ValueError(f"labels of clip {number} must be a list of {len(clip.transitions)}")
+        with self.lock:
+            if unknown := [name for name in names if name is not None and name not in self.names]:
+                raise ValueError(f"there is no control {unknown[0]!r}; if they have changed, load the page again")
+            given = zip(clip.transitions, names, strict=True)
+            labels = self._without(clip) | {i: self.names.index(name) for i, name in given if name is not None}
+            self._write(self.names, labels)
+            self.saved = [*self._saved_without(number), number]
+
+    def undo(self, number: Any) -> None:
+        """Take the labels of a clip back that were given since the server began."""
+        clip = self._clip(number)
+        with self.lock:
+            if number not in self.saved:
+                raise ValueError("there is nothing to undo")
+            self._write(self.names, self._without(clip))
+            self.saved = self._saved_without(number)
+
+    def rename(self, controls: Any) -> None:
+        """controls: a list of {"name": ..., "was": the name that this control had, or null}."""
+        if not isinstance(controls, list) or not all(isinstance(entry, dict) for entry in controls):
+            raise ValueError("controls must be a list of objects with a name")
+        was = {entry["was"]: entry.get("name") for entry in controls if isinstance(entry.get("was"), str)}
+        with self.lock:
+            if unknown := was.keys() - set(self.names):
+                raise ValueError(f"there is no control {min(unknown)!r} any more; load the page again")
+            self._write(*self._renamed([entry.get("name") for entry in controls], was))
+
+    def _renamed(self, names: list[Any], was: dict[str, Any]) -> tuple[tuple[str, ...], dict[int, int]]:
+        checked = check_names(names)
+        if len(names) < 2:
+            raise ValueError(f"{names[0]!r} is the only control; give at least two, such as noop,{names[0]}")
+        for name, count in self._labels().counts.items():
+            if count and name not in was:
+                raise ValueError(f"{name!r} has {count} labels and cannot be left out; it may have another name")
+        place = {i: names.index(was[name]) for i, name in enumerate(self.names) if name in was}
+        return checked, {frame: place[control] for frame, control in self.labels.items()}
+
+    def due(self) -> Labels | None:
+        """The labels, whenever another EVERY of them are there, of two controls at least."""
+        with self.lock:
+            hundreds = len(self.labels) // EVERY
+            if hundreds <= self.judged or len(set(self.labels.values())) < 2:
+                return None
+            self.judged = hundreds
+            return self._labels()
+
+    def _labels(self) -> Labels:
+        frames = np.array(sorted(self.labels), np.int64)
+        return Labels(self.names, frames, np.array([self.labels[frame] for frame in frames.tolist()], np.int64))
+
+    def _clip(self, number: Any) -> Clip:
+        if type(number) is not int or not 0 <= number < len(self.clips):
+            raise ValueError(f"clip must be a number from 0 to {len(self.clips) - 1}")
+        return self.clips[number]
+
+    def _without(self, clip: Clip) -> dict[int, int]:
+        return {frame: control for frame, control in self.labels.items() if frame not in clip.transitions}
+
+    def _saved_without(self, number: int) -> list[int]:
+        return [each for each in self.saved if each != number]
+
+    def _write(self, names: tuple[str, ...], labels: dict[int, int]) -> None:
+        if self._stamp() != self.stamp:
+            raise ValueError(f"{FILE} was changed by something else; stop the server and start it again")
+        write_labels(self.dataset.folder, names, labels)
+        self.names, self.labels, self.stamp = names, labels, self._stamp()
+
+    def _stamp(self) -> tuple[int, ...] | None:
+        """What of the file changes when anyone writes it."""
+        path = self.dataset.folder / FILE
+        if not path.is_file():
+            return None
+        status = path.stat()
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def clips_of(dataset: Dataset, seed: int) -> list[Clip]:
+    """Every take cut into clips, in a random order. ValueError if all takes are too short."""
+    clips = [
+        Clip(int(start) + first, min(CLIP_FRAMES, episode.length - first))
+        for start, episode in zip(dataset.episode_starts, dataset.episodes, strict=True)
+        for first in range(0, episode.length, CLIP_FRAMES)
+    ]
+    clips = [clip for clip in clips if clip.length >= FEWEST_FRAMES]
+    if not clips:
+        raise ValueError(f"{dataset.name} has no take of {FEWEST_FRAMES} frames; a clip to label has at least that")
+    return [clips[i] for i in np.random.default_rng(seed).permutation(len(clips))]
+
+
+def keys_of(names: tuple[str, ...]) -> list[list[str]]:
+    """The keys to hold for each control: none for noop, both for jump-left, a free letter or digit for brake. Where
+    none is free, a name that no key has: that control has a tile only."""
+    parts = [_parts(name, names) for name in names]
+    keys: dict[str, str] = {}
+    for part in dict.fromkeys(part for each in parts for part in each):
+        own = sorted((key for key in part.lower() if key in DIGITS + LETTERS), key=str.isalpha)  # "key 4" is 4
+        wanted = [*([KEYS[part]] if part in KEYS else []), *own, *DIGITS, *LETTERS, f"tile {part}"]
+        keys[part] = next(key for key in wanted if key not in keys.values())
+    return [[keys[part] for part in each] for each in parts]
+
+
+def _parts(name: str, names: tuple[str, ...]) -> list[str]:
+    if name == "noop":
+        return []
+    parts = name.split("-")
+    return parts if len(parts) > 1 and all(part in KEYS or part in names for part in parts) else [name]
