@@ -26,7 +26,7 @@ SMALLER = [  # what makes a command quick, and nothing else
     (r"--max-steps 2 (.*)--max-steps [\d_]+", r"--max-steps 2 \1"),
     (r"minigenie eval (?!.*--compare)", "minigenie eval --clips 4 "),
     (r"--clips 4 (.*)--clips \d+", r"--clips 4 \1"),
-    (r"minigenie play", "exec minigenie play --port 0 --no-open"),
+    (r"minigenie (play|teach)", r"exec minigenie \1 --port 0 --no-open"),
     (r"minigenie bench train .*", 'minigenie bench train --rounds 3 --only "tiny lam"'),
     (r"minigenie bench play .*", 'minigenie bench play coinrun --rounds 3 --only "coinrun frame, batch 1"'),
     (r"minigenie bench(?! train| play)", "minigenie bench --rounds 3 --only load"),
@@ -83,7 +83,7 @@ def test_every_command_runs(page, folder):
     for command in map(smaller, commands(page)):
         if command in RAN:
             continue
-        run = until_it_serves if "minigenie play" in command else subprocess.run
+        run = until_it_serves if re.search("minigenie (play|teach)", command) else subprocess.run
         ended = run(["bash", "-c", command], cwd=folder, env=environment, stdout=PIPE, stderr=PIPE, text=True)
         assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
         assert "Warning" not in ended.stderr, ended.stderr
