@@ -1,7 +1,8 @@
 """Do the labels make sense? A classifier learns some clips' labels from how the picture moves, and guesses others.
 
-It is linear, over where the blocks of one frame are found again in the next: a few hundred labels are too few for a
-convolutional network to find out what motion is (on 12 clips of the toy world 31 % right, where this has 58 %).
+It is linear, over where the blocks of one frame are found again in the next, and so need not learn from a few hundred
+labels what motion is. On 336 true labels of the toy world it is right in 58 %; a small convolutional network from
+scratch, tried once with as many steps, was in 31 %, less than the commonest control's 36 %.
 
 Dimensions:  n labels   k blocks of a frame   s shifts of a block   h w of a frame, in pixels
 """
