@@ -159,6 +159,8 @@ def train(
     dataset: Positional[str | None] = None,
     out: Path | None = None,
     recipe: str = "tiny",
+    actions: Literal["latent", "labels", "true"] = "latent",
+    labels: int = 0,
     max_steps: int | None = None,
     max_minutes: float | None = None,
     save_every: int | None = None,
@@ -176,6 +178,9 @@ def train(
         dataset: Folder made by collect or ingest, or its address in object storage, such as s3://bucket/folder.
         out: Folder for the run, and the world that comes of it.
         recipe: tiny or laptop (2 CPU cores), coinrun or speedrun (a GPU), or paper.
+        actions: latent ones are found in the video alone; labels makes them the controls of a few labelled frames;
+            true takes those that were recorded.
+        labels: With --actions labels, take so many from the recorded actions instead of what `teach` wrote.
         max_steps: At most so many steps in each stage.
         max_minutes: At most so long training, all stages together; their schedules end in time.
         save_every: Steps between checkpoints.
@@ -205,12 +210,20 @@ def train(
         chosen = dataclasses.replace(chosen, joint=True)
     if seed is not None:
         chosen = dataclasses.replace(chosen, seed=seed)
-    if dry_run:
+    if dry_run and (dataset is None or actions == "latent"):
         print(describe(chosen))
         return
-    if dataset is None or out is None:
+    if dataset is None or (out is None and not dry_run):
         raise ValueError("train needs a dataset and --out; only --dry-run goes without")
-    _train(dataset, out, chosen, max_minutes, device, shard)
+    if actions != "latent" or labels:
+        from minigenie.data.dataset import Dataset
+        from minigenie.pipeline import with_actions
+
+        chosen = with_actions(chosen, Dataset.open(dataset, verify=False), actions, labels)
+    if dry_run:
+        print(describe(chosen))
+    elif out is not None:
+        _train(dataset, out, chosen, max_minutes, device, shard)
 
 
 def _train(

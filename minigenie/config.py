@@ -75,6 +75,8 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     if origin is typing.Literal:
         fits = value in arguments
     elif origin is tuple:
+        if arguments[1:] == (...,) and isinstance(value, list | tuple):
+            arguments = arguments[:1] * len(value)
         fits = isinstance(value, list | tuple) and len(value) == len(arguments)
         if fits:
             return tuple(_parse(kind, item, where) for kind, item in zip(arguments, value, strict=True))

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from minigenie.config import parse_json
 from minigenie.data.dataset import Dataset, load_npy, write_atomic
+from minigenie.inverse import InverseDynamics
 from minigenie.lam import LatentActionModel
 from minigenie.nn.patches import to_float
 from minigenie.nn.st_transformer import TimeCache
@@ -72,7 +73,7 @@ def encode_tokens(
 
 def encode_actions(
     dataset: Dataset,
-    lam: LatentActionModel,
+    lam: LatentActionModel | InverseDynamics,
     tokens: np.ndarray,
     clip_frames: int,
     path: Path,
@@ -83,11 +84,14 @@ def encode_actions(
     device = next(lam.parameters()).device
 
     def encode(frames: np.ndarray) -> Tensor:
-        if lam.config.input == "pixels":
-            return lam.infer(_see(dataset, frames, device))
-        return lam.infer(torch.from_numpy(tokens[frames].astype(np.int64)).to(device))
+        if isinstance(lam, LatentActionModel) and lam.config.input == "tokens":
+            return lam.infer(torch.from_numpy(tokens[frames].astype(np.int64)).to(device))
+        return lam.infer(_see(dataset, frames, device))
 
-    batches = _batches(_pieces(dataset, clip_frames, overlap=1), batch_frames or _batch_frames(device))
+    before, after = lam.sees
+    batches = _batches(
+        _pieces(dataset, clip_frames, overlap=1, lead=before, tail=after), batch_frames or _batch_frames(device)
+    )
     _fill(path, np.dtype(np.uint8), (dataset.num_frames,), batches, encode, watch)
     return _kept(path, (dataset.num_frames,), lam.config.num_actions)
 
@@ -102,13 +106,13 @@ def _see(dataset: Dataset, frames: np.ndarray, device: torch.device) -> Tensor:
     return to_float(seen.view(*frames.shape, *seen.shape[2:]))
 
 
-def _pieces(dataset: Dataset, length: int, overlap: int = 0, lead: int = 0) -> np.ndarray:
-    """Every episode in pieces of `length` frames, the next beginning `overlap` before the end of the last, and up to
-    `lead` of the episode's frames before each: int [pieces 4]. Of a piece, from which frame of the dataset on how many
-    are read, and from which of these on how many are written. The longest come first, so that those in a batch are
-    about equally long."""
+def _pieces(dataset: Dataset, length: int, overlap: int = 0, lead: int = 0, tail: int = 0) -> np.ndarray:
+    """Every episode in pieces of `length` frames, the next beginning `overlap` before the end of the last, with up to
+    `lead` of the episode's frames before each and `tail` after: int [pieces 4]. Of a piece, from which frame of the
+    dataset on how many are read, and from which of these on how many are written. The longest come first, so that those
+    in a batch are about equally long."""
     pieces = [
-        (first + begin, end - begin, offset - begin, end - begin - overlap)
+        (first + begin, min(end + tail, episode.length) - begin, offset - begin, end - begin - overlap)
         for first, episode in zip(dataset.episode_starts.tolist(), dataset.episodes, strict=True)
         for offset in range(0, episode.length - overlap, length - overlap)
         for begin, end in [(max(0, offset - lead), min(offset + length, episode.length))]

@@ -4,12 +4,14 @@ import json
 import shutil
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from minigenie import __version__
 from minigenie.checkpoint import Checkpoints, load_model, save_tensors
+from minigenie.data.controls import entries
 from minigenie.data.dataset import Dataset, write_atomic
 from minigenie.pictures import save_picture
 from minigenie.world import MODELS, World, locate, read_config, world_config
@@ -25,9 +27,15 @@ def finish(world: World, dataset: Dataset, out: Path, prompts: int = 8) -> None:
     for number, episode in enumerate(chosen):
         frames = dataset.episode_frames(int(episode))
         save_picture(np.asarray(frames[len(frames) // 3]), out / "prompts" / f"{number:02d}.png", zoom=1)
-    actions = [{"name": f"action {i}", "key": KEYS[i] if i < len(KEYS) else None} for i in range(world.num_actions)]
-    write_atomic(out / "actions.json", json.dumps(actions, indent=1).encode())
+    write_atomic(out / "actions.json", json.dumps(plain_actions(world), indent=1).encode())
     write_atomic(out / "README.md", model_card(world, dataset).encode())
+
+
+def plain_actions(world: World) -> list[dict[str, Any]]:
+    """Names and keys before anybody has chosen some: those of the controls, or numbers."""
+    if world.config.actions != "latent":
+        return entries(world.config.inverse.controls)
+    return [{"name": f"action {i}", "key": KEYS[i] if i < len(KEYS) else None} for i in range(world.num_actions)]
 
 
 def export_world(folder: Path, out: Path, unfinished: bool = False) -> list[str]:
@@ -73,8 +81,8 @@ def model_card(world: World, dataset: Dataset) -> str:
     sizes = ", ".join(f"{name} {count_parameters(getattr(world, name)) / 1e6:.1f} M" for name in MODELS)
     return f"""# A MiniGenie world
 
-Learned from unlabelled video by [Genie](https://arxiv.org/abs/2402.15391)'s method: frames of {height}x{width},
-{world.num_actions} latent actions, {world.fps:g} frames per second.
+Learned from video by the method of [Genie](https://arxiv.org/abs/2402.15391): frames of {height}x{width},
+{describe_actions(world)}, {world.fps:g} frames per second.
 
 - Footage: {dataset.manifest["source"]} ({dataset.manifest["generator"]}), split {dataset.manifest["split"]},
   {dataset.num_frames:,} frames. Settings: `{json.dumps(dataset.manifest["settings"])}`
@@ -86,6 +94,15 @@ Imagine from it: `minigenie rollout . --prompt prompts/00.png --actions 0,0,3,1 
 
 It repeats what it saw and invents the rest; it is no faithful copy of the game. Weights are safetensors.
 """
+
+
+def describe_actions(world: World) -> str:
+    names = ", ".join(world.config.inverse.controls)
+    return {
+        "latent": f"{world.num_actions} latent actions",
+        "labels": f"{world.num_actions} actions ({names}) learnt from a few labelled frames",
+        "true": f"{world.num_actions} actions ({names}) recorded with the footage",
+    }[world.config.actions]
 
 
 def count_parameters(model: nn.Module) -> int:

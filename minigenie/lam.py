@@ -87,6 +87,16 @@ class LatentActionModel(nn.Module):
         self.decoder = STTransformer(config.decoder, grid)
         self.head = nn.Linear(config.decoder.dim, values)
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether an action depends on more than the two frames that it lies between."""
+        return not self.config.pairs
+
+    @property
+    def sees(self) -> tuple[int, int]:
+        """Steps before and after that an action depends on, as far as their number is fixed."""
+        return 0, 0
+
     def _see(self, video: Tensor) -> Tensor:
         """Frames [b t h w c] as patches [b t n values], or tokens [b t n] as they are; cut into pairs if asked."""
         if self.config.input == "pixels":

@@ -4,12 +4,13 @@ A run's folder is the world's folder: config.json (the whole recipe), metrics.js
 and the three models as they are finished.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import lru_cache, partial
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,10 +20,14 @@ from torch import Tensor, nn
 from minigenie import __version__
 from minigenie.checkpoint import load_model, save_model
 from minigenie.config import from_dict, to_dict
+from minigenie.data.controls import controls_of
 from minigenie.data.dataset import MANIFEST, Dataset, sample_batch, write_atomic
+from minigenie.data.labels import FILE as LABELS
+from minigenie.data.labels import Labels, checked, read_labels, recorded_labels
 from minigenie.dynamics import Dynamics
-from minigenie.encode import encode_actions, encode_tokens
+from minigenie.encode import CLIP, encode_actions, encode_tokens
 from minigenie.finish import finish
+from minigenie.inverse import InverseDynamics
 from minigenie.lam import LatentActionModel
 from minigenie.metrics import MetricsLog, read_metrics
 from minigenie.nn.patches import to_float, to_uint8
@@ -31,23 +36,29 @@ from minigenie.pictures import grid
 from minigenie.runtime import autocast, wait_for_all
 from minigenie.tokenizer import VideoTokenizer
 from minigenie.train import FitConfig, Progress, Sample, fit
-from minigenie.world import FORMAT, VERSION, World, WorldConfig, read_config
+from minigenie.world import FORMAT, VERSION, ActionModel, World, WorldConfig, read_config
 
 STAGES = ("tokenizer", "lam", "dynamics")
 MEASURES = ("psnr", "cross_entropy", "accuracy")  # of a model's metrics, those that footage decides
 HELD_OUT_CLIPS = 32
+HELD_OUT_LABELS = 512
+MOST_LABELS = 20_000  # that inverse dynamics learns from
+FOCUSING = 1_024  # pairs of frames that tell it where to look
 SURVEYED = 8  # shards, or as many as it takes to find enough pairs of frames
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(WorldConfig):
     """A world, and how to train it. joint: LAM and dynamics in one model, as in the paper, trained as dynamics_fit
-    says; else the LAM first. shares: of a time limit, for tokenizer, LAM and dynamics."""
+    says; else the LAM first. shares: of a time limit, for tokenizer, LAM and dynamics. labels: with actions="labels",
+    how many are taken from the recorded actions; 0 takes the dataset's sidecar, whose sha256 is `sidecar`."""
 
     tokenizer_fit: FitConfig
     lam_fit: FitConfig
     dynamics_fit: FitConfig
     joint: bool = False
+    labels: int = 0
+    sidecar: str = ""
     shares: tuple[float, float, float] = (0.22, 0.13, 0.65)
     seed: int = 0
 
@@ -60,6 +71,8 @@ class Recipe(WorldConfig):
                 f"context_frames {self.context_frames} is more than dynamics learns to use; set it to at most "
                 f"dynamics_fit.clip_frames - 1 = {self.dynamics_fit.clip_frames - 1}"
             )
+        if self.joint and self.actions != "latent":
+            raise ValueError(f"joint trains latent actions; leave it out with actions={self.actions}")
         if self.seed < 0 or not all(share > 0 for share in self.shares):
             raise ValueError(f"seed {self.seed} must be 0 or more, shares {self.shares} above 0")
 
@@ -78,6 +91,31 @@ class Joint(nn.Module):
         if not self.lam.quantizer.ready:  # actions mean nothing yet
             loss = 0 * loss
         return loss + lam_loss, metrics | {f"lam_{name}": value for name, value in lam_metrics.items()}
+
+
+def with_actions(
+    recipe: Recipe, dataset: Dataset, source: Literal["latent", "labels", "true"], labels: int = 0
+) -> Recipe:
+    """The recipe with actions from where they are to come from. ValueError or FileNotFoundError, one line, if the
+    dataset has none there."""
+    if source == "latent":
+        if labels:
+            raise ValueError(f"labels is {labels}, but latent actions take none; add --actions labels")
+        return recipe
+    if source == "true":
+        controls = controls_of(dataset)
+        if controls is None:
+            raise ValueError(
+                f"{dataset.name} has no recorded actions; take --actions latent, or label some with `minigenie teach`"
+            )
+        names, sidecar = controls.names, ""
+    elif labels:
+        names, sidecar = recorded_labels(dataset, labels, recipe.seed).names, ""
+    else:
+        names = checked(read_labels(dataset.folder, dataset)).names
+        sidecar = hashlib.sha256((dataset.folder / LABELS).read_bytes()).hexdigest()
+    inverse = replace(recipe.inverse, controls=names)
+    return replace(recipe, actions=source, inverse=inverse, labels=labels, sidecar=sidecar)
 
 
 @dataclass
@@ -106,6 +144,7 @@ def train_world(
     run = Run(dataset, recipe, out, device, max_seconds, shard, watcher or Watcher())
     tokenizer = run.tokenizer()
     tokens = run.tokens(tokenizer)
+    lam: ActionModel
     if recipe.joint:
         lam, dynamics = run.joint(tokenizer, tokens)
     else:
@@ -155,22 +194,78 @@ class Run:
         with autocast(self.device, self.recipe.tokenizer_fit.execution.precision):
             return encode_tokens(self.dataset, tokenizer.to(self.device), self.recipe.context_frames, path, watch)
 
-    def lam(self, tokenizer: VideoTokenizer, tokens: np.ndarray) -> LatentActionModel:
+    def lam(self, tokenizer: VideoTokenizer, tokens: np.ndarray) -> ActionModel:
+        if self.recipe.actions != "latent":
+            return self.inverse()
         of_tokens = partial(self._integers, {"tokens": tokens})
         batch = self._frames if self.recipe.lam.input == "pixels" else of_tokens
         model = self._train("lam", self.recipe.make_lam, batch, sample_lam, tokenizer)
         assert isinstance(model, LatentActionModel)
         return model
 
-    def actions(self, lam: LatentActionModel, tokens: np.ndarray) -> np.ndarray:
-        watch = partial(self.watcher.work, "actions")
-        clip_frames = 64 if self.recipe.lam.pairs else self.recipe.lam_fit.clip_frames
+    def inverse(self) -> InverseDynamics:
+        def make() -> InverseDynamics:
+            model = self.recipe.make_lam()
+            assert isinstance(model, InverseDynamics)
+            if not (self.out / "lam.safetensors").exists():
+                frames = self.labels.frames[:: max(1, len(self.labels.frames) // FOCUSING)]
+                model.look_at(*to_float(torch.from_numpy(self.dataset.clips(frames, 2))).unbind(1))
+            return model
+
+        def batch(config: FitConfig, step: int, clips: range) -> dict[str, Tensor]:
+            rows = sample_batch(
+                len(self.labels.frames), seed=self.recipe.seed, step=step, batch_size=config.batch_size
+            )[clips.start : clips.stop]
+            return labelled(self.dataset, self.labels, rows, self.surroundings)
+
+        model = self._train("lam", make, batch, sample_inverse)
+        assert isinstance(model, InverseDynamics)
+        return model
+
+    @cached_property
+    def labels(self) -> Labels:
+        """What inverse dynamics learns from."""
+        if self.recipe.actions == "labels" and not self.recipe.labels:
+            return checked(read_labels(self.dataset.folder, self.dataset))
+        most = min(MOST_LABELS, len(self.windows(2)))
+        return recorded_labels(self.dataset, self.recipe.labels or most, self.recipe.seed)
+
+    @cached_property
+    def surroundings(self) -> Tensor:
+        """The motions of the picture around each label: [labels s 2]."""
+        return surroundings(self.dataset, self.labels.frames, self.recipe, self.watcher)
+
+    def actions(self, lam: ActionModel, tokens: np.ndarray) -> np.ndarray:
         path = self.out / "encoded/actions.npy"
+        if self.recipe.actions == "true":
+            return self._recorded()
+        watch = partial(self.watcher.work, "actions")
+        clip_frames = self.recipe.lam_fit.clip_frames if lam.looks_back else CLIP
         with autocast(self.device, self.recipe.lam_fit.execution.precision):
-            return encode_actions(self.dataset, lam.to(self.device), tokens, clip_frames, path, watch)
+            found = encode_actions(self.dataset, lam.to(self.device), tokens, clip_frames, path, watch)
+        if self.recipe.actions == "labels":  # what is known need not be guessed
+            found = found.copy()
+            found[self.labels.frames] = self.labels.controls
+        return found
+
+    def _recorded(self) -> np.ndarray:
+        """The control of every frame, as it was recorded."""
+        controls = controls_of(self.dataset)
+        assert controls is not None
+        found = np.zeros(self.dataset.num_frames, np.uint8)
+        frames = self.windows(2)
+        for some in np.array_split(frames, -(-len(frames) // 2**16)):
+            actions = self.dataset.clip_actions(some, 2)
+            assert actions is not None
+            found[some] = controls.join(actions[:, 0])
+        return found
 
     def dynamics(
-        self, tokenizer: VideoTokenizer, lam: LatentActionModel, tokens: np.ndarray, actions: np.ndarray
+        self,
+        tokenizer: VideoTokenizer,
+        lam: ActionModel,
+        tokens: np.ndarray,
+        actions: np.ndarray,
     ) -> Dynamics:
         def make() -> Dynamics:
             model = self.recipe.make_dynamics()
@@ -184,7 +279,7 @@ class Run:
 
     def joint(self, tokenizer: VideoTokenizer, tokens: np.ndarray) -> tuple[LatentActionModel, Dynamics]:
         torch.manual_seed(self.recipe.seed)
-        lam, dynamics = self.recipe.make_lam(), self.recipe.make_dynamics()
+        lam, dynamics = LatentActionModel(self.recipe.lam, self.recipe.tokenizer), self.recipe.make_dynamics()
         paths = self.out / "lam.safetensors", self.out / "dynamics.safetensors"
         if all(path.exists() for path in paths):
             return load_model(paths[0], lambda: lam), load_model(paths[1], lambda: dynamics)
@@ -233,7 +328,7 @@ class Run:
     ) -> None:
         config: FitConfig = getattr(self.recipe, f"{stage}_fit")
         shown = self._placed(batch(config, 0, config.parts()[0]))
-        unseen = self._unseen(config, *before)
+        unseen = self._unseen(model, config, *before)
 
         def look(model: nn.Module) -> Sample:
             found = sample(model, shown)
@@ -255,10 +350,12 @@ class Run:
         )
 
     @torch.no_grad()
-    def _unseen(self, config: FitConfig, *before: nn.Module) -> dict[str, Tensor] | None:
-        """Some held-out clips, as a batch."""
+    def _unseen(self, model: nn.Module, config: FitConfig, *before: nn.Module) -> dict[str, Tensor] | None:
+        """Some held-out clips, as a batch of what `model` learns from."""
         if self.held_out is None:
             return None
+        if isinstance(model, InverseDynamics):
+            return self._unseen_labels()
         try:
             windows = self.held_out.windows(config.clip_frames)
         except ValueError:  # all of it is shorter
@@ -269,9 +366,19 @@ class Run:
         for model in before:
             if isinstance(model, VideoTokenizer):
                 batch["tokens"] = model.to(self.device).encode(to_float(batch["frames"]))
-            elif isinstance(model, LatentActionModel):
+            elif isinstance(model, ActionModel):
                 batch["actions"] = model.to(self.device).infer(model.video(batch))
         return batch
+
+    def _unseen_labels(self) -> dict[str, Tensor] | None:
+        """Recorded actions of held-out footage, if there are some and they are the same controls."""
+        controls = self.held_out and controls_of(self.held_out)
+        if not self.held_out or not controls or controls.names != self.recipe.inverse.controls:
+            return None
+        number = min(HELD_OUT_LABELS, len(self.held_out.windows(2)))
+        labels = recorded_labels(self.held_out, number, self.recipe.seed)
+        around = surroundings(self.held_out, labels.frames, self.recipe)
+        return self._placed(labelled(self.held_out, labels, np.arange(number), around))
 
     def _placed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
@@ -292,6 +399,34 @@ class Run:
         if "actions" in arrays:
             batch["actions"] = torch.from_numpy(arrays["actions"][frames[:, :-1]].astype(np.int64))
         return batch
+
+
+def labelled(dataset: Dataset, labels: Labels, rows: np.ndarray, around: Tensor) -> dict[str, Tensor]:
+    """Some labels, as a batch of inverse dynamics. around: the motions around all of them."""
+    return {
+        "frames": torch.from_numpy(dataset.clips(labels.frames[rows], 2)),
+        "around": around[rows],
+        "controls": torch.from_numpy(labels.controls[rows]),
+    }
+
+
+@torch.no_grad()
+def surroundings(dataset: Dataset, frames: np.ndarray, recipe: Recipe, watcher: Watcher | None = None) -> Tensor:
+    """The motions of the picture at the steps around those that lead on from `frames`: [frames s 2]. Beyond an
+    episode's ends nothing moves."""
+    model, found = InverseDynamics(recipe.inverse, recipe.tokenizer), []
+    first = dataset.episode_starts
+    last = first + np.array([episode.length for episode in dataset.episodes]) - 1
+    order = np.argsort(first)
+    episode = order[np.searchsorted(first[order], frames, side="right") - 1]
+    steps = np.arange(-recipe.inverse.past, recipe.inverse.future + 2)
+    places = np.clip(frames[:, None] + steps, first[episode][:, None], last[episode][:, None])
+    for some in np.array_split(places, -(-len(places) // 256)):
+        clips = dataset.clips(some.ravel(), 1).reshape(*some.shape, *dataset.frame_size, 3)
+        found.append(model.motions(to_float(torch.from_numpy(clips))))
+        if watcher:
+            watcher.work("motion", sum(map(len, found)), len(places))
+    return torch.cat(found)
 
 
 def check_fits(recipe: Recipe, dataset: Dataset) -> None:
@@ -414,6 +549,10 @@ def sample_lam(model: LatentActionModel, batch: dict[str, Tensor]) -> Sample:
     frames = batch["frames"][:8]
     predicted = to_uint8(model.predict_frames(to_float(frames)))
     return Sample(metrics, grid([frames[:, -2], frames[:, -1], predicted[:, -1]]))
+
+
+def sample_inverse(model: InverseDynamics, batch: dict[str, Tensor]) -> Sample:
+    return Sample({})
 
 
 def sample_dynamics(model: Dynamics, batch: dict[str, Tensor], tokenizer: VideoTokenizer) -> Sample:

@@ -12,7 +12,7 @@ from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from minigenie.checkpoint import load_model
 from minigenie.config import from_dict, parse_json
 from minigenie.dynamics import Dynamics, DynamicsConfig
+from minigenie.inverse import InverseConfig, InverseDynamics
 from minigenie.lam import LAMConfig, LatentActionModel
 from minigenie.maskgit import SamplingConfig, fill_surest, sample_frame
 from minigenie.nn.patches import patch_grid, to_float, to_uint8
@@ -31,15 +32,22 @@ from minigenie.tokenizer import TokenizerConfig, VideoTokenizer
 
 FORMAT, VERSION = "minigenie-world", 1
 MODELS = ("tokenizer", "lam", "dynamics")
+ActionModel = LatentActionModel | InverseDynamics
 SHIPPED = Path(__file__).parent / "worlds"  # those that come with the package
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """The three models, how frames are sampled, and how many past frames the world remembers."""
+    """The three models, how frames are sampled, and how many past frames the world remembers.
 
+    actions: what they are. "latent" ones a latent action model finds (`lam`); with "labels" they are controls, which an
+    inverse dynamics model (`inverse`) learns from some labelled frames and tells of all others; with "true" they are
+    controls recorded with the footage, and that model only serves to read other footage."""
+
+    actions: Literal["latent", "labels", "true"] = "latent"
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     lam: LAMConfig = field(default_factory=LAMConfig)
+    inverse: InverseConfig = field(default_factory=InverseConfig)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     context_frames: int = 15
@@ -47,20 +55,34 @@ class WorldConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.context_frames <= 10_000:
             raise ValueError(f"context_frames is {self.context_frames}; a world must remember 1 to 10000 frames")
+        if self.actions != "latent" and self.num_actions < 2:
+            raise ValueError(f"actions={self.actions} needs the names of two controls or more in inverse.controls")
         if self.lam.input == "pixels":
             patch_grid(self.lam.patch, self.tokenizer.frame_size)
         rows, columns = self.tokenizer.grid
         if rows % self.dynamics.group or columns % self.dynamics.group:
             raise ValueError(f"group {self.dynamics.group} does not divide a frame's {rows}x{columns} tokens")
 
+    @property
+    def sees_tokens(self) -> bool:
+        """Whether actions are read off tokens, not frames."""
+        return self.actions == "latent" and self.lam.input == "tokens"
+
     def make_tokenizer(self) -> VideoTokenizer:
         return VideoTokenizer(self.tokenizer)
 
-    def make_lam(self) -> LatentActionModel:
-        return LatentActionModel(self.lam, self.tokenizer)
+    @property
+    def num_actions(self) -> int:
+        return self.lam.num_actions if self.actions == "latent" else self.inverse.num_actions
+
+    def make_lam(self) -> ActionModel:
+        """What reads the actions off a video."""
+        if self.actions == "latent":
+            return LatentActionModel(self.lam, self.tokenizer)
+        return InverseDynamics(self.inverse, self.tokenizer)
 
     def make_dynamics(self) -> Dynamics:
-        return Dynamics(self.dynamics, self.tokenizer, self.lam.num_actions)
+        return Dynamics(self.dynamics, self.tokenizer, self.num_actions)
 
 
 class World:
@@ -74,7 +96,7 @@ class World:
         self,
         config: WorldConfig,
         tokenizer: VideoTokenizer,
-        lam: LatentActionModel,
+        lam: ActionModel,
         dynamics: Dynamics,
         device: torch.device | str | None = None,
         fps: float = 10.0,
@@ -130,7 +152,7 @@ class World:
 
     @property
     def num_actions(self) -> int:
-        return self.config.lam.num_actions
+        return self.config.num_actions
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -231,8 +253,7 @@ class World:
         video = self._check_frames(frames)
         if video.shape[1] < 2:
             raise ValueError("actions lie between frames; give at least 2 of them")
-        sees_tokens = self.config.lam.input == "tokens"
-        return self.lam.infer(self.tokenizer.encode(to_float(video)) if sees_tokens else to_float(video)).cpu()
+        return self._infer(video, self.tokenizer.encode(to_float(video)) if self.config.sees_tokens else None).cpu()
 
     def _check_frames(self, frames: Tensor | np.ndarray) -> Tensor:
         video = torch.as_tensor(frames)
@@ -283,8 +304,8 @@ class World:
         none = torch.full((len(tokens), 1), self.dynamics.no_action, device=self.device)
         return none if tokens.shape[1] == 1 else torch.cat((none, self._infer(video, tokens)), dim=1)
 
-    def _infer(self, video: Tensor, tokens: Tensor) -> Int[Tensor, "b steps"]:
-        return self.lam.infer(to_float(video) if self.config.lam.input == "pixels" else tokens)
+    def _infer(self, video: Tensor, tokens: Tensor | None) -> Int[Tensor, "b steps"]:
+        return self.lam.infer(to_float(video) if tokens is None or not self.config.sees_tokens else tokens)
 
     def _sample(self, fill: Callable[..., Tensor], b: int) -> Int[Tensor, "b n"]:
         masked = torch.full((b, self.config.tokenizer.num_patches), self.dynamics.mask_id, device=self.device)
@@ -373,7 +394,7 @@ def beside(folder: Path, out: Path | None, name: str = "") -> Path:
     return out or folder / name
 
 
-CONFIG_KEYS = ("tokenizer", "lam", "dynamics", "sampling", "context_frames")
+CONFIG_KEYS = ("actions", "tokenizer", "lam", "inverse", "dynamics", "sampling", "context_frames")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from minigenie.bench.machine import Call, Item, Measurement, count_flops, dtypes_of, timed
 from minigenie.bench.play import REFERENCE, SMALL
 from minigenie.dynamics import DynamicsConfig
-from minigenie.lam import LAMConfig
+from minigenie.lam import LAMConfig, LatentActionModel
 from minigenie.nn.quantize import QuantizerConfig
 from minigenie.nn.st_transformer import STConfig
 from minigenie.optim import OptimConfig, make_optimizers, set_learning_rate
@@ -112,7 +112,7 @@ def step_item(
         "tokenizer": recipe.make_tokenizer,
         "lam": recipe.make_lam,
         "dynamics": recipe.make_dynamics,
-        "joint": lambda: Joint(recipe.make_lam(), recipe.make_dynamics()),
+        "joint": lambda: Joint(LatentActionModel(recipe.lam, recipe.tokenizer), recipe.make_dynamics()),
     }[stage]
     frames = torch.Size((clips, config.clip_frames))
     size = f"{clips} x {config.clip_frames} frames"

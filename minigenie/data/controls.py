@@ -6,6 +6,7 @@ from 144 states of each game.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -45,22 +46,15 @@ class Controls:
         """The control of a player who presses nothing, if it is known."""
         return self.names.index("noop") if "noop" in self.names else None
 
-    @property
-    def keys(self) -> list[str | None]:
-        """The keys of a keyboard that mean each: those whose names say so."""
-        return [key_of(name) for name in self.names]
-
     def join(self, recorded: np.ndarray) -> np.ndarray:
         """Recorded actions, integer [...] -> controls, int64 [...], 0 to len(self) - 1."""
         return np.asarray(self.of_recorded, np.int64)[recorded]
 
-    def entries(self) -> list[dict]:
-        """As a world's actions.json lists them."""
-        keys = [key or str(number) for number, key in enumerate(self.keys, 1)]
-        return [
-            {"name": name, "key": "" if number == self.noop else keys[number], "noop": number == self.noop}
-            for number, name in enumerate(self.names)
-        ]
+
+def entries(names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Controls as a world's actions.json lists them: on the keys of a keyboard that mean each, or on a digit."""
+    keys = ["" if name == "noop" else key_of(name) or str(number) for number, name in enumerate(names, 1)]
+    return [{"name": name, "key": key, "noop": name == "noop"} for name, key in zip(names, keys, strict=True)]
 
 
 def key_of(name: str) -> str | None:
