@@ -422,7 +422,7 @@ def test_actions_are_named_and_keyed_after_their_motion():
 
 
 def test_actions_that_were_named_stay_as_they_are_whatever_is_measured():
-    named = procgen_controls("coinrun").entries() + [{"name": "fire-2", "key": "7", "noop": False}]
+    named = [*procgen_controls("coinrun").entries(), {"name": "fire-2", "key": "7", "noop": False}]
     motions = np.array([[0, 3.0], [0, -2], [0, 2], [1.5, 0], [0, -1.0], [1, -1], [0, -3]])
     got = describe(named, motions, np.full(7, 5.0), 64)
     assert [{key: entry[key] for key in ("name", "key", "noop")} for entry in got] == named
