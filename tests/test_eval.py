@@ -84,6 +84,13 @@ def footage(folder, episodes=12, length=30, actions=True):
     return writer.close()
 
 
+@pytest.fixture(autouse=True)
+def _without_networks(request, monkeypatch):
+    """They take most of an evaluation's time."""
+    if not {"networks", "number"} & set(request.node.name.split("_")):
+        monkeypatch.setattr(measure, "_load_perceptual", lambda sitting: None)
+
+
 @pytest.fixture(scope="module")
 def rolling(tmp_path_factory) -> Dataset:
     return footage(tmp_path_factory.mktemp("rolling") / "data")
@@ -289,13 +296,13 @@ def test_true_clips_are_measured_at_the_spacing_of_the_rollouts(tmp_path):
         "1-10": 10,
         "11-50": 40,
         "51-100": 50,
-        "101-200": 58,
+        "101-200": 55,
     }
     for name, picks in stretches(200).items():
         seen = truth[name].frames[:, :, 0, 0].int()
         assert seen.shape == (SETS * 8, 10, 3)
         assert (seen[..., 0] == seen[:, :1, 0]).all()
-        spacing = np.array(picks) - picks[0] if name != "101-200" else np.linspace(0, 57, 10).round()
+        spacing = np.array(picks) - picks[0] if name != "101-200" else np.linspace(0, 54, 10).round()
         assert (seen[..., 1] - seen[:, :1, 1] == torch.from_numpy(spacing)).all()
 
 
@@ -303,7 +310,7 @@ def test_true_clips_are_measured_at_the_spacing_of_the_rollouts(tmp_path):
 
 
 def test_a_perfect_world_scores_as_theory_says(rolling):
-    report, scenes = evaluate(Rolling(), rolling, clips=24)
+    report, scenes = evaluate(Rolling(), rolling, clips=20)
     assert min(report["rollout"]["psnr"].values()) == 100
     assert min(report["long_rollouts"]["from_1"]["psnr"].values()) == 100
     assert all(delta["ci95"][0] > 10 for delta in report["rollout"]["delta_psnr"].values())

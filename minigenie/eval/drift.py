@@ -26,7 +26,7 @@ ENDS = (10, 50, 100, 200, 500, 1000)  # of the stretches of horizon: 1-10, 11-50
 MEASURED = 10  # frames of each clip in a stretch: equal counts, since perplexity and Frechet distance depend on them
 LEAST_GRADIENT = 1e-8  # footage of nothing but flat colour
 HOLD = 8  # frames that an action is held on average, as a player holds a key
-SETS = 4  # of true clips: one to show what true clips score, the others to compare with
+SETS = 8  # of true clips: one to show what true clips score, the others to compare with
 
 Watch = Callable[[int, int], None]
 Features = Callable[[Tensor], Tensor]
