@@ -31,7 +31,7 @@ from minigenie.nn.patches import to_float, to_uint8
 from minigenie.runtime import Result, in_parallel
 from minigenie.world import CONFIG_KEYS, MODELS, World
 
-VERSION = 2  # of the report
+VERSION = 2  # of the report; 1 resampled single clips, and measured drift beside single frames
 BATCH = 16
 PROMPT, HORIZON = 4, 8  # frames given and imagined of every clip
 LONG_HORIZON = 15

@@ -151,7 +151,8 @@ def drift_plots(reports: Reports) -> list[str]:
     if all("frechet" in stretch for each in drift.values() for stretch in each.values()):
         distances = [Curve(name, values) for name, values in by_stretch("frechet").items()]
         first = next(iter(reports.values()))["drift"]["real"]
-        distances.append(Curve(REAL, {at: each["frechet"] for at, each in first.items()}))
+        if "frechet" not in first:  # version 1 of the report had one number for all stretches
+            distances.append(Curve(REAL, {at: each["frechet"] for at, each in first.items()}))
         drawn.append(curves("Frechet distance (grey: of real clips)", STRETCH, distances, legend=False))
     return drawn
 
