@@ -327,7 +327,7 @@ def rollout(
     Args:
         world: Folder made by train, or coinrun, the world that comes with the package.
         prompt: The picture to begin with; the world's first own one by default.
-        actions: Comma-separated numbers, such as 0,0,3,1.
+        actions: Comma-separated names or numbers, such as right*8,jump,0.
         out: The file to write, .mp4 or .gif.
         seed: Seed of the sampling.
         device: cuda, mps or cpu; the best there is by default.
@@ -336,17 +336,15 @@ def rollout(
 
     from minigenie.console import working
     from minigenie.pictures import save_video
-    from minigenie.world import World, locate, read_prompt
+    from minigenie.play.actions import load_actions, resolve_actions
+    from minigenie.world import World, locate, read_prompt, world_config
 
-    try:
-        choices = [int(action) for action in actions.split(",") if action.strip()]
-    except ValueError:
-        raise ValueError(f"actions {actions!r} are no comma-separated numbers; write them as 0,0,3,1") from None
-    if not choices:
-        raise ValueError("there are no actions to take; give some, as in --actions 0,0,3,1")
     if out.suffix not in (".mp4", ".gif"):
         raise ValueError(f"cannot write {out}; choose a name that ends in .mp4 or .gif")
     world = locate(world)
+    choices = resolve_actions(actions, load_actions(world, world_config(world).lam.num_actions))
+    if not choices:
+        raise ValueError("there are no actions to take; give some, as in --actions right*8,jump or 0,0,3,1")
     loaded = World.load(world, device)
     prompts = [prompt] if prompt else sorted((world / "prompts").glob("*.png"))
     if not prompts:

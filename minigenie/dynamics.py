@@ -133,6 +133,19 @@ class Dynamics(nn.Module):
         right = (seen.gather(-1, targets.clamp(min=0)[:, None])[:, 0] == seen.amax(dim=-1)) & counts
         return loss, {"cross_entropy": loss.detach(), "accuracy": right.sum() / counts.sum()}
 
+    @torch.no_grad()
+    def control(self, batch: dict[str, Tensor]) -> Tensor:
+        """What the actions are worth: the loss with random ones less that with the right ones, in nats. The same tokens
+        are hidden in both, and whenever it is asked, so that it changes only as the model does."""
+        actions = batch["actions"]
+        random = torch.randint(self.no_action, actions.shape, generator=torch.Generator().manual_seed(0))
+        losses = []
+        with torch.random.fork_rng(devices=[actions.device] if actions.device.type == "cuda" else []):
+            for choice in (actions, random.to(actions.device)):
+                torch.manual_seed(0)
+                losses.append(self({"tokens": batch["tokens"], "actions": choice})[0])
+        return losses[1] - losses[0]
+
     def _all_masked(self, tokens: Tensor, leading_in: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states, what they should tell, and where."""
         rate = torch.empty(len(tokens), 1, 1, device=tokens.device).uniform_(self.config.min_mask, 1)

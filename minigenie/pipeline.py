@@ -249,15 +249,10 @@ class Run:
         return found
 
     def _recorded(self) -> np.ndarray:
-        """The control of every frame, as it was recorded."""
-        controls = controls_of(self.dataset)
-        assert controls is not None
+        """The control that leads on from every frame."""
         found = np.zeros(self.dataset.num_frames, np.uint8)
-        frames = self.windows(2)
-        for some in np.array_split(frames, -(-len(frames) // 2**16)):
-            actions = self.dataset.clip_actions(some, 2)
-            assert actions is not None
-            found[some] = controls.join(actions[:, 0])
+        for frames in np.array_split(self.windows(2), -(-len(self.windows(2)) // 2**16)):
+            found[frames] = recorded(self.dataset, frames, 2)[:, 0]
         return found
 
     def dynamics(
@@ -329,11 +324,14 @@ class Run:
         config: FitConfig = getattr(self.recipe, f"{stage}_fit")
         shown = self._placed(batch(config, 0, config.parts()[0]))
         unseen = self._unseen(model, config, *before)
+        # two passes a clip, where a step takes about three: at most 2 % of the time of training
+        asked = min(HELD_OUT_CLIPS, max(1, 3 * config.batch_size * config.execution.sample_every // 100))
 
         def look(model: nn.Module) -> Sample:
             found = sample(model, shown)
             with autocast(self.device, config.execution.precision):
-                return Sample(found.metrics | held_out_metrics(model, unseen), found.picture)
+                numbers = held_out_metrics(model, unseen) | control_metrics(model, unseen or shown, asked)
+            return Sample(found.metrics | numbers, found.picture)
 
         fit(
             model,
@@ -368,12 +366,18 @@ class Run:
                 batch["tokens"] = model.to(self.device).encode(to_float(batch["frames"]))
             elif isinstance(model, ActionModel):
                 batch["actions"] = model.to(self.device).infer(model.video(batch))
+        if self.recipe.actions == "true" and "actions" in batch and self._same_controls(self.held_out):
+            batch["actions"] = self._placed({"": recorded(self.held_out, starts, config.clip_frames)})[""]
         return batch
+
+    def _same_controls(self, dataset: Dataset) -> bool:
+        """Whether its recorded actions are this run's."""
+        controls = controls_of(dataset)
+        return controls is not None and controls.names == self.recipe.inverse.controls
 
     def _unseen_labels(self) -> dict[str, Tensor] | None:
         """Recorded actions of held-out footage, if there are some and they are the same controls."""
-        controls = self.held_out and controls_of(self.held_out)
-        if not self.held_out or not controls or controls.names != self.recipe.inverse.controls:
+        if self.held_out is None or not self._same_controls(self.held_out):
             return None
         number = min(HELD_OUT_LABELS, len(self.held_out.windows(2)))
         labels = recorded_labels(self.held_out, number, self.recipe.seed)
@@ -399,6 +403,14 @@ class Run:
         if "actions" in arrays:
             batch["actions"] = torch.from_numpy(arrays["actions"][frames[:, :-1]].astype(np.int64))
         return batch
+
+
+def recorded(dataset: Dataset, starts: np.ndarray, length: int) -> Tensor:
+    """The controls that were recorded with some clips: int64 [b length-1]."""
+    controls, actions = controls_of(dataset), dataset.clip_actions(starts, length)
+    assert controls is not None
+    assert actions is not None
+    return torch.from_numpy(controls.join(actions))
 
 
 def labelled(dataset: Dataset, labels: Labels, rows: np.ndarray, around: Tensor) -> dict[str, Tensor]:
@@ -529,6 +541,16 @@ def held_out_metrics(model: nn.Module, batch: dict[str, Tensor] | None) -> dict[
     return {f"held_out_{name}": float(metrics[name]) for name in MEASURES if name in metrics}
 
 
+def control_metrics(model: nn.Module, batch: dict[str, Tensor], clips: int) -> dict[str, float]:
+    """What the actions of the batch's first clips are worth to dynamics; nothing of other models, or while actions mean
+    nothing yet."""
+    batch = {name: tensor[:clips] for name, tensor in batch.items()}
+    if isinstance(model, Joint) and model.lam.quantizer.ready:
+        actions = model.lam.infer(model.lam.video(batch))
+        return {"control": float(model.dynamics.control(batch | {"actions": actions}))}
+    return {"control": float(model.control(batch))} if isinstance(model, Dynamics) else {}
+
+
 def sample_tokenizer(model: VideoTokenizer, batch: dict[str, Tensor]) -> Sample:
     frames = batch["frames"][:8]
     decoded = to_uint8(model.decode(model.encode(to_float(frames))))
@@ -536,14 +558,17 @@ def sample_tokenizer(model: VideoTokenizer, batch: dict[str, Tensor]) -> Sample:
 
 
 def sample_lam(model: LatentActionModel, batch: dict[str, Tensor]) -> Sample:
-    """delta-PSNR of the LAM's own decoder, and the share of transitions of its rarest and commonest action."""
-    actions = model.infer(model.video(batch))
-    share = torch.bincount(actions.flatten(), minlength=model.config.num_actions) / actions.numel()
-    metrics = {
-        "control": float(model.control(batch)),
-        "rarest_action": float(share.min()),
-        "commonest_action": float(share.max()),
-    }
+    """delta-PSNR of the LAM's own decoder, and the share of transitions of its rarest and commonest action; neither
+    before there are actions."""
+    metrics = {}
+    if model.quantizer.ready:
+        actions = model.infer(model.video(batch))
+        share = torch.bincount(actions.flatten(), minlength=model.config.num_actions) / actions.numel()
+        metrics = {
+            "control": float(model.control(batch)),
+            "rarest_action": float(share.min()),
+            "commonest_action": float(share.max()),
+        }
     if model.config.input == "tokens":
         return Sample(metrics)
     frames = batch["frames"][:8]
@@ -556,20 +581,14 @@ def sample_inverse(model: InverseDynamics, batch: dict[str, Tensor]) -> Sample:
 
 
 def sample_dynamics(model: Dynamics, batch: dict[str, Tensor], tokenizer: VideoTokenizer) -> Sample:
-    """The last frame of some clips, all of it masked and guessed in one pass, beside the truth; and what the action is
-    worth: the cross-entropy with random actions less that with the right ones, in nats."""
+    """The last frame of some clips, all of it masked and guessed in one pass, beside the truth."""
     tokens, actions = batch["tokens"][:8], batch["actions"][:8]
     leading_in = nn.functional.pad(actions, (1, 0), value=model.no_action)
     masked = tokens.clone()
     masked[:, -1] = model.mask_id
-    wrong = leading_in.clone()
-    wrong[:, -1] = torch.randint_like(wrong[:, -1], model.no_action)
-    right, other = (model.logits(masked, leading)[:, -1].flatten(0, 1) for leading in (leading_in, wrong))
-    truth = tokens[:, -1].flatten()
-    value = nn.functional.cross_entropy(other, truth) - nn.functional.cross_entropy(right, truth)
-    guess = torch.cat((tokens[:, :-1], right.argmax(-1).view_as(tokens[:, -1])[:, None]), dim=1)
+    guess = torch.cat((tokens[:, :-1], model.logits(masked, leading_in)[:, -1:].argmax(-1)), dim=1)
     decode = lambda tokens: to_uint8(tokenizer.decode(tokens))[:, -1]  # noqa: E731
-    return Sample({"control": float(value)}, grid([decode(tokens[:, :-1]), decode(tokens), decode(guess)]))
+    return Sample({}, grid([decode(tokens[:, :-1]), decode(tokens), decode(guess)]))
 
 
 def sample_joint(model: Joint, batch: dict[str, Tensor], tokenizer: VideoTokenizer) -> Sample:

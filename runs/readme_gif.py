@@ -23,7 +23,7 @@ LAYOUT = """
   body { background: var(--card); }
   main { grid-template-columns: 384px 1fr; gap: 16px; width: 720px; padding: 0; margin: 0; }
   figure { width: 384px; }
-  .card:not(#tiles-card), #tiles-title, #hint { display: none; }
+  .card:not(#tiles-card), #tiles-title, #hint, #legend { display: none; }
   .card { border: 0; padding: 0; margin: 0; }
   #tiles { grid-template-columns: repeat(3, 1fr); gap: 6px 10px; }
 """

@@ -21,6 +21,8 @@ from playwright.sync_api import expect
 
 from minigenie.bench import browser as bench
 from minigenie.bench.browser import chromium, measure_browser
+from minigenie.data.controls import entries
+from minigenie.play.actions import save_actions
 from minigenie.play.player import footage_clip
 from minigenie.play.room import Room
 from minigenie.play.server import listen, make_app, make_server
@@ -53,6 +55,16 @@ def folder(trained, tmp_path_factory):
 @pytest.fixture(scope="module")
 def url(folder, toy):
     with serving(folder, footage=toy.folder) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def named(folder, tmp_path_factory):
+    """A world that was trained on named controls, being served."""
+    copy = shutil.copytree(folder, tmp_path_factory.mktemp("named") / "world")
+    names = ("noop", "left", "right", "jump", "jump-left", "jump-right", "fire", "fire-2")
+    save_actions(copy, [{**entry, "motion": [0, 0]} for entry in entries(names)])
+    with serving(copy) as url:
         yield url
 
 
@@ -141,6 +153,60 @@ def test_a_held_key_plays_its_action_and_lights_its_tile(page):
     page.keyboard.up("5")
     expect(tile).not_to_have_class(LIT)
     until(page, "shownAction === noop")
+
+
+def test_named_controls_are_on_the_keys_that_their_names_say(visit, named):
+    """Held keys, in the order in which they are pressed, and the action that is sent and played."""
+    page = visit(named)
+    arrived(page)
+    noop, left, right, jump, jump_left, jump_right, fire, fire_2 = range(8)
+    expect(page.locator(".tile b").nth(noop)).to_have_text("nothing held")
+    expect(page.locator(".tile").nth(jump_right)).to_contain_text("jump right")
+    expect(page.locator(".tile kbd").nth(jump_right)).to_have_text("↑→")
+    expect(page.locator("#legend")).to_have_text("Keys: ↑ ← → · W A D · Space: jump · F · 1 to 8")
+    until(page, f"shownAction === {noop}")
+    for keys, expected in (
+        ("ArrowLeft", left),
+        ("ArrowRight", right),
+        ("ArrowRight ArrowUp", jump_right),
+        ("ArrowUp ArrowLeft", jump_left),
+        ("Space", jump),
+        ("w", jump),
+        ("a", left),
+        ("d Space", jump_right),
+        ("w a", jump_left),
+        ("ArrowLeft ArrowDown", left),  # no action is on this key
+        ("ArrowLeft ArrowRight", right),
+        ("ArrowLeft ArrowRight ArrowUp", jump_right),
+        ("ArrowRight f", fire),
+        ("8", fire_2),
+    ):
+        for key in keys.split():
+            page.keyboard.down(key)
+        assert page.evaluate("sentAction") == expected, keys
+        for key in keys.split():
+            page.keyboard.up(key)
+        assert page.evaluate("sentAction") is None
+    page.keyboard.down("ArrowRight")
+    page.keyboard.down("Space")
+    until(page, f"shownAction === {jump_right}")
+    page.keyboard.up("Space")
+    until(page, f"shownAction === {right}")
+    expect(page.locator(".tile").nth(right)).to_have_class(LIT)
+    page.keyboard.up("ArrowRight")
+    until(page, f"shownAction === {noop}")
+
+
+def test_where_space_jumps_p_pauses(visit, named, page):
+    expect(page.locator("#pause kbd")).to_have_text("Space")
+    jumping = visit(named)
+    arrived(jumping)
+    expect(jumping.locator("#pause kbd")).to_have_text("P")
+    jumping.keyboard.press("Space")
+    jumping.keyboard.press("p")
+    until(jumping, "state.paused")
+    page.keyboard.press("Space")
+    until(page, "state.paused")
 
 
 def test_keys_lead_to_different_pictures(still):
@@ -320,11 +386,12 @@ def test_a_gamepad_plays(page):
         window.pad = { axes: [0, 0], buttons: [...Array(16)].map(() => ({ pressed: false })) };
         navigator.getGamepads = () => [null, pad];
     """)
-    tile = page.locator(".tile").nth(3)
-    page.evaluate("pad.buttons[3].pressed = true")
+    action = page.evaluate("noop === 3 ? 2 : 3")  # the idle one stays lit
+    tile = page.locator(".tile").nth(action)
+    page.evaluate(f"pad.buttons[{action}].pressed = true")
     expect(tile).to_have_class(LIT)
-    until(page, "shownAction === 3")
-    page.evaluate("pad.buttons[3].pressed = false")
+    until(page, f"shownAction === {action}")
+    page.evaluate(f"pad.buttons[{action}].pressed = false")
     expect(tile).not_to_have_class(LIT)
     page.evaluate("actions[5].key = 'ArrowLeft'; pad.axes[0] = -1")
     expect(page.locator(".tile").nth(5)).to_have_class(LIT)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from minigenie.__main__ import main
 from minigenie.data.dataset import Dataset
-from minigenie.world import World
+from minigenie.world import World, locate
 
 
 def fails(capsys, *arguments, code=2) -> str:
@@ -132,10 +132,20 @@ def test_folders_that_are_not_there(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("actions", ["", "left", "0,x", "8", "-1"])
+@pytest.mark.parametrize("actions", ["", "sideways", "0,x", "8", "-1", "1*0", "1*x", "1*99999999", "*3"])
 def test_actions_that_are_none(trained, tmp_path, capsys, actions):
     fails(capsys, "rollout", trained, f"--actions={actions}", "--out", tmp_path / "clip.mp4", "--device", "cpu")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_actions_by_name_and_how_often(capsys, tmp_path):
+    names = [entry["name"] for entry in json.loads((locate("coinrun") / "actions.json").read_text())]
+    clip = tmp_path / "clip.gif"
+    said = fails(capsys, "rollout", "coinrun", "--actions", f"{names[1]},sideways", "--out", clip)
+    assert said.endswith(f"no action 'sideways'; use 0 to {len(names) - 1}, or a name: {', '.join(names)}")
+    chosen = f"{names[1]},{names[3].upper()},3*2"
+    main(["rollout", "coinrun", "--actions", chosen, "--out", str(clip), "--device", "cpu"])
+    assert "5 frames in" in capsys.readouterr().out
 
 
 def test_a_clip_of_an_unknown_kind(trained, tmp_path, capsys):

@@ -93,6 +93,17 @@ def test_it_learns_that_the_action_decides():
     assert metrics["accuracy"] > 0.95
 
 
+@pytest.mark.parametrize("context", ["clean", "masked"])
+def test_control_is_what_the_right_actions_are_worth_and_no_draw_of_luck(clip, context):
+    model = dynamics(context=context)
+    batch = {"tokens": clip[0], "actions": clip[1]}
+    before = torch.get_rng_state()
+    assert float(model.control(batch)) == float(model.control(batch)) != 0
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.nn.init.zeros_(model.embed_action.weight)
+    assert float(model.control(batch)) == 0
+
+
 def test_codes_that_look_alike_start_alike():
     model = dynamics()
     codebook = torch.randn(32, 8)

@@ -10,11 +10,12 @@ from torch.testing import assert_close
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
+from minigenie.eval import measure
 from minigenie.eval.controllability import effects, explained, meaning, mutual_information, probe, purity, usage
-from minigenie.eval.drift import drift, gradient_energy, held_actions, stretches
+from minigenie.eval.drift import SETS, gradient_energy, held_actions, measure_drift, play_on, stretches, true_clips
 from minigenie.eval.fidelity import decibels, mse, psnr, ssim
 from minigenie.eval.measure import evaluate
-from minigenie.eval.statistics import bootstrap, by_horizon, entropy, perplexity
+from minigenie.eval.statistics import bootstrap, by_horizon, entropy, interval, perplexity
 from minigenie.world import World
 
 MOVES = torch.tensor([[0, 0], [0, 2], [0, -2], [2, 0], [-2, 0], [2, 2], [-2, -2], [2, -2]])
@@ -83,6 +84,13 @@ def footage(folder, episodes=12, length=30, actions=True):
     return writer.close()
 
 
+@pytest.fixture(autouse=True)
+def _without_networks(request, monkeypatch):
+    """They take most of an evaluation's time."""
+    if not {"networks", "number"} & set(request.node.name.split("_")):
+        monkeypatch.setattr(measure, "_load_perceptual", lambda sitting: None)
+
+
 @pytest.fixture(scope="module")
 def rolling(tmp_path_factory) -> Dataset:
     return footage(tmp_path_factory.mktemp("rolling") / "data")
@@ -143,6 +151,23 @@ def test_the_interval_covers_the_mean():
     assert 175 <= hits <= 199
 
 
+def test_windows_of_one_episode_are_no_independent_clips():
+    """20 episodes of 10 windows that all score alike know as much as 20 clips."""
+    rng, hits, naive = np.random.default_rng(0), 0, 0
+    episodes = np.arange(200) // 10
+    for seed in range(200):
+        values = rng.normal(1, 1, 20).repeat(10)
+        low, high = interval(values, seed, episodes, draws=300)
+        hits += low < 1 < high
+        low, high = interval(values, seed, draws=300)
+        naive += low < 1 < high
+    assert 170 <= hits <= 199
+    assert naive < 120
+    values, groups = np.array([1.0, 2, 6]), np.array([7, 7, 9])
+    assert interval(values, 0, groups) == [1.5, 6.0]  # episodes are drawn, and their clips count
+    assert interval(values, 0, np.zeros(3)) == interval(values, 0)
+
+
 def test_a_series_has_a_mean_and_an_interval_for_every_frame():
     report = by_horizon("psnr", np.array([[1.0, 10.0], [3.0, 10.0]]), seed=0)
     assert report["psnr"] == {"1": 2.0, "2": 10.0}
@@ -182,6 +207,10 @@ def test_what_the_probe_learns_it_learns_on_other_clips():
     truth = np.arange(1, 9).repeat(5).reshape(8, 5)
     assert purity(truth, truth) == 1
     assert probe(truth, truth).mean() == 0
+    episodes = np.arange(8) // 2
+    own = np.broadcast_to(1 + episodes[:, None], (8, 3))
+    assert probe(own, own).mean() == 1  # each episode lies in both halves
+    assert probe(own, own, episodes).mean() == 0
 
 
 def test_an_action_that_no_clip_has_maps_to_nothing():
@@ -240,20 +269,48 @@ def test_blur_takes_gradient_away_and_noise_adds_it():
 
 
 def test_a_world_that_keeps_its_pictures_does_not_drift_and_one_that_blurs_does(rolling):
-    starts = torch.from_numpy(rolling.clips(rolling.windows(1)[::40], 1))[:, 0]
-    steady, fading = (drift(world, starts, 60, seed=0) for world in (Rolling(), Blurring()))
-    assert list(steady["stretches"]) == ["1-10", "11-50", "51-60"]
-    assert all(stretch["sharpness"]["mean"] == pytest.approx(1, abs=0.1) for stretch in steady["stretches"].values())
+    starts = torch.from_numpy(rolling.clips(rolling.windows(1)[::45], 1))[:, 0]
+    truth = true_clips(rolling, 60, len(starts), seed=0)
+    steady, fading = (
+        measure_drift(world, play_on(world, starts, 60, seed=0), truth) for world in (Rolling(), Blurring())
+    )
+    assert list(steady["stretches"]) == list(steady["real"]) == ["1-10", "11-50", "51-60"]
+    for stretch in (*steady["stretches"].values(), *steady["real"].values()):
+        assert stretch["sharpness"]["mean"] == pytest.approx(1, abs=0.1)
+        assert stretch["perplexity_share"] == pytest.approx(1, abs=0.1)
+        assert stretch["frames"] == 8 * 10
     sharpness = [stretch["sharpness"]["mean"] for stretch in fading["stretches"].values()]
     assert sharpness == sorted(sharpness, reverse=True)
     assert sharpness[-1] < 0.1
+
+
+def test_true_clips_are_measured_at_the_spacing_of_the_rollouts(tmp_path):
+    """A frame says which episode it is of, and where in it."""
+    frames = np.zeros((12 * 60, 8, 8, 3), np.uint8)
+    frames[..., 0], frames[..., 1] = np.arange(12 * 60)[:, None, None] // 60, np.arange(12 * 60)[:, None, None] % 60
+    about = {"frame_size": (8, 8), "fps": 10, "source": "counting", "generator": "test", "split": "test"}
+    writer = DatasetWriter(tmp_path / "data", **about, settings={})
+    writer.write(0, frames, [Episode(0, i * 60, 60) for i in range(12)], None)
+    truth = true_clips(writer.close(), 200, 8, seed=0)
+    assert {name: found.length for name, found in truth.items()} == {
+        "1-10": 10,
+        "11-50": 40,
+        "51-100": 50,
+        "101-200": 55,
+    }
+    for name, picks in stretches(200).items():
+        seen = truth[name].frames[:, :, 0, 0].int()
+        assert seen.shape == (SETS * 8, 10, 3)
+        assert (seen[..., 0] == seen[:, :1, 0]).all()
+        spacing = np.array(picks) - picks[0] if name != "101-200" else np.linspace(0, 54, 10).round()
+        assert (seen[..., 1] - seen[:, :1, 1] == torch.from_numpy(spacing)).all()
 
 
 # Whole evaluations: worlds of which the scores are known.
 
 
 def test_a_perfect_world_scores_as_theory_says(rolling):
-    report, scenes = evaluate(Rolling(), rolling, clips=12)
+    report, scenes = evaluate(Rolling(), rolling, clips=20)
     assert min(report["rollout"]["psnr"].values()) == 100
     assert min(report["long_rollouts"]["from_1"]["psnr"].values()) == 100
     assert all(delta["ci95"][0] > 10 for delta in report["rollout"]["delta_psnr"].values())
@@ -339,6 +396,23 @@ def test_short_episodes_are_measured_as_far_as_they_go(tmp_path, length, control
 def test_episodes_too_short_to_begin_from(tmp_path):
     with pytest.raises(ValueError, match="longest episode has 4 frames; give footage with episodes of 5"):
         evaluate(Rolling(), footage(tmp_path / "data", length=4), clips=4)
+
+
+def test_long_rollouts_and_networks_see_as_many_clips_as_are_asked_for(rolling, monkeypatch):
+    seen = []
+
+    def load(sitting):
+        sitting.distances["st_lpips"] = lambda frames, truth: seen.append(len(frames)) or frames.mean(dim=(1, 2, 3))
+
+    monkeypatch.setattr(measure, "_load_perceptual", load)
+    far = evaluate(Rolling(), rolling, clips=40).report["long_rollouts"]
+    assert far["clips"] == far["from_1"]["psnr_first_10"]["clips"] == far["from_1"]["st_lpips_first_10"]["clips"] == 40
+    assert max(seen) == measure.BATCH * far["frames"]  # a few at a time
+
+
+def test_clips_of_one_episode_are_said_to_be(tmp_path):
+    report, _ = evaluate(Rolling(), footage(tmp_path / "data", episodes=1, length=40), clips=6)
+    assert any("one episode" in note for note in report["notes"])
 
 
 def test_weights_that_are_no_numbers_are_named(rolling):

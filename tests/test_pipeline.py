@@ -21,7 +21,7 @@ from minigenie.checkpoint import load_tensors
 from minigenie.data.dataset import Dataset
 from minigenie.metrics import read_metrics
 from minigenie.nn.patches import to_float
-from minigenie.pipeline import Run, Watcher, train_world
+from minigenie.pipeline import Joint, Run, Watcher, control_metrics, train_world
 from minigenie.train import Interrupted
 from minigenie.world import World
 
@@ -215,6 +215,38 @@ def test_training_brings_the_loss_down(toy, tmp_path):
         losses = [line["loss"] for line in lines if line["stage"] == stage and "loss" in line]
         assert losses[-1] < 0.8 * losses[0], stage
     assert [line["control"] for line in lines if line["stage"] == "lam" and "control" in line]
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_codes_are_not_told_of_before_they_are_placed(toy, tmp_path, joint):
+    recipe = replace(small_recipe(steps=20), joint=joint)
+    train_world(toy, recipe, tmp_path / "run", device=CPU)
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "progress" in line]
+    lam, prefix = ("dynamics", "lam_") if joint else ("lam", "")
+    for stage, warmup, names in (
+        ("tokenizer", recipe.tokenizer.quantizer.warmup, ["perplexity", "codes_alive"]),
+        (lam, recipe.lam.quantizer.warmup, [prefix + name for name in ("perplexity", "control", "commonest_action")]),
+    ):
+        for name in names:
+            told = [line["progress"] for line in lines if line["stage"] == stage and name in line]
+            assert told, name
+            assert min(told) >= warmup, name
+    if joint:
+        assert min(line["progress"] for line in lines if "control" in line) >= recipe.lam.quantizer.warmup
+
+
+def test_what_actions_are_worth_to_dynamics_is_the_same_number_for_the_same_model(toy):
+    """On as many clips as there are, and every frame of each."""
+    recipe = small_recipe()
+    batch = {"tokens": torch.randint(32, (6, 5, 64)), "actions": torch.randint(8, (6, 4))}
+    model, joint = recipe.make_dynamics(), Joint(recipe.make_lam(), recipe.make_dynamics())
+    one, again, fewer = (control_metrics(model, batch, clips)["control"] for clips in (6, 6, 3))
+    assert one == again != fewer
+    assert control_metrics(recipe.make_lam(), batch, 6) == {}
+    frames = {"frames": torch.from_numpy(toy.clips(toy.windows(5)[:6], 5)), "tokens": batch["tokens"]}
+    assert control_metrics(joint, frames, 6) == {}
+    joint.lam.quantizer.ready = True
+    assert set(control_metrics(joint, frames, 6)) == {"control"}
 
 
 def test_the_demo_of_the_toy_world(tmp_path, capsys):

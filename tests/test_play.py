@@ -15,12 +15,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from minigenie.data.controls import procgen_controls
 from minigenie.data.toy import ToyWorld
 from minigenie.eval.controllability import motion
 from minigenie.pictures import fit_picture
 from minigenie.play import room as room_module
 from minigenie.play import seat as seat_module
-from minigenie.play.actions import describe, load_actions, save_actions
+from minigenie.play.actions import describe, load_actions, resolve_actions, save_actions
 from minigenie.play.player import Clip, Player, View, footage_clip
 from minigenie.play.room import HEADER, NO_ACTION, Room, pack_frame
 from minigenie.play.server import UPLOAD_BYTES, listen, make_app
@@ -416,9 +417,25 @@ def test_actions_are_named_and_keyed_after_their_motion():
     motions = np.array([[0, 0.1], [0, -2], [0, 2], [1.5, 0], [0, -1.0], [1, -1]])
     got = describe(plain, motions, np.array([1.0, 5, 5, 5, 3, 3]), 64)
     assert [entry["name"] for entry in got] == ["stay", "right", "left", "up", "right 2", "mine"]
-    arrows = ["1", "ArrowRight", "ArrowLeft", "ArrowUp", "5", "ArrowUp+ArrowRight"]
-    assert [entry["key"] for entry in got] == arrows
+    assert [entry["key"] for entry in got] == ["1", "ArrowRight", "ArrowLeft", "ArrowUp", "5", "6"]
     assert [entry["noop"] for entry in got] == [True] + [False] * 5
+
+
+def test_actions_that_were_named_stay_as_they_are_whatever_is_measured():
+    named = [*procgen_controls("coinrun").entries(), {"name": "fire-2", "key": "7", "noop": False}]
+    motions = np.array([[0, 3.0], [0, -2], [0, 2], [1.5, 0], [0, -1.0], [1, -1], [0, -3]])
+    got = describe(named, motions, np.full(7, 5.0), 64)
+    assert [{key: entry[key] for key in ("name", "key", "noop")} for entry in got] == named
+    assert got[0]["motion"] == [0, 3]
+    assert sum(entry["noop"] for entry in got) == 1
+
+
+def test_actions_are_told_by_name_or_number_and_how_often():
+    actions = procgen_controls("coinrun").entries()
+    assert [entry["name"] for entry in actions] == ["noop", "left", "right", "jump", "jump-left", "jump-right"]
+    assert resolve_actions("right, 2 ,jump-right,Jump Left*2,noop,left*3,", actions) == [2, 2, 5, 4, 4, 0, 1, 1, 1]
+    with pytest.raises(ValueError, match="no action 'up'; use 0 to 5, or a name: noop, left, right, jump, jump-left"):
+        resolve_actions("up", actions)
 
 
 def test_the_toy_world_s_actions_are_named_and_keyed_as_what_they_are():

@@ -60,9 +60,11 @@ def test_warmup_is_continuous_and_then_quantizes():
     assert_close(q(vectors, progress=0.4).vectors, vectors)
     q.settle()
     assert not q.placed
+    assert q.use() == {}
     assert_close(q(vectors, progress=0.6).vectors, vectors)
     q.settle()
     assert q.placed
+    assert set(q.use()) == {"codes_alive", "perplexity"}
     out = q(vectors, progress=0.7)
     assert_close(out.vectors, q.lookup(out.codes))
 

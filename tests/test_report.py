@@ -100,6 +100,7 @@ def test_worlds_measured_on_different_footage_are_no_fair_comparison(measured):
     assert len(found) == 2
     assert "different footage" in found[0]
     assert "different seeds" in found[1]
+    assert "different versions of eval" in differences({"a": report, "b": {**report, "version": 1}})[0]
 
 
 def test_bad_input_of_eval_is_one_line(measured, toy, tmp_path, capsys):

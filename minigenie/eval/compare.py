@@ -24,7 +24,7 @@ def read_reports(folders: list[Path]) -> Reports:
         names = [str(folder) for folder in folders]
     reports = {name: read_report(folder) for name, folder in zip(names, folders, strict=True)}
     for folder, report in zip(folders, reports.values(), strict=True):
-        if report.get("version") != VERSION:
+        if report.get("version") not in (1, VERSION):
             raise ValueError(f"{folder / 'report.json'} is of another MiniGenie; run minigenie eval again")
     return reports
 
@@ -41,7 +41,8 @@ def differences(reports: Reports) -> list[str]:
     first, *others = reports
     found = []
     for other in others:
-        for key, what in (("dataset", "footage"), ("clips", "numbers of clips"), ("seed", "seeds")):
+        alike = {"dataset": "footage", "clips": "numbers of clips", "seed": "seeds", "version": "versions of eval"}
+        for key, what in alike.items():
             if reports[first][key] != reports[other][key]:
                 found.append(f"{first} and {other} were measured with different {what}; run minigenie eval alike")
     return found

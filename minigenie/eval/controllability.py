@@ -45,10 +45,14 @@ def purity(actions: np.ndarray, truth: np.ndarray) -> float:
     return float(counts.max(axis=1).sum() / actions.size)
 
 
-def probe(actions: Int[np.ndarray, "b t"], truth: Int[np.ndarray, "b t"]) -> Float[np.ndarray, " b"]:
-    """Accuracy on each clip of the best map from latent to true action, learnt on the other half of the clips. With one
-    latent action as its input that map is what a linear probe converges to."""
-    half = np.arange(len(actions)) % 2
+def probe(
+    actions: Int[np.ndarray, "b t"], truth: Int[np.ndarray, "b t"], episodes: Int[np.ndarray, " b"] | None = None
+) -> Float[np.ndarray, " b"]:
+    """Accuracy on each clip of the best map from latent to true action, learnt on the other half of the clips; of the
+    episodes, if it is told which these are and there are several. With one latent action as its input that map is what
+    a linear probe converges to."""
+    which = np.arange(len(actions)) if episodes is None else np.unique(episodes, return_inverse=True)[1]
+    half = (which if which.any() else np.arange(len(actions))) % 2
     sizes = int(actions.max()) + 1, int(truth.max()) + 1
     scores = np.zeros(len(actions))
     for mine in (0, 1):
@@ -58,9 +62,14 @@ def probe(actions: Int[np.ndarray, "b t"], truth: Int[np.ndarray, "b t"]) -> Flo
 
 
 def meaning(
-    actions: Int[np.ndarray, "b t"], truth: Int[np.ndarray, "b t"], num_actions: int, seed: int
+    actions: Int[np.ndarray, "b t"],
+    truth: Int[np.ndarray, "b t"],
+    num_actions: int,
+    seed: int,
+    episodes: Int[np.ndarray, " b"] | None = None,
 ) -> dict[str, Any]:
-    """Every relation of latent and true actions, each beside what chance gives: the true actions shuffled."""
+    """Every relation of latent and true actions, each beside what chance gives: the true actions shuffled. episodes:
+    which one each clip is of."""
     shuffled = np.random.default_rng(seed).permutation(truth.ravel()).reshape(truth.shape)
     counts = confusion(actions, truth, num_actions, int(truth.max()) + 1)
     names = np.unique(truth)
@@ -69,8 +78,8 @@ def meaning(
         "mutual_information_chance": mutual_information(actions, shuffled),
         "purity": purity(actions, truth),
         "purity_chance": purity(actions, shuffled),
-        "probe": bootstrap(probe(actions, truth), seed),
-        "probe_chance": float(probe(actions, shuffled).mean()),
+        "probe": bootstrap(probe(actions, truth, episodes), seed, episodes),
+        "probe_chance": float(probe(actions, shuffled, episodes).mean()),
         "map": [int(row.argmax()) if row.any() else None for row in counts],
         "true_actions": names.tolist(),
         "confusion": counts[:, names].tolist(),

@@ -2,19 +2,22 @@
 
 Nobody knows the true frame 200 frames after a player took over, but the frames of a sound world go on looking like real
 ones: as sharp, built from as many codes, near them as a distribution. A world that drifts goes blurred, empty or noisy.
+Real ones means true clips that are as many and as long: frames of one clip are alike, and 8 clips have fewer codes than
+80 frames from everywhere.
 
-Dimensions:  b clips   t frames   m frames measured of each clip   r real frames   h w c a frame   d features
+Dimensions:  b clips   t frames   m frames measured of each clip   r true clips   h w c a frame   d features
 """
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from minigenie.data.dataset import Dataset
 from minigenie.eval.statistics import bootstrap, perplexity
 from minigenie.nn.patches import to_float
 from minigenie.world import World
@@ -23,24 +26,10 @@ ENDS = (10, 50, 100, 200, 500, 1000)  # of the stretches of horizon: 1-10, 11-50
 MEASURED = 10  # frames of each clip in a stretch: equal counts, since perplexity and Frechet distance depend on them
 LEAST_GRADIENT = 1e-8  # footage of nothing but flat colour
 HOLD = 8  # frames that an action is held on average, as a player holds a key
+SETS = 8  # of true clips: one to show what true clips score, the others to compare with
 
 Watch = Callable[[int, int], None]
 Features = Callable[[Tensor], Tensor]
-
-
-def drift(
-    world: World,
-    starts: UInt8[Tensor, "b h w c"],
-    horizon: int = 200,
-    seed: int = 0,
-    watch: Watch = lambda done, total: None,
-    *,
-    real: UInt8[Tensor, "r h w c"] | None = None,
-    features: Features | None = None,
-) -> dict[str, Any]:
-    """`play_on`, then `measure_drift`."""
-    frames = play_on(world, starts, horizon, seed, watch)
-    return measure_drift(world, frames, starts if real is None else real, seed, features)
 
 
 def play_on(
@@ -58,44 +47,76 @@ def play_on(
     return frames
 
 
+class Truth(NamedTuple):
+    """Of a stretch: `SETS` times as many true clips as were played, in random order; the frames that an evenly spaced
+    look at `length` frames of them finds."""
+
+    frames: UInt8[Tensor, "r m h w c"]
+    length: int
+
+
+def true_clips(dataset: Dataset, horizon: int, clips: int, seed: int) -> dict[str, Truth]:
+    """By stretch: frames of true clips at the spacing at which those of `clips` rollouts are measured. Where fewer than
+    `clips` episodes are as long as a stretch, clips are as long as so many are, and their frames closer together."""
+    rng, lengths = np.random.default_rng(seed), np.array([episode.length for episode in dataset.episodes])
+
+    def enough(length: int) -> bool:
+        of_episode = np.maximum(lengths - length + 1, 0)
+        return bool((of_episode > 0).sum() >= min(clips, len(lengths)) and of_episode.sum() >= SETS * clips)
+
+    found = {}
+    for name, picks in stretches(horizon).items():
+        length = next((length for length in range(picks[-1] - picks[0] + 1, 1, -1) if enough(length)), 1)
+        windows = dataset.windows(length)
+        starts = rng.choice(windows, SETS * clips, replace=len(windows) < SETS * clips)
+        at = np.linspace(0, length - 1, len(picks)).round().astype(int)
+        frames = torch.from_numpy(dataset.clips((starts[:, None] + at).ravel(), 1))
+        found[name] = Truth(frames[:, 0].unflatten(0, (len(starts), len(at))), length)
+    return found
+
+
 def measure_drift(
     world: World,
     frames: dict[int, UInt8[Tensor, "b h w c"]],
-    real: UInt8[Tensor, "r h w c"],
+    truth: dict[str, Truth],
     seed: int = 0,
     features: Features | None = None,
+    episodes: Int[np.ndarray, " b"] | None = None,
 ) -> dict[str, Any]:
-    """real: true frames, best twice as many as a stretch has: every other one to compare with, the rest to show what
-    true frames score. features: frames [b h w c] in [0, 1] -> [b d].
+    """frames: by horizon, as `play_on` returns them. truth: as `true_clips`, by stretch. features: frames [b h w c] in
+    [0, 1] -> [b d]. episodes: where each clip began.
 
-    -> {"clips", "horizon", "real": SCORES, "stretches": {"1-10": SCORES, ...}} with SCORES {"frames", "sharpness":
-    {"mean", "ci95", "clips"}, "perplexity", "perplexity_share", "frechet"}. sharpness is the gradient energy over that
-    of true frames, perplexity_share likewise: both are 1 in a sound world. frechet only with `features`.
+    -> {"clips", "horizon", "stretches": {"1-10": SCORES, ...}, "real": {"1-10": SCORES, ...}} with SCORES {"frames",
+    "sharpness": {"mean", "ci95", "clips"}, "perplexity", "perplexity_share", "frechet"}. sharpness is the gradient
+    energy over that of true clips, perplexity_share likewise: both are 1 in a sound world. frechet only with
+    `features`. real: what as many other true clips score.
     """
-    truth = _measure(world, real[::2, None], features)
-    gradient = max(float(truth["gradient"].mean()), LEAST_GRADIENT)
+    played: dict[str, Any] = {}
+    real: dict[str, Any] = {}
+    for name, picks in stretches(max(frames)).items():
+        video = torch.stack([frames[t] for t in picks], dim=1)
+        sets = [_measure(world, part, features) for part in truth[name].frames.split(len(video))]
+        played[name] = _score(_measure(world, video, features), sets[1:], seed, episodes)
+        real[name] = _score(sets[0], sets[1:], seed)
+    return {"clips": len(frames[1]), "horizon": max(frames), "real": real, "stretches": played}
 
-    def score(video: UInt8[Tensor, "b m h w c"]) -> dict[str, Any]:
-        seen = _measure(world, video, features)
-        report: dict[str, Any] = {
-            "frames": video.shape[0] * video.shape[1],
-            "sharpness": bootstrap(seen["gradient"] / gradient, seed),
-            "perplexity": seen["perplexity"],
-            "perplexity_share": seen["perplexity"] / truth["perplexity"],
-        }
-        if features:
-            from minigenie.eval.perceptual import frechet
 
-            report["frechet"] = frechet(seen["features"], truth["features"])
-        return report
-
-    parts = {name: torch.stack([frames[t] for t in picks], dim=1) for name, picks in stretches(max(frames)).items()}
-    return {
-        "clips": len(frames[1]),
-        "horizon": max(frames),
-        "real": score(real[len(real) > 1 :: 2, None]),
-        "stretches": {name: score(video) for name, video in parts.items()},
+def _score(
+    seen: dict[str, Any], sets: list[dict[str, Any]], seed: int, episodes: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Of what was seen, beside the mean over sets of true clips."""
+    gradient = max(float(np.mean([each["gradient"] for each in sets])), LEAST_GRADIENT)
+    report: dict[str, Any] = {
+        "frames": seen["frames"],
+        "sharpness": bootstrap(seen["gradient"] / gradient, seed, episodes),
+        "perplexity": seen["perplexity"],
+        "perplexity_share": seen["perplexity"] / float(np.mean([each["perplexity"] for each in sets])),
     }
+    if seen["features"] is not None:
+        from minigenie.eval.perceptual import frechet
+
+        report["frechet"] = float(np.mean([frechet(seen["features"], each["features"]) for each in sets]))
+    return report
 
 
 def stretches(horizon: int) -> dict[str, list[int]]:
@@ -130,6 +151,7 @@ def _measure(world: World, video: UInt8[Tensor, "b m h w c"], features: Features
     flat = to_float(video.flatten(0, 1))
     tokens = torch.cat([world.tokenizer.encode(part[:, None].to(world.device)).cpu() for part in flat.split(64)])
     return {
+        "frames": len(flat),
         "gradient": gradient_energy(to_float(video)).mean(dim=1).numpy(),
         "perplexity": perplexity(tokens.numpy()),
         "features": features(flat).numpy() if features else None,

@@ -24,17 +24,17 @@ from minigenie.config import to_dict
 from minigenie.data.dataset import Dataset
 from minigenie.eval.controllability import effects as measure_effects
 from minigenie.eval.controllability import meaning, usage
-from minigenie.eval.drift import Features, Watch, measure_drift, play_on
+from minigenie.eval.drift import Features, Watch, measure_drift, play_on, stretches, true_clips
 from minigenie.eval.fidelity import decibels, mse, psnr, ssim
 from minigenie.eval.statistics import bootstrap, by_horizon, entropy, interval, perplexity
 from minigenie.nn.patches import to_float, to_uint8
 from minigenie.runtime import Result, in_parallel
 from minigenie.world import CONFIG_KEYS, MODELS, World
 
-VERSION = 1  # of the report
+VERSION = 2  # of the report; 1 resampled single clips, and measured drift beside single frames
 BATCH = 16
 PROMPT, HORIZON = 4, 8  # frames given and imagined of every clip
-LONG_CLIPS, LONG_HORIZON = 32, 15  # fewer clips go on for longer
+LONG_HORIZON = 15
 STARTS, HELD = 8, 4  # start frames for the actions' effects, and how long an action is held
 LOSS_CLIPS = 64  # for dynamics' loss, at most
 GALLERY = 12  # frames of the action gallery
@@ -46,7 +46,7 @@ PERCEPTUAL = {  # by key in the report: what it is called, how it is loaded, whe
     "fid": ("FID", "load_inception", False),
     "fvd": ("FVD", "load_i3d", False),
 }
-NETWORK_CLIPS, FVD_FRAMES = 16, 9  # at most, as such networks are slow; at least
+FVD_FRAMES = 9  # at least
 UNMEASURED = "not measured: "
 COLLAPSED = 2.0  # perplexity of the actions: fewer than two do all the work
 
@@ -115,6 +115,21 @@ class Sitting:
     def frames(self, starts: np.ndarray, length: int) -> UInt8[Tensor, "b t h w c"]:
         return torch.from_numpy(self.dataset.clips(starts, length))
 
+    def episodes(self, starts: np.ndarray) -> Int[np.ndarray, " b"]:
+        """Which episode each of `starts` lies in: windows of one are no independent clips."""
+        return np.searchsorted(self.dataset.episode_starts, starts, side="right")
+
+    def compare(
+        self, distance: Distance, frames: UInt8[Tensor, "b t h w c"], truth: UInt8[Tensor, "b t h w c"]
+    ) -> Float[Tensor, "b t"]:
+        """A distance of each pair of frames; a few clips at a time, as it takes many times their memory."""
+
+        def between(some: Tensor, true: Tensor) -> Tensor:
+            values = distance(to_float(some.flatten(0, 1)), to_float(true.flatten(0, 1)))
+            return values.unflatten(0, some.shape[:2])
+
+        return torch.cat(self.each(between, frames.split(BATCH), truth.split(BATCH)))
+
 
 @torch.no_grad()
 def evaluate(
@@ -133,7 +148,7 @@ def evaluate(
         )
     sitting = Sitting(world, dataset, clips, seed, watch)
     starts = sitting.clips(clips, PROMPT + horizon, salt=0)
-    long_starts = sitting.clips(min(clips, LONG_CLIPS), PROMPT + long_horizon, salt=1)
+    long_starts = sitting.clips(clips, PROMPT + long_horizon, salt=1)
     sitting.total = (
         2 * len(starts) * horizon
         + 2 * len(long_starts) * long_horizon
@@ -145,12 +160,15 @@ def evaluate(
         sitting.notes.append(
             f"{len(starts)} clips were measured, not {clips}: {dataset.name} has no more of {PROMPT + horizon} frames"
         )
+    episodes = sitting.episodes(starts)
+    if episodes.min() == episodes.max():
+        sitting.notes.append("all clips are of one episode, so the intervals do not say how others would score")
     _load_perceptual(sitting)
     video, truth = sitting.frames(starts, PROMPT + horizon), dataset.clip_actions(starts, PROMPT + horizon)
     actions = sitting.infer_actions(video)
-    tokens, tokenizer, pictures = _tokenizer(sitting, video)
-    rollout = _rollout(sitting, video, actions)
-    long, dreams = _long_rollouts(sitting, sitting.frames(long_starts, PROMPT + long_horizon))
+    tokens, tokenizer, pictures = _tokenizer(sitting, video, episodes)
+    rollout = _rollout(sitting, video, actions, episodes)
+    long, dreams = _long_rollouts(sitting, long_starts, long_horizon)
     effects, held = _effects(sitting)
     drift, drifting = _drift(sitting)
     config = to_dict(world.config)
@@ -161,7 +179,7 @@ def evaluate(
         "seed": seed,
         "dataset": {**source, "frames": dataset.num_frames, "episodes": len(dataset.episodes)},
         "tokenizer": tokenizer,
-        "actions": {**_actions(sitting, actions.numpy(), truth), **effects},
+        "actions": {**_actions(sitting, actions.numpy(), truth, episodes), **effects},
         "dynamics": _dynamics(world, tokens, actions, seed),
         "rollout": rollout,
         "long_rollouts": long,
@@ -223,7 +241,7 @@ def _load_perceptual(sitting: Sitting) -> None:
 
 
 def _tokenizer(
-    sitting: Sitting, video: UInt8[Tensor, "b t h w c"]
+    sitting: Sitting, video: UInt8[Tensor, "b t h w c"], episodes: np.ndarray
 ) -> tuple[Tensor, dict[str, Any], tuple[Tensor, Tensor]]:
     """Frames through the tokenizer and back. Returns tokens too, and pictures: originals and what became of them."""
     world = sitting.world
@@ -242,9 +260,9 @@ def _tokenizer(
         codes,
         {
             "psnr": float(per_clip[:, 0].mean()),
-            "psnr_ci95": interval(per_clip[:, 0], sitting.seed),
+            "psnr_ci95": interval(per_clip[:, 0], sitting.seed, episodes),
             "ssim": float(per_clip[:, 1].mean()),
-            "ssim_ci95": interval(per_clip[:, 1], sitting.seed),
+            "ssim_ci95": interval(per_clip[:, 1], sitting.seed, episodes),
             "codes_used": len(codes.unique()),
             "num_codes": num_codes,
             "perplexity": perplexity(codes.numpy()),
@@ -255,7 +273,9 @@ def _tokenizer(
     )
 
 
-def _actions(sitting: Sitting, actions: Int[np.ndarray, "b t"], truth: Int[np.ndarray, "b t"] | None) -> dict[str, Any]:
+def _actions(
+    sitting: Sitting, actions: Int[np.ndarray, "b t"], truth: Int[np.ndarray, "b t"] | None, episodes: np.ndarray
+) -> dict[str, Any]:
     share = usage(actions, sitting.world.num_actions)
     report: dict[str, Any] = {
         "usage": share.tolist(),
@@ -272,7 +292,8 @@ def _actions(sitting: Sitting, actions: Int[np.ndarray, "b t"], truth: Int[np.nd
     if truth is None:
         sitting.notes.append(f"{UNMEASURED}what the latent actions mean (the dataset has no true actions)")
         return report
-    return report | meaning(actions, _merged(sitting.dataset, truth), sitting.world.num_actions, sitting.seed)
+    truth = _merged(sitting.dataset, truth)
+    return report | meaning(actions, truth, sitting.world.num_actions, sitting.seed, episodes)
 
 
 def _merged(dataset: Dataset, truth: np.ndarray) -> np.ndarray:
@@ -294,31 +315,36 @@ def _dynamics(world: World, tokens: Int[Tensor, "b t n"], actions: Int[Tensor, "
     return {"cross_entropy": float(np.average(losses, weights=weights)), "clips": len(tokens), "clip_frames": length}
 
 
-def _rollout(sitting: Sitting, video: UInt8[Tensor, "b t h w c"], actions: Int[Tensor, "b steps"]) -> dict[str, Any]:
+def _rollout(
+    sitting: Sitting, video: UInt8[Tensor, "b t h w c"], actions: Int[Tensor, "b steps"], episodes: np.ndarray
+) -> dict[str, Any]:
     """From the same true frames with inferred and with random actions: delta-PSNR (arXiv:2402.15391, sec. 3)."""
-    seed, future, inferred = sitting.seed, to_float(video[:, PROMPT:]), actions[:, PROMPT - 1 :]
+    seed, future, inferred = sitting.seed, video[:, PROMPT:], actions[:, PROMPT - 1 :]
     random = torch.randint(sitting.world.num_actions, inferred.shape, generator=torch.Generator().manual_seed(seed))
-    imagined, astray = (to_float(sitting.rollout(video[:, :PROMPT], choice)) for choice in (inferred, random))
-    delta = (psnr(imagined, future) - psnr(astray, future)).numpy()
-    repeated = to_float(video[:, PROMPT - 1 : PROMPT]).expand_as(future)
+    imagined, astray = (sitting.rollout(video[:, :PROMPT], choice) for choice in (inferred, random))
+    right, wrong = (sitting.compare(psnr, frames, future) for frames in (imagined, astray))
+    repeated = video[:, PROMPT - 1 : PROMPT].expand_as(future)
     return {
         "prompt_frames": PROMPT,
         "clips": len(video),
         "sampling": vars(sitting.world.config.sampling),
-        **quality(sitting, imagined, future),
-        **pooled("repeat_last_pooled_psnr", repeated, future, seed),
-        "delta_psnr": {str(t): bootstrap(column, seed) for t, column in enumerate(delta.T, 1)},
+        **quality(sitting, imagined, future, episodes),
+        **pooled(sitting, "repeat_last_pooled_psnr", repeated, future, episodes),
+        "delta_psnr": {
+            str(t): bootstrap(column, seed, episodes) for t, column in enumerate((right - wrong).numpy().T, 1)
+        },
     }
 
 
-def _long_rollouts(sitting: Sitting, video: UInt8[Tensor, "b t h w c"]) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
+def _long_rollouts(sitting: Sitting, starts: np.ndarray, horizon: int) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
     """From 1 and from 4 true frames, beside the last true frame repeated. Returns scenes too: truth and imagination."""
+    video, episodes = sitting.frames(starts, PROMPT + horizon), sitting.episodes(starts)
     actions = sitting.infer_actions(video)[:, PROMPT - 1 :]
-    future = to_float(video[:, PROMPT:])
-    repeated = to_float(video[:, PROMPT - 1 : PROMPT]).expand_as(future)
+    future = video[:, PROMPT:]
+    repeated = video[:, PROMPT - 1 : PROMPT].expand_as(future)
     seen = {f"from_{prompt}": sitting.rollout(video[:, PROMPT - prompt : PROMPT], actions) for prompt in (1, PROMPT)}
-    ways = {**{name: to_float(frames) for name, frames in seen.items()}, "repeat_last": repeated}
-    report = {name: quality(sitting, frames, future, sitting.distances) for name, frames in ways.items()}
+    ways = {**seen, "repeat_last": repeated}
+    report = {name: quality(sitting, frames, future, episodes, sitting.distances) for name, frames in ways.items()}
     for name, features in sitting.features.items():
         if name != "fvd" or future.shape[1] >= FVD_FRAMES:
             for way, distance in _frechet(sitting, ways, future, features, name == "fvd").items():
@@ -335,26 +361,24 @@ def _some(video: Tensor) -> Tensor:
 
 def quality(
     sitting: Sitting,
-    frames: Float[Tensor, "b t h w c"],
-    truth: Float[Tensor, "b t h w c"],
+    frames: UInt8[Tensor, "b t h w c"],
+    truth: UInt8[Tensor, "b t h w c"],
+    episodes: np.ndarray,
     distances: dict[str, Distance] | None = None,
 ) -> dict[str, Any]:
     """How near `frames` are to the truth, by horizon."""
-    measures = {"psnr": psnr(frames, truth), "ssim": ssim(frames, truth)}
-    for name, distance in (distances or {}).items():
-        measures[name] = torch.stack(sitting.each(distance, frames[:NETWORK_CLIPS], truth[:NETWORK_CLIPS]))
-    seed = sitting.seed
-    report = pooled("pooled_psnr", frames, truth, seed)
-    for name, values in measures.items():
-        report |= by_horizon(name, values.numpy(), seed)
-        report[f"{name}_first_10"] = bootstrap(values[:, :10].mean(dim=1).numpy(), seed)
+    seed, report = sitting.seed, pooled(sitting, "pooled_psnr", frames, truth, episodes)
+    for name, distance in {"psnr": psnr, "ssim": ssim, **(distances or {})}.items():
+        values = sitting.compare(distance, frames, truth).numpy()
+        report |= by_horizon(name, values, seed, episodes)
+        report[f"{name}_first_10"] = bootstrap(values[:, :10].mean(axis=1), seed, episodes)
     return report
 
 
 def _frechet(
     sitting: Sitting,
-    ways: dict[str, Float[Tensor, "b t h w c"]],
-    truth: Float[Tensor, "b t h w c"],
+    ways: dict[str, UInt8[Tensor, "b t h w c"]],
+    truth: UInt8[Tensor, "b t h w c"],
     features: Features,
     videos: bool,
 ) -> dict[str, float]:
@@ -362,18 +386,25 @@ def _frechet(
     from minigenie.eval.perceptual import frechet
 
     def seen(clips: Tensor) -> np.ndarray:
-        return torch.cat(sitting.each(lambda clip: features(clip[None] if videos else clip), clips)).numpy()
+        def of(clip: Tensor) -> Tensor:
+            return features(to_float(clip[None] if videos else clip))
+
+        return torch.cat(sitting.each(of, clips)).numpy()
 
     real, *others = map(seen, (truth, *ways.values()))
     return {way: frechet(other, real) for way, other in zip(ways, others, strict=True)}
 
 
 def pooled(
-    name: str, frames: Float[Tensor, "b t h w c"], truth: Float[Tensor, "b t h w c"], seed: int
+    sitting: Sitting,
+    name: str,
+    frames: UInt8[Tensor, "b t h w c"],
+    truth: UInt8[Tensor, "b t h w c"],
+    episodes: np.ndarray,
 ) -> dict[str, Any]:
     """PSNR of the mean squared error over all clips, by horizon: large errors count as what they are."""
-    errors = mse(frames, truth).numpy()
-    ends = [decibels(np.array(interval(column, seed)))[::-1] for column in errors.T]
+    errors = sitting.compare(mse, frames, truth).numpy()
+    ends = [decibels(np.array(interval(column, sitting.seed, episodes)))[::-1] for column in errors.T]
     return {
         name: {str(t): float(value) for t, value in enumerate(decibels(errors.mean(0)), 1)},
         f"{name}_ci95": {str(t): values.tolist() for t, values in enumerate(ends, 1)},
@@ -395,9 +426,8 @@ def _effects(sitting: Sitting) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c
     candidates = sitting.clips(256, PROMPT, salt=2)
     clips = sitting.frames(candidates, PROMPT)
     moving = clips.float().std(dim=1).mean(dim=(1, 2, 3)).numpy()
-    episode = np.searchsorted(sitting.dataset.episode_starts, candidates, side="right")
     order = np.argsort(moving, kind="stable")
-    _, first = np.unique(episode[order], return_index=True)  # the stillest of each episode
+    _, first = np.unique(sitting.episodes(candidates)[order], return_index=True)  # the stillest of each episode
     rest = clips[order[np.sort(first)[: min(sitting.asked, STARTS)]]]
     held = hold_actions(sitting, rest, HELD)
     each, together = measure_effects(held.numpy(), sitting.seed)
@@ -408,13 +438,20 @@ def _effects(sitting: Sitting) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c
 
 def _drift(sitting: Sitting) -> tuple[dict[str, Any], dict[int, Tensor]]:
     clips, horizon = min(sitting.asked, DRIFT_CLIPS), min(10 * sitting.asked, DRIFT_HORIZON)
-    starts = sitting.frames(sitting.clips(clips, 1, salt=3), 1)[:, 0]
-    real = sitting.frames(sitting.clips(20 * clips, 1, salt=4), 1)[:, 0]
+    at = sitting.clips(clips, 1, salt=3)
+    starts, truth = sitting.frames(at, 1)[:, 0], true_clips(sitting.dataset, horizon, len(at), sitting.seed)
+    spans = {name: picks[-1] - picks[0] + 1 for name, picks in stretches(horizon).items()}
+    if short := {name: truth[name].length for name, span in spans.items() if truth[name].length < span}:
+        name, length = max(short.items(), key=lambda each: spans[each[0]])
+        sitting.notes.append(
+            f"drift over frames {name} stands beside true clips of {length} frames: too few episodes are longer"
+        )
 
     def play(some: Tensor, seed: int) -> dict[int, Tensor]:
         return play_on(sitting.world.twin(), some, horizon, seed, lambda done, total: sitting.tick(len(some)))
 
     played = sitting.each(play, starts.split(max(1, len(starts) // 2)), count(sitting.seed))
     frames = {t: torch.cat([each[t] for each in played]) for t in played[0]}
-    report = measure_drift(sitting.world, frames, real, sitting.seed, sitting.features.get("frechet"))
+    features, episodes = sitting.features.get("frechet"), sitting.episodes(at)
+    report = measure_drift(sitting.world, frames, truth, sitting.seed, features, episodes)
     return report, {0: starts} | frames

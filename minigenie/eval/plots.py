@@ -17,7 +17,7 @@ INK = "#0a0b0c"  # stands for the page's own ink
 COLOURS = ("#e0631b", "#3b7dd8", "#2f9e6e", "#a45ad1", "#c99a1b", "#d14a7c")
 LIT, GREY = COLOURS[0], "#8d929b"
 FRAME, STRETCH = "imagined frame", "imagined frames"
-REPEATED = "last one repeated"
+REPEATED, REAL = "last one repeated", "real clips"
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "minigenie",
@@ -76,7 +76,7 @@ def curves(title: str, across: str, shown: Sequence[Curve], level: float | None 
 
     def draw(axes: Axes) -> None:
         for (name, means, intervals), colour in zip(shown, cycle(COLOURS), strict=False):
-            colour = GREY if name == REPEATED else colour
+            colour = GREY if name in (REPEATED, REAL) else colour
             axes.plot(list(means), list(means.values()), marker="o", markersize=3, color=colour, label=name)
             if intervals:
                 low, high = zip(*intervals.values(), strict=True)
@@ -145,13 +145,15 @@ def drift_plots(reports: Reports) -> list[str]:
     sharpness = [estimates(name, values) for name, values in by_stretch("sharpness").items()]
     codes = [Curve(name, values) for name, values in by_stretch("perplexity_share").items()]
     drawn = [
-        curves("sharpness, real frames = 1", STRETCH, sharpness, level=1),
-        curves("code perplexity, real frames = 1", STRETCH, codes, level=1, legend=False),
+        curves("sharpness, real clips = 1", STRETCH, sharpness, level=1),
+        curves("code perplexity, real clips = 1", STRETCH, codes, level=1, legend=False),
     ]
     if all("frechet" in stretch for each in drift.values() for stretch in each.values()):
         distances = [Curve(name, values) for name, values in by_stretch("frechet").items()]
-        floor = max(report["drift"]["real"]["frechet"] for report in reports.values())
-        drawn.append(curves("Frechet distance (dashed: of real frames)", STRETCH, distances, floor, legend=False))
+        first = next(iter(reports.values()))["drift"]["real"]
+        if "frechet" not in first:  # version 1 of the report had one number for all stretches
+            distances.append(Curve(REAL, {at: each["frechet"] for at, each in first.items()}))
+        drawn.append(curves("Frechet distance (grey: of real clips)", STRETCH, distances, legend=False))
     return drawn
 
 

@@ -83,7 +83,7 @@ def summary(report: dict[str, Any]) -> list[str]:
     for stretch, drift in list(report.get("drift", {}).get("stretches", {}).items())[-1:]:
         lines.append(
             f"drift         frames {stretch}: sharpness {drift['sharpness']['mean']:.2f} and code perplexity "
-            f"{drift['perplexity_share']:.2f} of real frames'"
+            f"{drift['perplexity_share']:.2f} of true clips'"
         )
     return [*lines, *(f"note          {note}" for note in report.get("notes", []))]
 

@@ -104,7 +104,10 @@ class VectorQuantizer(nn.Module):
         return Quantized(vectors + (chosen - vectors).detach(), codes, loss)
 
     def use(self) -> dict[str, Tensor]:
-        """How many codes are alive, and exp(entropy) of their running shares: 1 is a collapse, num_codes is even."""
+        """How many codes are alive, and exp(entropy) of their running shares: 1 is a collapse, num_codes is even.
+        Nothing before the codes are placed, as nothing has used them; they are placed on all processes at once."""
+        if not self.ready:
+            return {}
         share = self.share / self.share.sum()
         entropy = -(share * share.clamp(min=1e-12).log()).sum()
         return {"codes_alive": (share > 0.1 / len(share)).sum().float(), "perplexity": entropy.exp()}

@@ -1,6 +1,8 @@
-"""What the actions do: measured as the motion of the picture, named after it, put on keys, kept in `actions.json`.
+"""What the actions are: named and on keys by training, or measured as the motion of the picture and named after it.
 
     [{"name": "right", "key": "ArrowRight", "motion": [0.1, -1.8], "noop": false}, ...]    an entry per action
+
+Kept in `actions.json`. key: "" for none, "ArrowUp+ArrowRight" for two held together.
 
 motion: [dy, dx], pixels a frame by which the picture shifts. A camera follows its player, so that a picture which moves
 left is a player who goes right. noop: the one action that is taken when nothing is pressed.
@@ -32,12 +34,14 @@ DIRECTIONS = {  # where the player goes: the picture goes the other way
 }
 STILL = 0.25  # pixels a frame at 64 pixels: less is no direction
 LONGEST = 40
+MOST_CHOSEN = 100_000
 
 
 def describe(
     actions: list[dict[str, Any]], motions: Float[np.ndarray, "a 2"], changes: Float[np.ndarray, " a"], side: int
 ) -> list[dict[str, Any]]:
-    """`actions` with their motions; those which nobody has named or put on a key yet, named and put on keys.
+    """`actions` with their motions; those which nobody has named yet, named and put on keys. A name that was given
+    stays, and its key too.
 
     changes: how much the picture changes at all under each action: of two that do not move it, the no-op changes less.
     side: of a frame, in pixels.
@@ -60,11 +64,12 @@ def describe(
     taken = {entry["key"] for entry in actions}
     for a in sorted(range(len(actions)), key=lambda a: -np.hypot(*relative[a])):
         entry, name = described[a], _direction(directions[a]) if np.hypot(*relative[a]) >= still else None
+        if entry["name"] != f"action {a}":
+            continue
         if entry["key"] == str(a + 1) and a != noop and name and DIRECTIONS[name][1] not in taken:
             entry["key"] = DIRECTIONS[name][1]
             taken.add(entry["key"])
-        if entry["name"] == f"action {a}":
-            entry["name"] = "stay" if a == noop else _unused(name or "stay", described)
+        entry["name"] = "stay" if a == noop else _unused(name or "stay", described)
     return described
 
 
@@ -89,6 +94,33 @@ def load_actions(folder: Path, num_actions: int) -> list[dict[str, Any]]:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); mend it, or delete it to have the actions measured") from None
     return actions
+
+
+def resolve_actions(text: str, actions: list[dict[str, Any]]) -> list[int]:
+    """Comma-separated names and numbers, each with `*times` or without, as in "right*8,jump,0": the actions' numbers.
+    Case does not count, and "jump right" is "jump-right". ValueError, one line, for one that there is not."""
+    by_name = {_plain(entry["name"]): a for a, entry in reversed(list(enumerate(actions)))}
+    chosen: list[int] = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        what, _, times = part.partition("*")
+        action = by_name.get(_plain(what), _number(what))
+        repeat = _number(times) if times else 1
+        if action is None or action >= len(actions):
+            names = ", ".join(entry["name"] for entry in actions)
+            raise ValueError(f"there is no action {what.strip()!r}; use 0 to {len(actions) - 1}, or a name: {names}")
+        if not repeat or len(chosen) + repeat > MOST_CHOSEN:
+            raise ValueError(f"{part!r} says how often after the *: 1 to {MOST_CHOSEN:,}, all actions together")
+        chosen += [action] * repeat
+    return chosen
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().replace("-", " ").split())
+
+
+def _number(text: str) -> int | None:
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def check_actions(actions: Any, num_actions: int) -> None:
