@@ -342,7 +342,7 @@ def rollout(
     if out.suffix not in (".mp4", ".gif"):
         raise ValueError(f"cannot write {out}; choose a name that ends in .mp4 or .gif")
     world = locate(world)
-    choices = resolve_actions(actions, load_actions(world, world_config(world).lam.num_actions))
+    choices = resolve_actions(actions, load_actions(world, world_config(world).num_actions))
     if not choices:
         raise ValueError("there are no actions to take; give some, as in --actions right*8,jump or 0,0,3,1")
     loaded = World.load(world, device)

@@ -89,9 +89,18 @@ def test_a_stopped_collection_says_so(tmp_path, how):
     assert collect("toy", tmp_path / "stopped", frames=40_000, num_envs=4).num_frames >= 40_000
 
 
+def explored(game, steps, n=8, stands=lambda step: False):
+    """Actions of an explorer who sees a new picture at every step, but where it stands: int [steps n]."""
+    player, picture, plan = module.Explorer(game, n, np.random.default_rng(0)), 0, []
+    for step in range(steps):
+        picture += not stands(step)
+        plan.append(player.act(np.full((n, 2, 2, 3), picture % 256, np.uint8)))
+    return np.array(plan)
+
+
 @pytest.mark.parametrize("game", ["coinrun", "toy"])
 def test_explore_runs_right_and_still_does_everything(game):
-    plan = action_plan(game, "explore", 2000, 16, np.random.default_rng(0))
+    plan = explored(game, 4000)
     names = module.TOY_ACTIONS if game == "toy" else module.PROCGEN_ACTIONS
     share = {name: (plan == action).mean() for name, action in names.items()}
     assert min(share.values()) > 0.08
@@ -100,7 +109,7 @@ def test_explore_runs_right_and_still_does_everything(game):
 
 
 def test_explore_holds_its_keys_and_turns_round():
-    plan = action_plan("coinrun", "explore", 4000, 8, np.random.default_rng(0))
+    plan = explored("coinrun", 4000)
     changes = np.flatnonzero(np.diff(plan[:, 0]))
     assert 5 < np.diff(changes).mean() < 12  # the same key may be chosen twice
     sideways = np.select([np.isin(plan, (7, 8)), np.isin(plan, (1, 2))], [1, -1])
@@ -110,8 +119,18 @@ def test_explore_holds_its_keys_and_turns_round():
     assert (position[-1] > 200).all()
 
 
+def test_explore_does_not_push_against_a_wall():
+    """Where the picture stands, a sideways key is soon let go."""
+    plan = explored("coinrun", 2000, stands=lambda step: True)[:, 0]
+    ends = np.flatnonzero(np.diff(plan, append=-1))
+    held = {int(plan[end]): [] for end in ends}
+    for before, end in zip([-1, *ends[:-1]], ends, strict=True):
+        held[int(plan[end])].append(end - before)
+    assert np.mean(held[7] + held[1]) < 5 < np.mean(held[4])
+
+
 def test_a_climber_goes_both_ways_alike():
-    plan = action_plan("climber", "explore", 4000, 16, np.random.default_rng(0))
+    plan = explored("climber", 4000, n=16)
     right, left = np.isin(plan, (7, 8)).mean(), np.isin(plan, (1, 2)).mean()
     assert abs(right - left) < 0.05
 

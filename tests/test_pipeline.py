@@ -18,10 +18,11 @@ from torch.testing import assert_close
 
 from minigenie.__main__ import main
 from minigenie.checkpoint import load_tensors
-from minigenie.data.dataset import Dataset
+from minigenie.data.dataset import Dataset, DatasetWriter, Episode
+from minigenie.data.labels import write_labels
 from minigenie.metrics import read_metrics
 from minigenie.nn.patches import to_float
-from minigenie.pipeline import Joint, Run, Watcher, control_metrics, train_world
+from minigenie.pipeline import Run, Watcher, train_world, with_actions
 from minigenie.train import Interrupted
 from minigenie.world import World
 
@@ -312,3 +313,101 @@ def test_of_a_run_that_goes_on_what_there_is_is_exported(joint, toy, tmp_path, c
     main(["export", str(run), "--out", str(tmp_path / "less"), "--unfinished"])
     assert "still without tokenizer" in capsys.readouterr().out
     assert not (tmp_path / "less/tokenizer.safetensors").exists()
+
+
+@pytest.mark.parametrize("source", ["labels", "true"])
+def test_a_world_of_controls(toy, tmp_path, source, capsys):
+    """Its actions carry the controls' names and keys, from train to rollout."""
+    labels = ["--labels", "200"] if source == "labels" else []
+    main(["train", str(toy.folder), "--out", str(tmp_path / "world"), "--actions", source, *labels, *SMALL])
+    actions = json.loads((tmp_path / "world" / "actions.json").read_text())
+    assert [entry["name"] for entry in actions] == ["noop", "left", "right", "jump", "jump-left", "jump-right"]
+    assert [entry["noop"] for entry in actions] == [True, *[False] * 5]
+    assert actions[5]["key"] == "ArrowUp+ArrowRight"
+    world = World.load(tmp_path / "world", "cpu")
+    assert world.num_actions == 6
+    assert world.infer_actions(toy.clips(toy.windows(5)[:2], 5)).shape == (2, 4)
+    clip = tmp_path / "clip.gif"
+    main(["rollout", str(tmp_path / "world"), "--actions", "right*2,jump", "--out", str(clip), "--device", "cpu"])
+    assert "4 frames" in capsys.readouterr().out
+
+
+def test_true_actions_are_those_that_were_recorded(toy, recipe, tmp_path):
+    run = Run(toy, with_actions(recipe, toy, "true"), tmp_path / "run", CPU, None, False, Watcher())
+    found = run.actions(None, None)
+    for i, first in enumerate(toy.episode_starts):
+        length = toy.episodes[i].length
+        np.testing.assert_array_equal(found[first : first + length - 1], toy.episode_actions(i)[:-1])
+
+
+def test_labels_of_a_sidecar(toy, recipe, tmp_path):
+    """Names and labels of other footage; another file of labels is another run."""
+    folder = shutil.copytree(toy.folder, tmp_path / "toy")
+    dataset = Dataset.open(folder)
+    frames = dataset.windows(2)[::20]
+    write_labels(folder, ("back", "on"), {int(frame): i % 2 for i, frame in enumerate(frames)})
+    chosen = with_actions(recipe, dataset, "labels")
+    assert chosen.inverse.controls == ("back", "on")
+    world = train_world(dataset, chosen, tmp_path / "world", device=CPU)
+    assert world.num_actions == 2
+    write_labels(folder, ("back", "on"), {int(frame): i % 2 for i, frame in enumerate(frames[1:])})
+    with pytest.raises(FileExistsError, match="another sidecar"):
+        train_world(dataset, with_actions(recipe, dataset, "labels"), tmp_path / "world", device=CPU)
+
+
+def bad_labels(folder, dataset, what):
+    frames = dataset.windows(2)[:40].tolist()
+    labels = [[frame, i % 2] for i, frame in enumerate(frames)]
+    labels = {
+        "a frame that is not there": [*labels, [10**9, 0]],
+        "a label beyond the controls": [*labels, [frames[0] + 100, 7]],
+        "two labels for one frame": [*labels, [frames[0], 1]],
+        "too few": labels[:5],
+        "a control without any": [[frame, 0] for frame in frames],
+    }[what]
+    content = {"format": "minigenie-labels", "version": 1, "controls": ["a", "b"], "labels": labels}
+    (folder / "labels.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("a frame that is not there", "no such frame"),
+        ("a label beyond the controls", "control 7; there are 0 to 1"),
+        ("two labels for one frame", "has two labels"),
+        ("too few", "there are 5 labels; give at least 20"),
+        ("a control without any", "no label says 'b'"),
+    ],
+)
+def test_labels_that_make_no_sense_end_in_one_line(toy, tmp_path, capsys, what, said):
+    folder = shutil.copytree(toy.folder, tmp_path / "toy")
+    bad_labels(folder, toy, what)
+    with pytest.raises(SystemExit) as end:
+        main(["train", str(folder), "--out", str(tmp_path / "world"), "--actions", "labels", *SMALL])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "world").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--actions", "true"], "has no recorded actions"),
+        (["--actions", "labels", "--labels", "100"], "has no recorded actions to learn from"),
+        (["--actions", "labels"], "make some with `minigenie teach"),
+        (["--labels", "100"], "add --actions labels"),
+    ],
+)
+def test_actions_that_are_not_there_end_in_one_line(tmp_path, capsys, arguments, said):
+    writer = DatasetWriter(
+        tmp_path / "data", frame_size=(64, 64), fps=10, source="x", generator="x", split="train", settings={}
+    )
+    writer.write(0, np.zeros((40, 64, 64, 3), np.uint8), [Episode(0, 0, 40)])
+    writer.close()
+    with pytest.raises(SystemExit) as end:
+        main(["train", str(tmp_path / "data"), "--out", str(tmp_path / "world"), *arguments, *SMALL])
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "world").exists()

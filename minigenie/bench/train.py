@@ -165,5 +165,5 @@ def _noise(recipe: Recipe, frames: torch.Size, device: torch.device) -> dict[str
     return {
         "frames": torch.randint(256, (*frames, *tokenizer.frame_size, 3), dtype=torch.uint8, device=device),
         "tokens": torch.randint(tokenizer.quantizer.num_codes, (*frames, tokenizer.num_patches), device=device),
-        "actions": torch.randint(recipe.lam.num_actions, (frames[0], frames[1] - 1), device=device),
+        "actions": torch.randint(recipe.num_actions, (frames[0], frames[1] - 1), device=device),
     }

@@ -47,9 +47,13 @@ SPARE = 16  # steps played beyond that, to make up for episodes of one frame, wh
 HOLD = 5  # steps that the explore policy keeps to a choice, on average: a third of a second
 
 # What explore does in platformers: trips on and back by turns, and on each the keys of its own direction more often
-# than the others. A key is held for a time. So every control has its share, and the levels are seen: docs/data.md.
-EXPLORE = {"noop": 0.14, "on": 0.27, "back": 0.05, "jump": 0.10, "jump-on": 0.38, "jump-back": 0.06}
-EXPLORE_HOLD = (2, 12)  # steps, at least and at most
+# than the others. Whoever stands before a wall tries something else. So every control has its share, from rest and in
+# motion, and the levels are seen: docs/data.md.
+EXPLORE = {"noop": 0.20, "on": 0.28, "back": 0.07, "jump": 0.10, "jump-on": 0.29, "jump-back": 0.06}
+AT_A_WALL = {"noop": 0.10, "on": 0.0, "back": 0.15, "jump": 0.10, "jump-on": 0.50, "jump-back": 0.15}
+TURN_AT_A_WALL = 0.3  # how often
+STANDS = 2  # steps without any change of the picture
+KEY_STEPS = (2, 12)  # that a key is held, at least and at most
 TRIPS = {"on": (40, 120), "back": (15, 50)}  # steps; where no direction leads on, those on are as short as those back
 RUN_RIGHT = ("coinrun", "ninja", "toy")
 CLIMB = ("climber", "jumper")
@@ -167,25 +171,41 @@ def action_plan(game: str, policy: str, steps: int, num_envs: int, rng: np.rando
     shape = (steps, num_envs)
     if policy == "random":
         return rng.integers(len(TOY_ACTIONS) if game == "toy" else 15, size=shape)
-    if game in RUN_RIGHT + CLIMB:
-        return np.stack([_trips(game, steps, rng) for _ in range(num_envs)], axis=1)
     choices = rng.integers(10, size=shape)  # the nine directions and the fire button
     changed = rng.random(shape) < 1 / HOLD
     since = np.maximum.accumulate(np.where(changed, np.arange(steps)[:, None], 0), axis=0)
     return np.take_along_axis(choices, since, axis=0)
 
 
-def _trips(game: str, steps: int, rng: np.random.Generator) -> np.ndarray:
-    """What `explore` does in one game: int [s]."""
-    names = TOY_ACTIONS if game == "toy" else PROCGEN_ACTIONS
-    plan: list[int] = []
-    while len(plan) < steps:
-        for trip, on, back in (("on", "right", "left"), ("back", "left", "right")):
-            end = len(plan) + rng.integers(*TRIPS[trip if game in RUN_RIGHT else "back"], endpoint=True)
-            while len(plan) < end:
-                name = rng.choice(list(EXPLORE), p=list(EXPLORE.values())).replace("on", on).replace("back", back)
-                plan += [names[name]] * min(rng.integers(*EXPLORE_HOLD, endpoint=True), end - len(plan))
-    return np.array(plan[:steps])
+class Explorer:
+    """Plays n games of a platformer: see EXPLORE. It looks at the picture only to notice that it stands."""
+
+    def __init__(self, game: str, n: int, rng: np.random.Generator) -> None:
+        self._names = TOY_ACTIONS if game == "toy" else PROCGEN_ACTIONS
+        self._trips = {**TRIPS, **({} if game in RUN_RIGHT else {"on": TRIPS["back"]})}
+        self._rng, self._seen = rng, np.zeros((n, 0))
+        self._trip, self._trip_steps = ["back"] * n, [0] * n
+        self._key, self._key_steps, self._still = ["noop"] * n, [0] * n, np.zeros(n, int)
+
+    def act(self, frames: np.ndarray) -> np.ndarray:
+        """The next action of every game, int [n], from what it shows, uint8 [n h w c]."""
+        same = (frames == self._seen).all((1, 2, 3)) if frames.shape == self._seen.shape else False
+        self._still, self._seen = np.where(same, self._still + 1, 0), frames.copy()
+        for i in range(len(frames)):
+            stuck = bool(self._still[i] >= STANDS) and ("left" in self._key[i] or "right" in self._key[i])
+            if not self._trip_steps[i] or (stuck and self._rng.random() < TURN_AT_A_WALL):
+                self._trip[i] = "back" if self._trip[i] == "on" else "on"
+                self._trip_steps[i] = int(self._rng.integers(*self._trips[self._trip[i]], endpoint=True))
+            if not self._key_steps[i] or stuck:
+                self._key[i], self._still[i] = self._choose(AT_A_WALL if stuck else EXPLORE, self._trip[i]), 0
+                self._key_steps[i] = int(self._rng.integers(*KEY_STEPS, endpoint=True))
+            self._trip_steps[i] -= 1
+            self._key_steps[i] -= 1
+        return np.array([self._names[key] for key in self._key])
+
+    def _choose(self, shares: dict[str, float], trip: str) -> str:
+        on, back = ("right", "left") if trip == "on" else ("left", "right")
+        return self._rng.choice(list(shares), p=list(shares.values())).replace("on", on).replace("back", back)
 
 
 def _play(settings: Settings, k: int, n: int, steps: int) -> tuple[np.ndarray, list[Episode], np.ndarray]:
@@ -193,15 +213,13 @@ def _play(settings: Settings, k: int, n: int, steps: int) -> tuple[np.ndarray, l
     seeds = np.random.SeedSequence([settings.seed, settings.split == "test", k])
     game = _start(settings, n, int(seeds.generate_state(1)[0]) % 2**31)
     played, rng = steps + SPARE, np.random.default_rng(seeds)
-    expert = expert_for(settings, game, rng) if settings.policy == "expert" else None
-    plan = np.empty((played, n), np.int64) if expert else action_plan(settings.game, settings.policy, played, n, rng)
+    act, plan = player_for(settings, game, rng, played), np.empty((played, n), np.int64)
     frames = np.empty((n, played, 64, 64, 3), np.uint8)
     first = np.empty((n, played), bool)
     level_seed = np.empty((n, played), np.int64)
     for s in range(played):
         frames[:, s], first[:, s], level_seed[:, s] = game.frames(), game.first, game.level_seed
-        if expert:
-            plan[s] = expert.act()
+        plan[s] = act()
         game.step(plan[s])
 
     pieces: list[tuple[int, slice]] = []
@@ -261,6 +279,17 @@ def _start(settings: Settings, n: int, seed: int) -> Game:
     if settings.game == "toy":
         return ToyWorld(n, seed=seed, num_levels=settings.levels, start_level=settings.start_level)
     return procgen_game(settings, n, seed)
+
+
+def player_for(settings: Settings, game: Game, rng: np.random.Generator, steps: int) -> Callable[[], np.ndarray]:
+    """What the settings' policy does next in every game, for up to `steps` steps: () -> int [n]."""
+    if settings.policy == "expert":
+        return expert_for(settings, game, rng).act
+    if settings.policy == "explore" and settings.game in RUN_RIGHT + CLIMB:
+        explorer = Explorer(settings.game, len(game.first), rng)
+        return lambda: explorer.act(game.frames())
+    plan = iter(action_plan(settings.game, settings.policy, steps, len(game.first), rng))
+    return lambda: next(plan)
 
 
 def expert_for(settings: Settings, game: Game, rng: np.random.Generator) -> Expert:

@@ -29,6 +29,7 @@ from minigenie.data.collect import (
     FIRST_TEST_LEVEL,
     FPS,
     PROCGEN_ACTIONS,
+    Explorer,
     ProcgenGame,
     Settings,
     action_plan,
@@ -38,7 +39,7 @@ from minigenie.data.collect import (
     procgen_game,
 )
 from minigenie.data.dataset import Dataset, sample_batch, write_atomic
-from minigenie.encode import encode_actions, encode_tokens
+from minigenie.encode import CLIP, encode_actions, encode_tokens
 from minigenie.eval.controllability import confusion, mutual_information
 from minigenie.nn.patches import to_float
 from minigenie.optim import OptimConfig
@@ -156,7 +157,7 @@ def imitate(
         "latent, key drawn": by_policy(latent, lambda choices: draw_keys(table, choices, rng), sizes.seed),
         f"{len(told)} true actions": by_policy(few, lambda choices: choices, sizes.seed),
         "jump-right held": by_heart(repeat(np.full(sizes.levels, PROCGEN_ACTIONS["jump-right"]))),
-        "explore": by_heart(iter(action_plan("coinrun", "explore", STEP_LIMIT, sizes.levels, rng))),
+        "explore": lambda game: explorer(game, sizes.levels, rng),
         "random": by_heart(iter(action_plan("coinrun", "random", STEP_LIMIT, sizes.levels, rng))),
     }
     games = {}
@@ -207,9 +208,9 @@ def read_settings(out: Path) -> dict[str, Any]:
 def infer(world: World, video: Dataset, folder: Path, line: Line) -> np.ndarray:
     """The latent action that leads on from each frame of `video`: uint8 [frames]."""
     tokens = np.zeros((video.num_frames, 0), np.uint8)
-    clip_frames = 64 if world.config.lam.pairs else world.config.context_frames + 1
+    clip_frames = world.config.context_frames + 1 if world.lam.looks_back else CLIP
     with line("infer latent actions", "frames") as progress:
-        if world.config.lam.input == "tokens":
+        if world.config.sees_tokens:
             tokens = encode_tokens(video, world.tokenizer, world.config.context_frames, folder / "tokens.npy")
         return encode_actions(video, world.lam, tokens, clip_frames, folder / "actions.npy", progress)
 
@@ -296,6 +297,11 @@ def by_policy(policy: Policy, to_keys: ToKeys, seed: int) -> Player:
         return act
 
     return player
+
+
+def explorer(game: ProcgenGame, levels: int, rng: np.random.Generator) -> Act:
+    player = Explorer("coinrun", levels, rng)
+    return lambda playing: player.act(game.frames())
 
 
 def by_heart(plan: Iterator[np.ndarray]) -> Player:

@@ -81,7 +81,7 @@ def diagnose(run: Run) -> list[Finding]:
 
 
 def collapsed_actions(run: Run) -> Finding:
-    count = run.config.lam.num_actions
+    count = run.config.num_actions
     return _finding(
         "collapsed actions",
         run.measured("actions", "perplexity") or run.last("lam", "perplexity"),
