@@ -47,13 +47,15 @@ SPARE = 16  # steps played beyond that, to make up for episodes of one frame, wh
 HOLD = 5  # steps that the explore policy keeps to a choice, on average: a third of a second
 
 # What explore does in platformers: trips on and back by turns, and on each the keys of its own direction more often
-# than the others. Whoever stands before a wall tries something else. So every control has its share, from rest and in
-# motion, and the levels are seen: docs/data.md.
-EXPLORE = {"noop": 0.20, "on": 0.28, "back": 0.07, "jump": 0.10, "jump-on": 0.29, "jump-back": 0.06}
+# than the others. Whoever stands before a wall tries something else, and who presses nothing waits until all stands,
+# which takes some ten steps. So every control has its share, from rest and in motion, and the levels are seen.
+EXPLORE = {"noop": 0.17, "on": 0.31, "back": 0.07, "jump": 0.10, "jump-on": 0.29, "jump-back": 0.06}
 AT_A_WALL = {"noop": 0.10, "on": 0.0, "back": 0.15, "jump": 0.10, "jump-on": 0.50, "jump-back": 0.15}
+FROM_REST = {"noop": 0.0, "on": 0.30, "back": 0.15, "jump": 0.20, "jump-on": 0.25, "jump-back": 0.10}
 TURN_AT_A_WALL = 0.3  # how often
 STANDS = 2  # steps without any change of the picture
-KEY_STEPS = (2, 12)  # that a key is held, at least and at most
+REST_ENDS = 0.25  # how often, at each step of standing there
+KEY_STEPS, WAIT_STEPS = (2, 12), (4, 30)  # that a key is held, or none, at least and at most
 TRIPS = {"on": (40, 120), "back": (15, 50)}  # steps; where no direction leads on, those on are as short as those back
 RUN_RIGHT = ("coinrun", "ninja", "toy")
 CLIMB = ("climber", "jumper")
@@ -192,13 +194,17 @@ class Explorer:
         same = (frames == self._seen).all((1, 2, 3)) if frames.shape == self._seen.shape else False
         self._still, self._seen = np.where(same, self._still + 1, 0), frames.copy()
         for i in range(len(frames)):
-            stuck = bool(self._still[i] >= STANDS) and ("left" in self._key[i] or "right" in self._key[i])
+            stands, pressed = bool(self._still[i] >= STANDS), self._key[i] != "noop"
+            stuck = stands and ("left" in self._key[i] or "right" in self._key[i])
             if not self._trip_steps[i] or (stuck and self._rng.random() < TURN_AT_A_WALL):
                 self._trip[i] = "back" if self._trip[i] == "on" else "on"
                 self._trip_steps[i] = int(self._rng.integers(*self._trips[self._trip[i]], endpoint=True))
-            if not self._key_steps[i] or stuck:
-                self._key[i], self._still[i] = self._choose(AT_A_WALL if stuck else EXPLORE, self._trip[i]), 0
-                self._key_steps[i] = int(self._rng.integers(*KEY_STEPS, endpoint=True))
+            rested = stands and not pressed and self._rng.random() < REST_ENDS
+            if not self._key_steps[i] or stuck or rested:
+                shares = EXPLORE if not stands else AT_A_WALL if pressed else FROM_REST
+                self._key[i], self._still[i] = self._choose(shares, self._trip[i]), 0
+                steps = WAIT_STEPS if self._key[i] == "noop" else KEY_STEPS
+                self._key_steps[i] = int(self._rng.integers(*steps, endpoint=True))
             self._trip_steps[i] -= 1
             self._key_steps[i] -= 1
         return np.array([self._names[key] for key in self._key])
