@@ -9,7 +9,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-EVAL = ("controllability", "drift", "fidelity", "measure", "networks", "perceptual")
+EVAL = ("control", "controllability", "drift", "fidelity", "inverse", "measure", "motion", "networks", "perceptual")
 SHAPED = ("nn", "tokenizer", "lam", "dynamics", "maskgit", "world", "pictures", *(f"eval.{name}" for name in EVAL))
 install_import_hook([f"minigenie.{name}" for name in SHAPED], "beartype.beartype")
 

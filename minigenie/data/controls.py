@@ -18,6 +18,7 @@ PROCGEN_NAMES = (
 PLATFORMERS = ("coinrun", "climber", "jumper", "ninja")  # up is a jump, down hardly anything
 SIDEWAYS = ("fruitbot", "plunder")  # up and down are nothing
 ONE_AT_A_TIME = ("leaper", "maze", "miner")  # left with up is left
+FOLLOWED = ("caveflyer", "climber", "coinrun", "jumper", "ninja")  # by the camera; climber's only up and down
 FIRES = {"bossfight": 1, "caveflyer": 1, "dodgeball": 1, "fruitbot": 1, "plunder": 1, "starpilot": 2, "ninja": 4}
 TOY_NAMES = ("noop", "left", "right", "jump", "jump-left", "jump-right")
 KEYS = {
@@ -49,6 +50,14 @@ class Controls:
     def keys(self) -> list[str | None]:
         """The keys of a keyboard that mean each: those whose names say so."""
         return [key_of(name) for name in self.names]
+
+    @property
+    def parts(self) -> dict[str, np.ndarray]:
+        """What each control is in part, int [len(self)]: "all" of it; "sideways" none, left or right; "jump" or not."""
+        sides = np.array([1 if "left" in name else 2 if "right" in name else 0 for name in self.names])
+        jumps = np.array([int("jump" in name) for name in self.names])
+        found = {"all": np.arange(len(self)), "sideways": sides, "jump": jumps}
+        return {name: part for name, part in found.items() if part.any()}
 
     def join(self, recorded: np.ndarray) -> np.ndarray:
         """Recorded actions, integer [...] -> controls, int64 [...], 0 to len(self) - 1."""
