@@ -302,7 +302,8 @@ def _inverse(sitting: Sitting, controls: Controls | None) -> tuple[dict[str, Any
     if controls is None:
         return {}, None
     starts = sitting.clips(min(INVERSE_PAIRS, 64 * sitting.asked), 2, salt=5)
-    judged = np.searchsorted(sitting.dataset.episode_starts, starts, side="right") % 4 == 0
+    episodes = sitting.dataset.episode_starts
+    judged = np.searchsorted(episodes, starts, side="right") % min(4, len(episodes)) == 0
     if judged.all() or not judged.any():
         sitting.notes.append(f"{UNMEASURED}what a pair of frames tells of the keys (the dataset has too few episodes)")
         return {}, None
