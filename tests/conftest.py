@@ -23,7 +23,7 @@ from minigenie.train import Execution  # noqa: E402
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job's, and then its children's too
     signal.signal(signal.SIGINT, signal.default_int_handler)
-for name, value in (("DRIFT_HORIZON", 12), ("DRIFT_CLIPS", 4), ("STARTS", 3), ("LONG_CLIPS", 12)):
+for name, value in (("DRIFT_HORIZON", 12), ("DRIFT_CLIPS", 4), ("STARTS", 3), ("LONG_CLIPS", 12), ("INVERSE_STEPS", 8)):
     setattr(measure, name, value)  # whole evaluations by the dozen: each measures all there is, but less of it
 
 

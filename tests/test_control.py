@@ -8,9 +8,17 @@ import torch
 from test_eval import Rolling, footage
 from torch.testing import assert_close
 
-from minigenie.data.collect import FIRST_TEST_LEVEL, PROCGEN_GAMES, Settings, action_plan, available, collect
+from minigenie.data.collect import (
+    FIRST_TEST_LEVEL,
+    PROCGEN_ACTIONS,
+    PROCGEN_GAMES,
+    Settings,
+    action_plan,
+    available,
+    collect,
+)
 from minigenie.data.collect import procgen_game as start_game
-from minigenie.data.controls import FOLLOWED, procgen_controls
+from minigenie.data.controls import FOLLOWED, procgen_action, procgen_controls
 from minigenie.data.dataset import Dataset
 from minigenie.eval import control
 from minigenie.eval.control import agree, compare, find_rest, judge, lands, measure_control, settings_of
@@ -40,7 +48,7 @@ def start(coinrun):
 def the_game(coinrun, start, order):
     """A world that is the game: from a state's frame it plays the control order[action]."""
     states = {frames[-1].numpy().tobytes(): state for frames, state in zip(start.frames, start.states, strict=True)}
-    recorded = np.array([CONTROLS.of_recorded.index(key) for key in order])
+    recorded = np.array([procgen_action(CONTROLS.names[key]) for key in order])
 
     def rollout(frames, actions):
         game = start_game(settings_of(coinrun), len(frames), 0)
@@ -102,6 +110,15 @@ def test_the_cameras_that_follow_are_known():
         beside = (torch.stack(ways[1:]) - ways[0]).norm(dim=-1)
         found[game] = float(beside.nanmedian(dim=1).values.nan_to_num(0).max())
     assert {game for game, moves in found.items() if moves > 2} == set(FOLLOWED), str(found)
+
+
+@pytest.mark.parametrize("game", FOLLOWED)
+def test_a_control_is_played_by_the_action_of_its_name(game):
+    controls = procgen_controls(game)
+    assert [controls.of_recorded[procgen_action(name)] for name in controls.names] == list(range(len(controls)))
+    if "jump" in controls.names:
+        played = {name: procgen_action(name) for name in PROCGEN_ACTIONS}
+        assert played == PROCGEN_ACTIONS
 
 
 # Rest.
@@ -197,6 +214,7 @@ def test_the_game_itself_has_full_control(coinrun, start, order):
 def test_a_world_that_stands_still_scores_as_standing_still(coinrun):
     report, _ = measure_control(frozen, 3, coinrun, STATES, 0, CPU)
     assert report["share"] == report["still"] < 1
+    assert report["keys"]["noop"]["still"] == 1
     assert report["gravity"]["mean"] == 0
     assert all(key["share"] == key["still"] for key in report["keys"].values())
 
@@ -258,5 +276,6 @@ def test_inverse_dynamics_see_a_key_that_shows_and_not_one_that_does_not():
     pairs = torch.from_numpy(pairs)
     model = fit_inverse(pairs[:300], keys[:300], 2, steps=40, seed=0)
     assert (model.keys(pairs[300:]) == keys[300:]).mean() > 0.9
-    blind = fit_inverse(pairs[:300], rng.permutation(keys)[:300], 2, steps=40, seed=0)
-    assert (blind.keys(pairs[300:]) == keys[300:]).mean() < 0.75
+    pairs[:, 1] = pairs[:, 0]
+    blind = fit_inverse(pairs[:300], keys[:300], 2, steps=40, seed=0)
+    assert (blind.keys(pairs[300:]) == keys[300:]).mean() < 0.65

@@ -97,6 +97,13 @@ def procgen_controls(game: str) -> Controls:
     return Controls(names, tuple(names.index(name) for name in joined))
 
 
+def procgen_action(control: str) -> int:
+    """The Procgen action that has the control's name. Others that count as the same may do more: down, which is a noop
+    nearly everywhere, drops CoinRun's player through a crate."""
+    platformer = {"jump": "up", "jump-left": "left-up", "jump-right": "right-up"}
+    return PROCGEN_NAMES.index(platformer.get(control, control))
+
+
 def _joined(game: str, action: int) -> str:
     """The name of the control that a Procgen action is."""
     name = PROCGEN_NAMES[action]

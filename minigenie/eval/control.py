@@ -18,7 +18,6 @@ from torch import Tensor
 
 from minigenie.data.collect import (
     FIRST_TEST_LEVEL,
-    PROCGEN_ACTIONS,
     ProcgenGame,
     Settings,
     action_plan,
@@ -26,7 +25,7 @@ from minigenie.data.collect import (
     generator_of,
     procgen_game,
 )
-from minigenie.data.controls import FOLLOWED, Controls, procgen_controls
+from minigenie.data.controls import FOLLOWED, Controls, procgen_action, procgen_controls
 from minigenie.data.dataset import Dataset
 from minigenie.eval.controllability import Rollout, hold_actions
 from minigenie.eval.inverse import InverseDynamics
@@ -97,11 +96,13 @@ def find_rest(game: ProcgenGame, settings: Settings, count: int, seed: int) -> S
     n, rng, found = len(game.first), np.random.default_rng([seed, 6]), Start([], torch.empty(0), [])
     stills: list[np.ndarray] = []
     for _ in range(ROUNDS):
+        if len(stills) == count:
+            break
         wander = rng.integers(*WANDER, size=n, endpoint=True)
         plan = action_plan(settings.game, "explore", WANDER[1] + PATIENCE, n, rng)
         equal, taken, before = np.zeros(n, int), np.zeros(n, bool), game.frames().copy()
         for step, actions in enumerate(plan):
-            game.step(np.where(step < wander, actions, PROCGEN_ACTIONS["noop"]))
+            game.step(np.where(step < wander, actions, procgen_action("noop")))
             now = game.frames().copy()
             same = (now == before).all(axis=(1, 2, 3)) & ~game.first & (step >= wander)
             equal, before = np.where(same, equal + 1, 0), now
@@ -208,8 +209,8 @@ def measure_control(
     if len(start.states) < FEWEST:
         raise Impossible(f"{len(start.states)} resting states found, {FEWEST} wanted")
     game, controls = procgen_game(settings, len(start.states), seed), procgen_controls(settings.game)
-    recorded = [controls.of_recorded.index(key) for key in range(len(controls))]
-    real, whole = zip(*(play(game, start, [action] * HELD) for action in recorded), strict=True)
+    keys = [[procgen_action(name)] * HELD for name in controls.names]
+    real, whole = zip(*(play(game, start, held) for held in keys), strict=True)
     played, counts = torch.stack(real, dim=1), np.stack(whole, axis=1)
     imagined = hold_actions(rollout, start.frames, num_actions, HELD)
     true = paths(played, device)
@@ -269,12 +270,12 @@ def _gravity(
     seed: int,
 ) -> dict[str, Any] | None:
     """Up with the jump key, then nothing pressed: is the player where the game's is? None if it never goes up."""
-    keys, steps = [controls.names.index("jump"), controls.names.index("noop")], [UP, DOWN]
+    names, steps = ("jump", "noop"), [UP, DOWN]
     actions = torch.zeros(len(start.states), UP + DOWN, dtype=torch.long)
     for half in halves(len(actions)):
-        chosen = torch.tensor([fit.serving(key, ~half) or 0 for key in keys])
+        chosen = torch.tensor([fit.serving(controls.names.index(name), ~half) or 0 for name in names])
         actions[torch.from_numpy(half)] = chosen.repeat_interleave(torch.tensor(steps))
-    pressed = np.repeat([controls.of_recorded.index(key) for key in keys], steps).tolist()
+    pressed = np.repeat([procgen_action(name) for name in names], steps).tolist()
     played, counts = play(game, start, pressed)
     imagined = torch.cat((start.frames[:, -1:], rollout(start.frames, actions)), dim=1)
     true, seen = (paths(video[:, None], device)[:, 0] for video in (played, imagined))

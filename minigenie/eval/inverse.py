@@ -19,46 +19,51 @@ CHUNK = 256  # pairs judged at once
 
 
 class InverseDynamics(nn.Module):
-    """Two frames and the shift between them -> logits of the keys."""
+    """Pairs of frames and the shift between them -> logits of the keys."""
 
     def __init__(self, num_keys: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv2d(11, 64, 4, stride=4), nn.GELU(),
+        self.see = nn.Sequential(
+            nn.Conv2d(6, 64, 4, stride=4), nn.GELU(),
             nn.Conv2d(64, 64, 3, stride=2, padding=1), nn.GELU(),
             nn.Conv2d(64, 64, 3, padding=1), nn.GELU(),
             nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Dropout(0.3),
-            nn.Linear(64 * 64, 128), nn.GELU(),
-            nn.Linear(128, num_keys),
         )  # fmt: skip
+        self.tell = nn.Sequential(nn.Linear(64 * 64 + 2, 128), nn.GELU(), nn.Linear(128, num_keys))
 
-    def forward(self, pairs: UInt8[Tensor, "n 2 h w c"]) -> Float[Tensor, "n k"]:
-        frames, scale = shrunk(pairs)
-        shift = shifts(pairs)[:, 0] / scale
-        before, after = (frames - 0.5).unbind(1)
-        moves = [(int(down), int(right)) for down, right in shift.round()]
-        moved = torch.stack([frame.roll(move, (1, 2)) for frame, move in zip(before, moves, strict=True)])
-        planes = (shift / 4)[:, :, None, None].expand(-1, -1, *after.shape[-2:])
-        return self.net(torch.cat((moved, after, 4 * (after - moved), planes), dim=1))
+    def forward(self, moved: UInt8[Tensor, "n 2 h w c"], shift: Float[Tensor, "n 2"]) -> Float[Tensor, "n k"]:
+        frames, scale = shrunk(moved)
+        before, after = frames.unbind(1)
+        seen = self.see(torch.cat((before - 0.5, 4 * (after - before)), dim=1))
+        return self.tell(torch.cat((seen, shift / (4 * scale)), dim=1))
 
     @torch.no_grad()
     def keys(self, pairs: UInt8[Tensor, "n 2 h w c"]) -> Int[np.ndarray, " n"]:
         """The likeliest key of each pair."""
-        return torch.cat([self(part).argmax(1) for part in pairs.split(CHUNK)]).numpy()
+        return torch.cat([self(*align(part)).argmax(1) for part in pairs.split(CHUNK)]).numpy()
+
+
+def align(pairs: UInt8[Tensor, "n 2 h w c"]) -> tuple[UInt8[Tensor, "n 2 h w c"], Float[Tensor, "n 2"]]:
+    """The pairs with the first frame moved to where the second has it, and how far that was."""
+    shift = shifts(pairs)[:, 0]
+    moved = pairs.clone()
+    for pair, way in zip(moved, shift.round().int().tolist(), strict=True):
+        pair[0] = pair[0].roll(way, (0, 1))
+    return moved, shift
 
 
 def fit_inverse(
     pairs: UInt8[Tensor, "n 2 h w c"], keys: Int[np.ndarray, " n"], num_keys: int, steps: int, seed: int
 ) -> InverseDynamics:
-    rng = np.random.default_rng(seed)
+    rng, (moved, shift) = np.random.default_rng(seed), align(pairs)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = InverseDynamics(num_keys).train()
         adam = torch.optim.AdamW(model.parameters(), LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / steps)
         for _ in range(steps):
-            some = rng.integers(len(pairs), size=BATCH)
-            loss = F.cross_entropy(model(pairs[some]), torch.from_numpy(keys[some]))
+            some = rng.integers(len(moved), size=BATCH)
+            loss = F.cross_entropy(model(moved[some], shift[some]), torch.from_numpy(keys[some]))
             adam.zero_grad()
             loss.backward()
             adam.step()

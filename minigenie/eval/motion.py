@@ -34,8 +34,8 @@ def motion(frames: UInt8[np.ndarray, "t h w c"]) -> Float[np.ndarray, "2"]:
 def shrunk(video: UInt8[Tensor, "n t h w c"]) -> tuple[Float[Tensor, "n t c y x"], int]:
     """The video with sides of about 64 pixels, in [0, 1], and how many pixels went into one."""
     scale = max(1, round(min(video.shape[2:4]) / 64))
-    frames = F.avg_pool2d(rearrange(video, "n t h w c -> (n t) c h w").float() / 255, scale)
-    return frames.unflatten(0, video.shape[:2]), scale
+    frames = rearrange(video, "n t h w c -> (n t) c h w").float() / 255
+    return (F.avg_pool2d(frames, scale) if scale > 1 else frames).unflatten(0, video.shape[:2]), scale
 
 
 def _shifts(video: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n steps 2"]:
