@@ -11,7 +11,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-EVAL = ("controllability", "drift", "fidelity", "measure", "networks", "perceptual")
+EVAL = ("control", "controllability", "drift", "fidelity", "inverse", "measure", "motion", "networks", "perceptual")
 SHAPED = ("nn", "tokenizer", "lam", "dynamics", "maskgit", "world", "pictures", *(f"eval.{name}" for name in EVAL))
 install_import_hook([f"minigenie.{name}" for name in (*SHAPED, "teach.agreement")], "beartype.beartype")
 
@@ -26,7 +26,7 @@ from minigenie.train import Execution  # noqa: E402
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job's, and then its children's too
     signal.signal(signal.SIGINT, signal.default_int_handler)
-for name, value in (("DRIFT_HORIZON", 12), ("DRIFT_CLIPS", 4), ("STARTS", 3)):
+for name, value in (("DRIFT_HORIZON", 12), ("DRIFT_CLIPS", 4), ("STARTS", 3), ("INVERSE_STEPS", 8)):
     setattr(measure, name, value)  # whole evaluations by the dozen: each measures all there is, but less of it
 
 

@@ -217,6 +217,6 @@ def test_without_a_system_library_the_debian_package_is_named(monkeypatch):
 
 @pytest.mark.skipif(bool(available()), reason=str(available()))
 def test_importing_the_games_is_silent():
-    code = "from minigenie.data.collect import _generator; print(_generator('coinrun'))"
+    code = "from minigenie.data.collect import generator_of; print(generator_of('coinrun'))"
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert result.stderr == ""

@@ -455,6 +455,7 @@ def test_networks_that_are_missing_are_said_and_those_that_are_there_used(rollin
         "not measured: LPIPS",
         "not measured: FID",
         "not measured: FVD",
+        "not measured: the control test",
     ]
     far = report["long_rollouts"]
     assert far["from_1"]["st_lpips_first_10"]["mean"] == 0 < far["repeat_last"]["st_lpips_first_10"]["mean"]

@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from minigenie.data.controls import procgen_controls
 from minigenie.data.toy import ToyWorld
-from minigenie.eval.controllability import motion
+from minigenie.eval.motion import motion
 from minigenie.pictures import fit_picture
 from minigenie.play import room as room_module
 from minigenie.play import seat as seat_module

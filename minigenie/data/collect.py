@@ -127,7 +127,7 @@ def collect(
         frame_size=(64, 64),
         fps=FPS,
         source=game,
-        generator=_generator(game),
+        generator=generator_of(game),
         split=split,
         settings=asdict(settings),
     )
@@ -274,7 +274,7 @@ def check(settings: Settings) -> None:
         raise ValueError(f"the expert plays coinrun, not {settings.game}; take explore")
 
 
-def _generator(game: str) -> str:
+def generator_of(game: str) -> str:
     if game == "toy":
         return f"minigenie toy {ToyWorld.VERSION}"
     package = PROCGEN_PACKAGES[_import_procgen().__name__]  # imported here, because it is not safe in a thread

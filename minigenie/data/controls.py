@@ -19,6 +19,7 @@ PROCGEN_NAMES = (
 PLATFORMERS = ("coinrun", "climber", "jumper", "ninja")  # up is a jump, down hardly anything
 SIDEWAYS = ("fruitbot", "plunder")  # up and down are nothing
 ONE_AT_A_TIME = ("leaper", "maze", "miner")  # left with up is left
+FOLLOWED = ("caveflyer", "climber", "coinrun", "jumper", "ninja")  # by the camera; climber's only up and down
 FIRES = {"bossfight": 1, "caveflyer": 1, "dodgeball": 1, "fruitbot": 1, "plunder": 1, "starpilot": 2, "ninja": 4}
 TOY_NAMES = ("noop", "left", "right", "jump", "jump-left", "jump-right")
 KEYS = {
@@ -45,6 +46,14 @@ class Controls:
     def noop(self) -> int | None:
         """The control of a player who presses nothing, if it is known."""
         return self.names.index("noop") if "noop" in self.names else None
+
+    @property
+    def parts(self) -> dict[str, np.ndarray]:
+        """What each control is in part, int [len(self)]: "all" of it; "sideways" none, left or right; "jump" or not."""
+        sides = np.array([1 if "left" in name else 2 if "right" in name else 0 for name in self.names])
+        jumps = np.array([int("jump" in name) for name in self.names])
+        found = {"all": np.arange(len(self)), "sideways": sides, "jump": jumps}
+        return {name: part for name, part in found.items() if part.any()}
 
     def join(self, recorded: np.ndarray) -> np.ndarray:
         """Recorded actions, integer [...] -> controls, int64 [...], 0 to len(self) - 1."""
@@ -80,6 +89,13 @@ def procgen_controls(game: str) -> Controls:
     joined = [_joined(game, action) for action in range(len(PROCGEN_NAMES))]
     names = tuple(dict.fromkeys(joined[a] for a in (4, 1, 7, 5, 2, 8, 3, 0, 6, *range(9, 15))))
     return Controls(names, tuple(names.index(name) for name in joined))
+
+
+def procgen_action(control: str) -> int:
+    """The Procgen action that has the control's name. Others that count as the same may do more: down, which is a noop
+    nearly everywhere, drops CoinRun's player through a crate."""
+    platformer = {"jump": "up", "jump-left": "left-up", "jump-right": "right-up"}
+    return PROCGEN_NAMES.index(platformer.get(control, control))
 
 
 def _joined(game: str, action: int) -> str:

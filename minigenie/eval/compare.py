@@ -12,7 +12,11 @@ from minigenie.eval.plots import control_plot, drift_plots, fading_plot
 from minigenie.eval.report import figure, headline, page, plots, table
 
 Reports = dict[str, dict[str, Any]]
-PICTURES = (("rollouts.png", "Truth above imagination"), ("actions.png", "Every action held, a row each"))
+PICTURES = (
+    ("rollouts.png", "Truth above imagination"),
+    ("actions.png", "Every action held, a row each"),
+    ("control.png", "Every key held, the game above the world"),
+)
 
 
 def read_reports(folders: list[Path]) -> Reports:

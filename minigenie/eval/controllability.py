@@ -3,15 +3,18 @@
 Dimensions:  b clips   t transitions   a latent actions   u true actions   m start frames
 """
 
-import math
-from itertools import pairwise, product
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int, UInt8
+from torch import Tensor
 
+from minigenie.eval.motion import motion
 from minigenie.eval.statistics import bootstrap, entropy
 
+Rollout = Callable[[Tensor, Tensor], Tensor]  # true frames [b p h w c], actions [b t] -> frames [b t h w c]
 STILL = 0.05  # pixels a frame: a picture that moves less has no direction
 
 
@@ -37,6 +40,13 @@ def mutual_information(actions: np.ndarray, truth: np.ndarray) -> float:
     rows, columns = entropy(joint.sum(1)), entropy(joint.sum(0))
     shared = rows + columns - entropy(joint.ravel())
     return float(shared / np.sqrt(rows * columns)) if rows * columns > 0 else 0.0
+
+
+def information(actions: np.ndarray, truth: np.ndarray) -> float:
+    """Mutual information over the entropy of the truth: the share of what there is to know that `actions` tell."""
+    joint = confusion(actions, truth, int(actions.max()) + 1, int(truth.max()) + 1) / actions.size
+    unknown = entropy(joint.sum(0))
+    return float((entropy(joint.sum(1)) + unknown - entropy(joint.ravel())) / unknown) if unknown > 0 else 0.0
 
 
 def purity(actions: np.ndarray, truth: np.ndarray) -> float:
@@ -89,27 +99,14 @@ def meaning(
 # What they do to the picture.
 
 
-def motion(frames: UInt8[np.ndarray, "t h w c"]) -> Float[np.ndarray, "2"]:
-    """The mean shift [dy, dx] between consecutive frames, in pixels, by matching them at every small shift."""
-    grey = frames.mean(-1)
-    scale = max(1, round(min(grey.shape[1:]) / 64))
-    rows, columns = (side // scale for side in grey.shape[1:])
-    grey = grey[:, : rows * scale, : columns * scale].reshape(-1, rows, scale, columns, scale).mean((2, 4))
-    return np.mean([_shift(a, b) for a, b in pairwise(grey)], axis=0) * scale
-
-
-def _shift(a: np.ndarray, b: np.ndarray, reach: int = 8) -> tuple[int, int]:
-    """Where `a` went in `b`: the shift with the least mean difference; none, if that is hardly better than none."""
-    reach = min(reach, min(a.shape) // 4)
-    inner = a[reach : a.shape[0] - reach, reach : a.shape[1] - reach]
-
-    def difference(dy: int, dx: int) -> float:
-        top, left = reach + dy, reach + dx
-        return float(np.abs(b[top : top + inner.shape[0], left : left + inner.shape[1]] - inner).mean())
-
-    shifts = product(range(-reach, reach + 1), range(-reach, reach + 1))
-    best = min(shifts, key=lambda shift: (difference(*shift), math.hypot(*shift)))
-    return best if difference(*best) < 0.9 * difference(0, 0) else (0, 0)
+def hold_actions(
+    rollout: Rollout, clips: UInt8[Tensor, "m t h w c"], num_actions: int, horizon: int
+) -> UInt8[Tensor, "m a steps h w c"]:
+    """The last frame of each clip, then every action held for `horizon` frames."""
+    prompts = clips.repeat_interleave(num_actions, dim=0)
+    actions = torch.arange(num_actions)[:, None].expand(-1, horizon).repeat(len(clips), 1)
+    frames = torch.cat((prompts[:, -1:], rollout(prompts, actions)), dim=1)
+    return frames.unflatten(0, (len(clips), num_actions))
 
 
 def effects(held: UInt8[np.ndarray, "m a t h w c"], seed: int) -> tuple[list[dict[str, Any]], dict[str, float]]:

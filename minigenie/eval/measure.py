@@ -9,6 +9,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from threading import Lock
@@ -21,11 +22,14 @@ from torch import Tensor
 
 from minigenie import __version__
 from minigenie.config import to_dict
+from minigenie.data.controls import Controls, controls_of
 from minigenie.data.dataset import Dataset
+from minigenie.eval.control import STATES, Impossible, Scene, frames_to_imagine, measure_control
 from minigenie.eval.controllability import effects as measure_effects
-from minigenie.eval.controllability import meaning, usage
+from minigenie.eval.controllability import hold_actions, information, meaning, usage
 from minigenie.eval.drift import Features, Watch, measure_drift, play_on, stretches, true_clips
 from minigenie.eval.fidelity import decibels, mse, psnr, ssim
+from minigenie.eval.inverse import InverseDynamics, fit_inverse
 from minigenie.eval.statistics import bootstrap, by_horizon, entropy, interval, perplexity
 from minigenie.nn.patches import to_float, to_uint8
 from minigenie.runtime import Result, in_parallel
@@ -39,6 +43,7 @@ STARTS, HELD = 8, 4  # start frames for the actions' effects, and how long an ac
 LOSS_CLIPS = 64  # for dynamics' loss, at most
 GALLERY = 12  # frames of the action gallery
 DRIFT_CLIPS, DRIFT_HORIZON = 8, 200
+INVERSE_PAIRS, INVERSE_STEPS = 6000, 400  # at most
 PERCEPTUAL = {  # by key in the report: what it is called, how it is loaded, whether it compares pairs
     "st_lpips": ("ST-LPIPS", "load_stlpips", True),
     "lpips": ("LPIPS", "load_lpips", True),
@@ -62,6 +67,7 @@ class Scenes(NamedTuple):
     imagined: UInt8[Tensor, "b t h w c"]  # its first `PROMPT` frames are given
     held: UInt8[Tensor, "a t h w c"]  # one start frame, then every action held
     drifting: dict[int, UInt8[Tensor, "b h w c"]]  # by horizon
+    control: Scene | None  # of the control test, where there can be one
 
 
 class Evaluation(NamedTuple):
@@ -155,6 +161,7 @@ def evaluate(
         + min(clips, STARTS) * world.num_actions * HELD
         + world.num_actions * (GALLERY - 1)
         + min(clips, DRIFT_CLIPS) * min(10 * clips, DRIFT_HORIZON)
+        + frames_to_imagine(dataset, min(clips, STATES), world.num_actions)
     )
     if len(starts) < clips:
         sitting.notes.append(
@@ -171,6 +178,9 @@ def evaluate(
     long, dreams = _long_rollouts(sitting, long_starts, long_horizon)
     effects, held = _effects(sitting)
     drift, drifting = _drift(sitting)
+    controls = controls_of(dataset)
+    pairs, inverse = _inverse(sitting, controls)
+    control, scene = _control(sitting, inverse)
     config = to_dict(world.config)
     source = {key: dataset.manifest[key] for key in ("source", "generator", "split", "settings")}
     report = {
@@ -179,7 +189,8 @@ def evaluate(
         "seed": seed,
         "dataset": {**source, "frames": dataset.num_frames, "episodes": len(dataset.episodes)},
         "tokenizer": tokenizer,
-        "actions": {**_actions(sitting, actions.numpy(), truth, episodes), **effects},
+        "actions": {**_actions(sitting, actions.numpy(), truth, controls, episodes), **pairs, **effects},
+        **control,
         "dynamics": _dynamics(world, tokens, actions, seed),
         "rollout": rollout,
         "long_rollouts": long,
@@ -190,7 +201,7 @@ def evaluate(
         "notes": sitting.notes,
     }
     watch(sitting.total, sitting.total)
-    return Evaluation(report, Scenes(*pictures, *dreams, held, drifting))
+    return Evaluation(report, Scenes(*pictures, *dreams, held, drifting, scene))
 
 
 def check_finite(world: World) -> None:
@@ -274,7 +285,11 @@ def _tokenizer(
 
 
 def _actions(
-    sitting: Sitting, actions: Int[np.ndarray, "b t"], truth: Int[np.ndarray, "b t"] | None, episodes: np.ndarray
+    sitting: Sitting,
+    actions: Int[np.ndarray, "b t"],
+    truth: Int[np.ndarray, "b t"] | None,
+    controls: Controls | None,
+    episodes: np.ndarray,
 ) -> dict[str, Any]:
     share = usage(actions, sitting.world.num_actions)
     report: dict[str, Any] = {
@@ -289,16 +304,56 @@ def _actions(
             f"the latent actions have collapsed (perplexity {report['perplexity']:.2f} of {len(share)}), so little of "
             "what follows means anything; see minigenie doctor"
         )
-    if truth is None:
+    if truth is None or controls is None:
         sitting.notes.append(f"{UNMEASURED}what the latent actions mean (the dataset has no true actions)")
         return report
-    truth = _merged(sitting.dataset, truth)
-    return report | meaning(actions, truth, sitting.world.num_actions, sitting.seed, episodes)
+    keys = controls.join(truth)
+    return report | {
+        "controls": list(controls.names),
+        "information": {name: information(actions, part[keys]) for name, part in controls.parts.items()},
+        **meaning(actions, keys, sitting.world.num_actions, sitting.seed, episodes),
+    }
 
 
-def _merged(dataset: Dataset, truth: np.ndarray) -> np.ndarray:
-    """CoinRun's actions 9 to 14 do nothing, as 4 does."""
-    return np.where(truth >= 9, 4, truth) if dataset.manifest["source"] == "coinrun" else truth
+def _inverse(sitting: Sitting, controls: Controls | None) -> tuple[dict[str, Any], InverseDynamics | None]:
+    """What could be known of the keys from a pair of frames: learnt on three quarters of the episodes, judged on the
+    others. Returns what learnt it, too."""
+    if controls is None:
+        return {}, None
+    starts = sitting.clips(min(INVERSE_PAIRS, 64 * sitting.asked), 2, salt=5)
+    episodes = sitting.dataset.episode_starts
+    judged = np.searchsorted(episodes, starts, side="right") % min(4, len(episodes)) == 0
+    if judged.all() or not judged.any():
+        sitting.notes.append(f"{UNMEASURED}what a pair of frames tells of the keys (the dataset has too few episodes)")
+        return {}, None
+    pairs, truth = sitting.frames(starts, 2), sitting.dataset.clip_actions(starts, 2)
+    assert truth is not None
+    keys, steps = controls.join(truth)[:, 0], min(INVERSE_STEPS, 4 * sitting.asked)
+    fit = partial(fit_inverse, num_keys=len(controls), steps=steps, seed=sitting.seed)
+    (model,) = sitting.each(fit, [pairs[~judged]], [keys[~judged]])
+    seen, keys = model.keys(pairs[judged]), keys[judged]
+    report = {
+        name: {
+            "accuracy": float((part[seen] == part[keys]).mean()),
+            "majority": float(np.bincount(part[keys]).max() / len(keys)),
+            "information": information(seen, part[keys]),
+        }
+        for name, part in controls.parts.items()
+    }
+    return {"inverse_dynamics": {"pairs": len(keys), "steps": steps, **report}}, model
+
+
+def _control(sitting: Sitting, inverse: InverseDynamics | None) -> tuple[dict[str, Any], Scene | None]:
+    """The control test, where there can be one."""
+    world, states = sitting.world, min(sitting.asked, STATES)
+    try:
+        report, scene = measure_control(
+            sitting.rollout, world.num_actions, sitting.dataset, states, sitting.seed, world.device, inverse
+        )
+    except Impossible as why:
+        sitting.notes.append(f"{UNMEASURED}the control test ({why})")
+        return {}, None
+    return {"control": report}, scene
 
 
 def _dynamics(world: World, tokens: Int[Tensor, "b t n"], actions: Int[Tensor, "b steps"], seed: int) -> dict[str, Any]:
@@ -411,15 +466,6 @@ def pooled(
     }
 
 
-def hold_actions(sitting: Sitting, clips: UInt8[Tensor, "m t h w c"], horizon: int) -> UInt8[Tensor, "m a steps h w c"]:
-    """The last frame of each clip, then every action held for `horizon` frames."""
-    count = sitting.world.num_actions
-    prompts = clips.repeat_interleave(count, dim=0)
-    actions = torch.arange(count)[:, None].expand(-1, horizon).repeat(len(clips), 1)
-    frames = torch.cat((prompts[:, -1:], sitting.rollout(prompts, actions)), dim=1)
-    return frames.unflatten(0, (len(clips), count))
-
-
 def _effects(sitting: Sitting) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c"]]:
     """What each action does to the picture, from frames at rest: in the middle of a jump gravity decides. Returns a
     gallery too, from where the actions lead furthest apart: not every place has room for left, right and up."""
@@ -429,10 +475,11 @@ def _effects(sitting: Sitting) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c
     order = np.argsort(moving, kind="stable")
     _, first = np.unique(sitting.episodes(candidates)[order], return_index=True)  # the stillest of each episode
     rest = clips[order[np.sort(first)[: min(sitting.asked, STARTS)]]]
-    held = hold_actions(sitting, rest, HELD)
+    num_actions = sitting.world.num_actions
+    held = hold_actions(sitting.rollout, rest, num_actions, HELD)
     each, together = measure_effects(held.numpy(), sitting.seed)
     apart = held[:, :, -1].float().std(dim=1).mean(dim=(1, 2, 3))
-    gallery = hold_actions(sitting, rest[apart.argmax()][None], GALLERY - 1)[0]
+    gallery = hold_actions(sitting.rollout, rest[apart.argmax()][None], num_actions, GALLERY - 1)[0]
     return {"effects": each, "effects_together": together}, gallery
 
 

@@ -12,15 +12,16 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from minigenie.config import from_dict
-from minigenie.data.collect import PROCGEN_ACTIONS, TOY_ACTIONS
 from minigenie.data.dataset import write_atomic
+from minigenie.eval.control import SHOWN, Scene
 from minigenie.eval.doctor import Finding, Run, diagnose
 from minigenie.eval.measure import PERCEPTUAL, PROMPT, UNMEASURED, Scenes
 from minigenie.eval.plots import code_plot, control_plot, drift_plots, quality_plots, training_picture, training_plots
@@ -74,6 +75,11 @@ def summary(report: dict[str, Any]) -> list[str]:
             f"              mutual information with the true action {actions['mutual_information']:.3f} "
             f"(chance {actions['mutual_information_chance']:.3f})"
         )
+    if "information" in actions:
+        pairs = actions.get("inverse_dynamics")
+        told = f", a pair of frames {pairs['all']['information']:.2f}" if pairs else ""
+        lines.append(f"              they tell {actions['information']['all']:.2f} of the true action{told}")
+    lines += _control_lines(report.get("control"))
     for t, pooled in list(rollout["pooled_psnr"].items())[:4]:
         delta, (low, high) = rollout["delta_psnr"][t], rollout["delta_psnr"][t]["ci95"]
         lines.append(
@@ -88,11 +94,24 @@ def summary(report: dict[str, Any]) -> list[str]:
     return [*lines, *(f"note          {note}" for note in report.get("notes", []))]
 
 
+def _control_lines(control: dict[str, Any] | None) -> list[str]:
+    if control is None:
+        return []
+    gravity = f", gravity {control['gravity']['mean']:.2f}" if control.get("gravity") else ""
+    keys = " ".join(f"{name} {key['share']:.2f}" for name, key in control["keys"].items())
+    return [
+        f"control       {spread(control['share'], control['share_ci95'])} as the game, standing still "
+        f"{control['still']:.2f}{gravity} ({control['states']} states)",
+        f"              {keys}",
+    ]
+
+
 # Pictures as files.
 
 
 def save_pictures(scenes: Scenes, report: dict[str, Any], lines: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """reconstructions.png, rollouts.png, actions.png and .gif, and curves.png if there are `lines` of training."""
+    """reconstructions.png, rollouts.png, actions.png and .gif; control.png after a control test, curves.png if there
+    are `lines` of training."""
     before, after = scenes.originals, scenes.reconstructions
     rows = [half for i in range(0, len(before), 8) for half in (before[i : i + 8], after[i : i + 8])]
     pairs = zip(scenes.truth[:4, :12], scenes.imagined[:4, :12], strict=True)
@@ -102,10 +121,30 @@ def save_pictures(scenes: Scenes, report: dict[str, Any], lines: list[dict[str, 
         save_picture(grid(list(scenes.held)), folder / "actions.png"),
         save_video(torch.cat(list(scenes.held), dim=2), folder / "actions.gif", report["fps"] / 2),
     ]
+    if scenes.control:
+        paths.append(save_picture(grid(_key_rows(report["control"], scenes.control)), folder / "control.png"))
     if lines:
         write_atomic(folder / "curves.png", training_picture(lines))
         paths.append(folder / "curves.png")
     return paths
+
+
+def _key_rows(control: dict[str, Any], scene: Scene) -> list[UInt8[Tensor, "t h w c"]]:
+    """Two rows for each key, the game above the world, some frames of each behind what they are."""
+    at = torch.linspace(0, scene.game.shape[1] - 1, SHOWN).round().long()
+    rows = []
+    for name, game, world in zip(*scene, strict=True):
+        action = control["keys"].get(name, {}).get("action")
+        for video, what in ((game, "the game"), (world, f"action {action}")):
+            rows.append(torch.cat((_label(f"{name}\n{what}", video)[None], video[at])))
+    return rows
+
+
+def _label(text: str, video: UInt8[Tensor, "t h w c"]) -> UInt8[Tensor, "h w c"]:
+    """Black on white, the size of a frame."""
+    drawn = Image.new("RGB", (video.shape[2], video.shape[1]), "white")
+    ImageDraw.Draw(drawn).multiline_text((2, video.shape[1] // 3), text, "black")
+    return torch.from_numpy(np.array(drawn))
 
 
 # Pictures inside the page.
@@ -190,11 +229,30 @@ def headline(report: dict[str, Any]) -> dict[str, str]:
     if "mutual_information" in actions:
         numbers["mutual information with true actions"] = f"{actions['mutual_information']:.3f}"
         numbers["true action from latent"] = f"{actions['probe']['mean']:.0%}"
+    if "information" in actions:
+        numbers["information on the true action"] = f"{actions['information']['all']:.2f}"
+    numbers |= _control_numbers(report.get("control"))
     for key, (title, _, pairs) in PERCEPTUAL.items():
         if pairs and f"{key}_first_10" in far:
             numbers[f"10 frames from 1, {title}"] = spread(far[f"{key}_first_10"], digits=3)
         elif key in far:
             numbers[f"{report['long_rollouts']['frames']} frames from 1, {title}"] = f"{far[key]:.2f}"
+    return numbers
+
+
+def _control_numbers(control: dict[str, Any] | None) -> dict[str, str]:
+    if control is None:
+        return {}
+    numbers = {
+        "control test": spread(control["share"], control["share_ci95"]),
+        "control test, standing still": f"{control['still']:.2f}",
+        **{f"control test, {name}": f"{key['share']:.2f}" for name, key in control["keys"].items()},
+    }
+    if control.get("gravity"):
+        numbers["gravity"] = spread(control["gravity"])
+    if "probe_imagined" in control:
+        seen = control["probe_imagined"], control["probe_real"]
+        numbers["keys seen in imagined frames"] = "{:.2f} (in the game's {:.2f})".format(*seen)
     return numbers
 
 
@@ -233,6 +291,7 @@ def body(report: dict[str, Any], scenes: Scenes, lines: list[dict[str, Any]]) ->
             for true, seen in zip(scenes.truth, scenes.imagined, strict=True)
         ),
         "gallery": strip(_held(report, scenes, a, fps) for a in range(len(scenes.held))),
+        "control": _control(report["control"], scenes.control, fps) if scenes.control else "",
         "fading": plots([control_plot({"": report}), *quality_plots(report["long_rollouts"])]),
         "meaning": _meaning(report) if "confusion" in actions else _usage(actions),
         "reconstructions": strip(
@@ -253,7 +312,14 @@ def body(report: dict[str, Any], scenes: Scenes, lines: list[dict[str, Any]]) ->
 
 def _cards(numbers: dict[str, str]) -> str:
     cards = ""
-    for name in (*PUBLISHED, "tokenizer codes in use", "actions above 2 %", "motion explained by the action"):
+    for name in (
+        "control test",
+        "gravity",
+        *PUBLISHED,
+        "tokenizer codes in use",
+        "actions above 2 %",
+        "motion explained by the action",
+    ):
         if name in numbers:
             value, _, interval = numbers[name].removesuffix(" dB").rstrip("]").partition(" [")
             unit = "<small> dB</small>" if numbers[name].endswith("dB") else ""
@@ -275,6 +341,28 @@ def _held(report: dict[str, Any], scenes: Scenes, a: int, fps: float) -> str:
     return figure(animated(scenes.held[a], fps, f"action {a} held"), f"<b>action {a}</b> · {share:.0%}<br>{what}")
 
 
+def _control(control: dict[str, Any], scene: Scene, fps: float) -> str:
+    """The section of the control test: every key held, the game above the world."""
+    figures = []
+    for name, game, world in zip(*scene, strict=True):
+        if key := control["keys"].get(name):
+            caption = f"<b>{name}</b> · action {key['action']}<br>{key['share']:.0%}, standing still {key['still']:.0%}"
+            figures.append(figure(animated(stacked(game, world, 1), fps, f"{name} in the game and the world"), caption))
+    gravity = ""
+    if found := control.get("gravity"):
+        gravity = f" Gravity: in {found['mean']:.0%} of {found['clips']} jumps it comes down as the game does."
+    return _template("control.html").substitute(
+        keys=strip(figures),
+        share=spread(control["share"], control["share_ci95"]),
+        still=f"{control['still']:.2f}",
+        states=control["states"],
+        levels=control["levels"],
+        game=escape(control["game"]),
+        frames=control["frames"],
+        gravity=gravity,
+    )
+
+
 def _meaning(report: dict[str, Any]) -> str:
     actions = report["actions"]
     rows = [
@@ -285,8 +373,19 @@ def _meaning(report: dict[str, Any]) -> str:
         )
     ]
     guessed = ["true action guessed, on other clips", spread(actions["probe"]), f"{actions['probe_chance']:.2f}"]
-    measures = table(["", "measured", "chance"], [*rows, guessed])
+    measures = table(["", "measured", "chance"], [*rows, guessed]) + _information(actions)
     return f'<div class="beside"><div>{_confusion(report)}</div><div>{measures}</div></div>'
+
+
+def _information(actions: dict[str, Any]) -> str:
+    """What the latent actions tell of the true ones, beside what a network sees in a pair of frames."""
+    pairs = actions.get("inverse_dynamics", {})
+    rows = []
+    for name, told in actions["information"].items():
+        seen = pairs.get(name)
+        network = [f"{seen['information']:.2f}", f"{seen['accuracy']:.0%}", f"{seen['majority']:.0%}"] if seen else []
+        rows.append([name, f"{told:.2f}", *(network or ["-"] * 3)])
+    return table(["information on the true action", "latent", "pair of frames", "guessed", "commonest"], rows)
 
 
 def _usage(actions: dict[str, Any]) -> str:
@@ -296,9 +395,7 @@ def _usage(actions: dict[str, Any]) -> str:
 def _confusion(report: dict[str, Any]) -> str:
     """How often each latent action stands for each true one, a row per latent action."""
     actions = report["actions"]
-    names = {"coinrun": PROCGEN_ACTIONS, "toy": TOY_ACTIONS}.get(report["dataset"]["source"], {})
-    label = {number: name for name, number in names.items()}
-    head = "".join(f"<th>{label.get(true, true)}</th>" for true in actions["true_actions"])
+    head = "".join(f"<th>{actions['controls'][true]}</th>" for true in actions["true_actions"])
     rows = ""
     for a, counts in enumerate(actions["confusion"]):
         shares = [count / max(sum(counts), 1) for count in counts]

@@ -20,6 +20,14 @@ def interval(values: np.ndarray, seed: int, groups: np.ndarray | None = None, dr
     return [float(low), float(high)]
 
 
+def interval_of_columns(values: np.ndarray, seed: int, draws: int = DRAWS) -> list[float]:
+    """The 95 % interval of the mean of the columns' means, over resampled rows; NaN where a row has no value."""
+    picks = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
+    columns = np.ma.masked_invalid(values)[picks].mean(axis=1)
+    low, high = np.percentile(columns.mean(axis=1).compressed(), [2.5, 97.5])
+    return [float(low), float(high)]
+
+
 def bootstrap(values: np.ndarray, seed: int, groups: np.ndarray | None = None, draws: int = DRAWS) -> dict[str, Any]:
     """Mean of `values` [clips] with its 95 % interval and the count. groups: see `interval`."""
     return {"mean": float(values.mean()), "ci95": interval(values, seed, groups, draws), "clips": len(values)}

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from minigenie.data.dataset import Dataset
-from minigenie.eval.controllability import motion
+from minigenie.eval.motion import motion
 from minigenie.play.actions import check_actions, describe, load_actions, merge_actions, save_actions
 from minigenie.play.player import Clip, View, encode, footage_clip, longest
 from minigenie.runtime import Precision

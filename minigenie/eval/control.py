@@ -1,0 +1,307 @@
+"""The control test: does a held action lead where the game's own key leads?
+
+From resting states of held-out levels each key is held in the game and each action in the world; both are seen through
+the same search for the camera's motion. Only for Procgen games whose camera follows the player, with the game here.
+For every key the action that fits it best on one half of the states is judged on the other half, so an action needs no
+name and none is rewarded for chance.
+
+Dimensions:  n states   k keys   a actions   t frames   h w c a frame
+Paths are pixels [right, up] from the start, where the player goes: the picture goes the other way.
+"""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from minigenie.data.collect import (
+    FIRST_TEST_LEVEL,
+    ProcgenGame,
+    Settings,
+    available,
+    generator_of,
+    player_for,
+    procgen_game,
+)
+from minigenie.data.controls import FOLLOWED, Controls, procgen_action, procgen_controls
+from minigenie.data.dataset import Dataset
+from minigenie.eval.controllability import Rollout, hold_actions
+from minigenie.eval.inverse import InverseDynamics
+from minigenie.eval.motion import shifts
+from minigenie.eval.statistics import bootstrap, interval_of_columns
+from minigenie.runtime import in_parallel
+
+STATES, FEWEST = 32, 2
+PROMPT = 4  # true frames that the world is given, all of them at rest
+HELD = 24  # frames for which a key is held: a jump takes 15, and lands
+UP, DOWN = 8, 24  # frames of the jump key, then of none
+SIDEWAYS_AT, HEIGHT_AT = 16, (8, 24)  # frames after which the paths are compared
+SIDEWAYS, HEIGHT = 3.0, 4.0  # pixels: less is no way to a side; more is another height
+WANDER, REST, PATIENCE = (10, 120), 6, 40  # steps before a rest, frames that are equal in it, steps to wait for it
+ROUNDS = 20
+PROBED = 8  # pairs of each rollout that the inverse dynamics see
+SHOWN = 10  # frames of each key in the picture
+
+Paths = Float[np.ndarray, "n x steps 2"]
+
+
+class Scene(NamedTuple):
+    """One state: every key in the game, and the action that serves it in the world."""
+
+    names: list[str]
+    game: UInt8[Tensor, "k t h w c"]
+    world: UInt8[Tensor, "k t h w c"]
+
+
+class Start(NamedTuple):
+    """Resting states of a game, their frames and levels."""
+
+    states: list[bytes]
+    frames: UInt8[Tensor, "n t h w c"]
+    levels: list[int]
+
+
+class Impossible(ValueError):
+    """There can be no control test, for the reason given."""
+
+
+def impossible(dataset: Dataset) -> str | None:
+    """Why there can be no control test on this footage, here; None if there can."""
+    generator, game = dataset.manifest["generator"], dataset.manifest["source"]
+    if not generator.startswith("procgen"):
+        return "the footage is of no Procgen game"
+    if game not in FOLLOWED:
+        return f"the camera of {game} does not follow the player"
+    if why := available():
+        return why
+    return None if generator == generator_of(game) else f"the footage is of {generator}, here is {generator_of(game)}"
+
+
+def frames_to_imagine(dataset: Dataset, states: int, num_actions: int) -> int:
+    return 0 if impossible(dataset) else states * (num_actions * HELD + UP + DOWN)
+
+
+def settings_of(dataset: Dataset) -> Settings:
+    """The game as in the dataset, on held-out levels."""
+    settings = dataset.manifest["settings"]
+    held_out = {} if settings["split"] == "test" else {"split": "test", "start_level": FIRST_TEST_LEVEL}
+    return Settings(**(settings | held_out))
+
+
+def find_rest(game: ProcgenGame, settings: Settings, count: int, seed: int) -> Start:
+    """Up to `count` states in which the player stands still: each `game` wanders for a while, then nothing is pressed
+    until the last frames are equal. Levels differ as far as there are enough."""
+    n, rng, found = len(game.first), np.random.default_rng([seed, 6]), Start([], torch.empty(0), [])
+    stills: list[np.ndarray] = []
+    for _ in range(ROUNDS):
+        if len(stills) == count:
+            break
+        wander = rng.integers(*WANDER, size=n, endpoint=True)
+        steps = WANDER[1] + PATIENCE
+        act = player_for(replace(settings, policy="explore"), game, rng, steps)
+        equal, taken, before = np.zeros(n, int), np.zeros(n, bool), game.frames().copy()
+        for step in range(steps):
+            game.step(np.where(step < wander, act(), procgen_action("noop")))
+            now = game.frames().copy()
+            same = (now == before).all(axis=(1, 2, 3)) & ~game.first & (step >= wander)
+            equal, before = np.where(same, equal + 1, 0), now
+            for i in np.flatnonzero((equal >= REST) & ~taken & (step < wander + PATIENCE)):
+                level = int(game.level_seed[i])
+                if len(stills) < count and found.levels.count(level) < -(-count // settings.levels):
+                    taken[i] = True
+                    found.states.append(game.save(int(i)))
+                    found.levels.append(level)
+                    stills.append(now[i])
+    frames = torch.from_numpy(np.stack(stills))[:, None].expand(-1, PROMPT, -1, -1, -1) if stills else found.frames
+    return found._replace(frames=frames)
+
+
+def play(
+    game: ProcgenGame, start: Start, actions: list[int]
+) -> tuple[UInt8[Tensor, "n t h w c"], Bool[np.ndarray, " n"]]:
+    """What the game shows from each state, the first frame included, and in which of them no episode ended."""
+    game.restore(start.states)
+    seen, whole = [game.frames().copy()], np.ones(len(start.states), bool)
+    for action in actions:
+        game.step(np.full(len(start.states), action))
+        seen.append(game.frames().copy())
+        whole &= ~game.first
+    return torch.from_numpy(np.stack(seen, axis=1)), whole
+
+
+def paths(video: UInt8[Tensor, "n x t h w c"], device: torch.device) -> Paths:
+    """Where the player is after each frame but the first."""
+    moved = torch.cat(list(in_parallel(shifts, video, device=device))).unflatten(0, video.shape[:2])
+    return (moved.cumsum(2).flip(-1) * torch.tensor([-1, 1])).numpy()
+
+
+def agree(one: Float[np.ndarray, "... t 2"], other: Float[np.ndarray, "... t 2"]) -> Bool[np.ndarray, "..."]:
+    """Whether two paths lead to the same side and as high."""
+    one, other = np.broadcast_arrays(one, other)
+    side = [np.sign(p[..., SIDEWAYS_AT - 1, 0]) * (abs(p[..., SIDEWAYS_AT - 1, 0]) >= SIDEWAYS) for p in (one, other)]
+    high = [abs(one[..., t - 1, 1] - other[..., t - 1, 1]) <= HEIGHT for t in HEIGHT_AT]
+    return (side[0] == side[1]) & high[0] & high[1]
+
+
+class Fit(NamedTuple):
+    """How well each action serves each key."""
+
+    agrees: Bool[np.ndarray, "n k a"]
+    distance: Float[np.ndarray, "n k a"]  # of the paths: it decides between actions that agree as often
+    counts: Bool[np.ndarray, "n k"]  # where no episode ends under the key
+
+    def serving(self, key: int, states: Bool[np.ndarray, " n"]) -> int | None:
+        """The action that fits best on some states; None if the key counts in none of them."""
+        some = states & self.counts[:, key]
+        if not some.any():
+            return None
+        share, distance = (values[some, key].mean(axis=0) for values in (self.agrees, self.distance))
+        return int(np.lexsort((distance, -share))[0])
+
+
+def compare(game: Paths, world: Float[np.ndarray, "n a steps 2"], counts: Bool[np.ndarray, "n k"]) -> Fit:
+    true, seen = game[:, :, None], world[:, None]
+    return Fit(agree(true, seen), abs(true - seen).mean(axis=(-2, -1)), counts)
+
+
+def halves(n: int) -> list[Bool[np.ndarray, " n"]]:
+    return [np.arange(n) % 2 == half for half in (0, 1)]
+
+
+def judge(fit: Fit) -> Float[np.ndarray, "n k"]:
+    """1 or 0 for every state and key: the action chosen on the other half; NaN where the key does not count."""
+    scores = np.full(fit.counts.shape, np.nan)
+    for half in halves(len(scores)):
+        for key in range(scores.shape[1]):
+            if (action := fit.serving(key, ~half)) is not None:
+                mine = half & fit.counts[:, key]
+                scores[mine, key] = fit.agrees[mine, key, action]
+    return scores
+
+
+def lands(
+    game: Float[np.ndarray, "n t 2"], world: Float[np.ndarray, "n t 2"], counts: Bool[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """1 or 0: does the world go up as the game does, and end as high? NaN where the game does not go up."""
+    up, also_up = (path[:, :, 1].max(axis=1) >= HEIGHT for path in (game, world))
+    back = abs(game[:, -1, 1] - world[:, -1, 1]) <= HEIGHT
+    return np.where(counts & up, also_up & back, np.nan)
+
+
+def measure_control(
+    rollout: Rollout,
+    num_actions: int,
+    dataset: Dataset,
+    states: int,
+    seed: int,
+    device: torch.device,
+    inverse: InverseDynamics | None = None,
+) -> tuple[dict[str, Any], Scene]:
+    """The control test from up to `states` states. inverse: trained on this footage, it then looks at the frames too.
+
+    Raises Impossible if this footage does not allow it.
+    """
+    if why := impossible(dataset):
+        raise Impossible(why)
+    settings = settings_of(dataset)
+    start = find_rest(procgen_game(settings, states, seed), settings, states, seed)
+    if len(start.states) < FEWEST:
+        raise Impossible(f"{len(start.states)} resting states found, {FEWEST} wanted")
+    game, controls = procgen_game(settings, len(start.states), seed), procgen_controls(settings.game)
+    keys = [[procgen_action(name)] * HELD for name in controls.names]
+    real, whole = zip(*(play(game, start, held) for held in keys), strict=True)
+    played, counts = torch.stack(real, dim=1), np.stack(whole, axis=1)
+    imagined = hold_actions(rollout, start.frames, num_actions, HELD)
+    true = paths(played, device)
+    fit = compare(true, paths(imagined, device), counts)
+    everywhere = np.ones(len(counts), bool)
+    serving = [fit.serving(key, everywhere) for key in range(len(controls))]
+    report = {
+        "game": settings.game,
+        "states": len(counts),
+        "levels": len(set(start.levels)),
+        "frames": HELD,
+        **_shares(judge(fit), agree(true, np.zeros_like(true)), controls.names, serving, seed),
+    }
+    if "jump" in controls.names:
+        report["gravity"] = _gravity(rollout, game, start, fit, controls, device, seed)
+    if inverse:
+        report |= _probe(inverse, played, imagined, counts, serving)
+    apart = np.where(counts.all(axis=1), true[:, :, -1].std(axis=1).sum(axis=1), -1)
+    shown = int(apart.argmax())
+    world = imagined[shown, [action or 0 for action in serving]]
+    return report, Scene(list(controls.names), played[shown], world)
+
+
+def _shares(
+    scores: Float[np.ndarray, "n k"],
+    still: Bool[np.ndarray, "n k"],
+    names: tuple[str, ...],
+    serving: list[int | None],
+    seed: int,
+) -> dict[str, Any]:
+    judged = ~np.isnan(scores)
+    keys: dict[str, dict[str, Any]] = {
+        names[key]: {
+            "share": float(scores[mine, key].mean()),
+            "still": float(still[mine, key].mean()),
+            "states": int(mine.sum()),
+            "action": serving[key],
+        }
+        for key, mine in enumerate(judged.T)
+        if mine.any()
+    }
+    return {
+        "share": float(np.mean([key["share"] for key in keys.values()])),
+        "share_ci95": interval_of_columns(scores[:, judged.any(axis=0)], seed),
+        "still": float(np.mean([key["still"] for key in keys.values()])),
+        "keys": keys,
+    }
+
+
+def _gravity(
+    rollout: Rollout,
+    game: ProcgenGame,
+    start: Start,
+    fit: Fit,
+    controls: Controls,
+    device: torch.device,
+    seed: int,
+) -> dict[str, Any] | None:
+    """Up with the jump key, then nothing pressed: is the player where the game's is? None if it never goes up."""
+    names, steps = ("jump", "noop"), [UP, DOWN]
+    actions = torch.zeros(len(start.states), UP + DOWN, dtype=torch.long)
+    for half in halves(len(actions)):
+        chosen = torch.tensor([fit.serving(controls.names.index(name), ~half) or 0 for name in names])
+        actions[torch.from_numpy(half)] = chosen.repeat_interleave(torch.tensor(steps))
+    pressed = np.repeat([procgen_action(name) for name in names], steps).tolist()
+    played, counts = play(game, start, pressed)
+    imagined = torch.cat((start.frames[:, -1:], rollout(start.frames, actions)), dim=1)
+    true, seen = (paths(video[:, None], device)[:, 0] for video in (played, imagined))
+    scores = lands(true, seen, counts)
+    scores = scores[~np.isnan(scores)]
+    return bootstrap(scores, seed) if len(scores) else None
+
+
+def _probe(
+    inverse: InverseDynamics,
+    played: UInt8[Tensor, "n k t h w c"],
+    imagined: UInt8[Tensor, "n a t h w c"],
+    counts: Bool[np.ndarray, "n k"],
+    serving: list[int | None],
+) -> dict[str, float]:
+    """Mean over the keys of how often the inverse dynamics see the key that is held: in the world, and in the game."""
+
+    def seen(video: UInt8[Tensor, "n t h w c"], key: int) -> float:
+        pairs = torch.stack((video[:, :PROBED], video[:, 1 : PROBED + 1]), dim=2).flatten(0, 1)
+        return float((inverse.keys(pairs) == key).mean())
+
+    found = [
+        (seen(imagined[counts[:, key], action], key), seen(played[counts[:, key], key], key))
+        for key, action in enumerate(serving)
+        if action is not None
+    ]
+    return dict(zip(("probe_imagined", "probe_real"), np.mean(found, axis=0).tolist(), strict=True))
