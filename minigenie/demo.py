@@ -1,31 +1,36 @@
-"""The whole journey in one command: footage, a world, how good it is, pictures."""
+"""The whole journey in one command: footage, a world that nobody labelled, what a few labels make of it, pictures."""
 
 import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from minigenie.console import training, working
+from minigenie.console import table, training, working
 from minigenie.data.collect import available, collect
+from minigenie.data.dataset import Dataset
+from minigenie.eval.compare import rows
 from minigenie.eval.measure import evaluate
 from minigenie.eval.report import summary, write_report
-from minigenie.pipeline import train_world
+from minigenie.pipeline import train_world, with_actions
 from minigenie.recipes import tiny
 from minigenie.runtime import pick_device
 from minigenie.world import World
 
 FULL_MINUTES = 8.0  # a shorter demo has less of everything
 TRAINING_SHARE = 0.8  # of the time; the rest collects, encodes, measures and draws
+FRAMES: dict[Literal["train", "test"], int] = {"train": 64_000, "test": 8_000}
+LABELS = 1_000  # of 64,000 frames
+GIVEN = {"world": "with labels", "unlabelled": "without labels"}
+SHARES = {"world": 0.8, "unlabelled": 0.2}  # of the time of training; the second takes over the first one's tokenizer
 
 
 def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: int) -> None:
     """Raises ValueError if `minutes` is not positive, FileExistsError if `out` holds something else."""
     if not minutes > 0:
         raise ValueError(f"minutes is {minutes}; give the demo some time, such as --minutes {FULL_MINUTES:g}")
-    world_folder = out / "world"
-    if (world_folder / "report.json").exists():
-        print(f"{out} is done: see {world_folder}, or choose another --out")
+    if all((out / name / "report.json").exists() for name in SHARES):
+        print(f"{out} is done: see {out / 'world'}, or choose another --out")
         return
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if out.is_file() or (there and not there & {"train", "test", "world"}):
@@ -35,30 +40,47 @@ def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: i
         print(f"playing the toy world instead of CoinRun: {why}")
         game = "toy"
     scale = min(1.0, minutes / FULL_MINUTES)
+    footage = {split: _collect(game, out, split, max(2_000, int(FRAMES[split] * scale)), seed) for split in FRAMES}
+    stamps["collect"] = time.monotonic()
     recipe = replace(tiny(), seed=seed)
     for name in ("tokenizer_fit", "lam_fit", "dynamics_fit"):  # the clock decides, not the steps
         recipe = replace(recipe, **{name: replace(getattr(recipe, name), steps=1_000_000)})
-    easy = {"mode": "easy", "backgrounds": False, "themes": False, "policy": "explore", "levels": 500, "seed": seed}
-    datasets = {}
-    for split, frames in (("train", 64_000), ("test", 8_000)):
-        with working(f"collect {game}, {split}", "frames") as progress:
-            frames = max(2_000, int(frames * scale))
-            datasets[split] = collect(game, out / split, split=split, frames=frames, progress=progress, **easy)  # type: ignore[arg-type]
-    stamps["collect"] = time.monotonic()
-    budget = minutes * 60 * TRAINING_SHARE
-    with training() as watcher:
-        device = pick_device(None)
-        train_world(datasets["train"], recipe, world_folder, device=device, max_seconds=budget, watcher=watcher)
-    stamps["train"] = time.monotonic()
-    world = World.load(world_folder, precision="auto")
-    with working("measure", "frames") as progress:
-        report, scenes = evaluate(world, datasets["test"], clips=max(8, int(128 * scale)), seed=seed, watch=progress)
-    metrics = world_folder / "metrics.jsonl"
-    pictures = write_report(world_folder, report, scenes, title=f"{out.resolve().name}/world", metrics=metrics)
+    labels = min(LABELS, footage["train"].num_frames // 8)
+    recipes = {"world": with_actions(recipe, footage["train"], "labels", labels), "unlabelled": recipe}
+    for name, share in SHARES.items():
+        seconds = minutes * 60 * TRAINING_SHARE * share
+        beside = out / "world" if name == "unlabelled" else None
+        with training() as watcher:
+            train_world(
+                footage["train"], recipes[name], out / name, device=pick_device(None), max_seconds=seconds,
+                watcher=watcher, beside=beside,
+            )  # fmt: skip
+        stamps[f"train {name}"] = time.monotonic()
+    clips = max(8, int(128 * scale))
+    reports = {given: _measure(out / name, footage["test"], clips, seed) for name, given in GIVEN.items()}
     stamps["measure"] = time.monotonic()
-    print("\n".join(summary(report)))
+    print("\n".join(summary(reports[GIVEN["world"]])))
+    print(f"\nThe actions of this world were learnt from {labels:,} labelled frames. Beside it is one that had none:")
+    table(["", *reports], rows(reports))
     spent = [f"{name} {stamps[name] - stamps[before]:.0f} s" for before, name in pairwise(stamps)]
     print(f"time          {', '.join(spent)}, together {stamps['measure'] - stamps['start']:.0f} s")
-    print(f"report        {world_folder / 'report.html'}")
-    print(f"pictures      {', '.join(str(path) for path in pictures)}")
-    print(f"next          minigenie play {world_folder}")
+    print(f"reports       {', '.join(str(out / name / 'report.html') for name in SHARES)}")
+    print(f"next          minigenie play {out / 'world'}")
+
+
+def _collect(game: str, out: Path, split: Literal["train", "test"], frames: int, seed: int) -> Dataset:
+    """Simple footage in which every control has its share."""
+    with working(f"collect {game}, {split}", "frames") as progress:
+        return collect(
+            game, out / split, split=split, frames=frames, mode="easy", backgrounds=False, themes=False,
+            policy="explore", levels=500, seed=seed, progress=progress,
+        )  # fmt: skip
+
+
+def _measure(folder: Path, footage: Dataset, clips: int, seed: int) -> dict[str, Any]:
+    world = World.load(folder, precision="auto")
+    with working(f"measure {folder.name}", "frames") as progress:
+        report, scenes = evaluate(world, footage, clips=clips, seed=seed, watch=progress)
+    title = f"{folder.parent.resolve().name}/{folder.name}"
+    write_report(folder, report, scenes, title=title, metrics=folder / "metrics.jsonl")
+    return report

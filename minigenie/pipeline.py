@@ -42,6 +42,7 @@ STAGES = ("tokenizer", "lam", "dynamics")
 MEASURES = ("psnr", "cross_entropy", "accuracy")  # of a model's metrics, those that footage decides
 HELD_OUT_CLIPS = 32
 HELD_OUT_LABELS = 512
+TAKEN_OVER = ("tokenizer.safetensors", "encoded/tokens.npy")
 MOST_LABELS = 20_000  # that inverse dynamics learns from
 FOCUSING = 1_024  # pairs of frames that tell it where to look
 SURVEYED = 8  # shards, or as many as it takes to find enough pairs of frames
@@ -135,13 +136,18 @@ def train_world(
     max_seconds: float | None = None,
     shard: bool = False,
     watcher: Watcher | None = None,
+    beside: Path | None = None,
 ) -> World:
     """Train whatever of the world in `out` is not trained yet. max_seconds: for all stages together, by their shares.
-    shard: cut the state of training up over the processes.
+    shard: cut the state of training up over the processes. beside: another run on this dataset, whose tokenizer and
+    tokens this one takes over.
 
     Raises FileExistsError if `out` holds another run or other things, ValueError if the dataset does not fit.
     """
     run = Run(dataset, recipe, out, device, max_seconds, shard, watcher or Watcher())
+    if beside and run.rank == 0:
+        take_over(beside, out)
+    wait_for_all()
     tokenizer = run.tokenizer()
     tokens = run.tokens(tokenizer)
     lam: ActionModel
@@ -506,6 +512,17 @@ def survey(dataset: Dataset, seed: int, pairs: int = 1024) -> dict[str, float]:
     change, elsewhere = (((before - other) ** 2).mean((1, 2, 3)) for other in (after, np.roll(before, 1, axis=0)))
     teleports = float((change > 0.5 * np.median(elsewhere)).mean()) if np.median(elsewhere) else 0.0
     return {"frames": dataset.num_frames, "episodes": len(dataset.episodes), "teleports": teleports}
+
+
+def take_over(other: Path, out: Path) -> None:
+    """Tokenizer and tokens of a run whose config says that they are the same."""
+    here, there = read_config(out), read_config(other)
+    if any(here[key] != there[key] for key in ("dataset", "tokenizer", "seed")):
+        raise ValueError(f"{other} is a run on other footage or with another tokenizer; train {out} on its own")
+    for name in TAKEN_OVER:
+        if not (out / name).exists():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(out / name, (other / name).read_bytes())
 
 
 def _decides(key: str, value: Any) -> Any:

@@ -254,7 +254,11 @@ def test_the_demo_of_the_toy_world(tmp_path, capsys):
     main(["demo", "--out", str(tmp_path / "demo"), "--minutes", "0.15", "--game", "toy", "--no-play"])
     out = capsys.readouterr().out
     assert "delta-PSNR" in out
-    world = tmp_path / "demo" / "world"
+    assert "without labels" in out
+    world, unlabelled = tmp_path / "demo" / "world", tmp_path / "demo" / "unlabelled"
+    assert [entry["name"] for entry in json.loads((world / "actions.json").read_text())][:2] == ["noop", "left"]
+    assert World.load(unlabelled, "cpu").num_actions == 8
+    assert (world / "tokenizer.safetensors").read_bytes() == (unlabelled / "tokenizer.safetensors").read_bytes()
     for picture in ("reconstructions", "rollouts", "actions", "curves"):
         assert (world / "pictures" / f"{picture}.png").stat().st_size > 1000
     train, test = (Dataset.open(tmp_path / "demo" / split) for split in ("train", "test"))

@@ -14,6 +14,9 @@ import pytest
 from PIL import Image
 from test_pipeline import write_video
 
+from minigenie.data.dataset import Dataset
+from minigenie.data.labels import write_labels
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALLER = [  # what makes a command quick, and nothing else
@@ -73,6 +76,12 @@ def until_it_serves(command: list[str], **options) -> subprocess.CompletedProces
     return subprocess.CompletedProcess(command, process.returncode, said + rest, errors)
 
 
+def label(folder: Path) -> None:
+    """What somebody does at the page of `teach`."""
+    frames = Dataset.open(folder).windows(2)[:40].tolist()
+    write_labels(folder, ("noop", "right"), {frame: i % 2 for i, frame in enumerate(frames)})
+
+
 RAN: set[str] = set()  # the pages begin alike, and what has run is there
 
 
@@ -87,6 +96,8 @@ def test_every_command_runs(page, folder):
         ended = run(["bash", "-c", command], cwd=folder, env=environment, stdout=PIPE, stderr=PIPE, text=True)
         assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
         assert "Warning" not in ended.stderr, ended.stderr
+        if teaches := re.search(r"minigenie teach (\S+)", command):
+            label(folder / teaches[1])
         RAN.add(command)
     if page.name == "README.md":
         for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
