@@ -36,7 +36,7 @@ CONTROLS = procgen_controls("coinrun")
 def coinrun(tmp_path_factory) -> Dataset:
     folder = tmp_path_factory.mktemp("data") / "coinrun"
     easy = {"mode": "easy", "backgrounds": False, "themes": False, "levels": 500, "policy": "explore"}
-    return collect("coinrun", folder, frames=400, split="test", num_envs=4, **easy)
+    return collect("coinrun", folder, frames=2_000, split="test", num_envs=4, **easy)
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +208,16 @@ def test_the_game_itself_has_full_control(coinrun, start, order):
     assert [order[key["action"]] for key in report["keys"].values()] == list(range(6))
     assert torch.equal(scene.game, scene.world)
     json.dumps(report, allow_nan=False)
+
+
+@needs_games
+def test_where_a_held_jump_is_like_no_key_there_is_no_gravity(coinrun):
+    """ninja jumps when the key is let go."""
+    settings = coinrun.manifest["settings"] | {"game": "ninja"}
+    ninja = Dataset(coinrun.folder, coinrun.manifest | {"source": "ninja", "settings": settings})
+    report, _ = measure_control(frozen, 2, ninja, STATES, 0, CPU)
+    assert report["keys"]["jump"]["still"] == 1
+    assert "gravity" not in report
 
 
 @needs_games

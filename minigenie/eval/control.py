@@ -42,6 +42,7 @@ SIDEWAYS_AT, HEIGHT_AT = 16, (8, 24)  # frames after which the paths are compare
 SIDEWAYS, HEIGHT = 3.0, 4.0  # pixels: less is no way to a side; more is another height
 WANDER, REST, PATIENCE = (10, 120), 6, 40  # steps before a rest, frames that are equal in it, steps to wait for it
 ROUNDS = 20
+JUMPS_LATE = ("ninja",)  # when the key is let go: held, it is like none, and which action serves it cannot be told
 PROBED = 8  # pairs of each rollout that the inverse dynamics see
 SHOWN = 10  # frames of each key in the picture
 
@@ -226,7 +227,7 @@ def measure_control(
         "frames": HELD,
         **_shares(judge(fit), agree(true, np.zeros_like(true)), controls.names, serving, seed),
     }
-    if "jump" in controls.names:
+    if "jump" in controls.names and settings.game not in JUMPS_LATE:
         report["gravity"] = _gravity(rollout, game, start, fit, controls, device, seed)
     if inverse:
         report |= _probe(inverse, played, imagined, counts, serving)
