@@ -46,7 +46,10 @@ def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: i
     for name in ("tokenizer_fit", "lam_fit", "dynamics_fit"):  # the clock decides, not the steps
         recipe = replace(recipe, **{name: replace(getattr(recipe, name), steps=1_000_000)})
     labels = min(LABELS, footage["train"].num_frames // 8)
-    recipes = {"world": with_actions(recipe, footage["train"], "labels", labels), "unlabelled": recipe}
+    recipes = {
+        "world": with_actions(recipe, footage["train"], "labels", labels),
+        "unlabelled": replace(recipe, shares=(0.01, 0.4, 0.59)),  # the tokenizer is there
+    }
     for name, share in SHARES.items():
         seconds = minutes * 60 * TRAINING_SHARE * share
         beside = out / "world" if name == "unlabelled" else None
