@@ -22,7 +22,7 @@ from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.labels import write_labels
 from minigenie.metrics import read_metrics
 from minigenie.nn.patches import to_float
-from minigenie.pipeline import Run, Watcher, train_world, with_actions
+from minigenie.pipeline import Joint, Run, Watcher, control_metrics, train_world, with_actions
 from minigenie.train import Interrupted
 from minigenie.world import World
 
