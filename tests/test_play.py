@@ -15,7 +15,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from minigenie.data.controls import procgen_controls
+from minigenie.data.controls import entries, procgen_controls
 from minigenie.data.toy import ToyWorld
 from minigenie.eval.motion import motion
 from minigenie.pictures import fit_picture
@@ -422,7 +422,7 @@ def test_actions_are_named_and_keyed_after_their_motion():
 
 
 def test_actions_that_were_named_stay_as_they_are_whatever_is_measured():
-    named = [*procgen_controls("coinrun").entries(), {"name": "fire-2", "key": "7", "noop": False}]
+    named = [*entries(procgen_controls("coinrun").names), {"name": "fire-2", "key": "7", "noop": False}]
     motions = np.array([[0, 3.0], [0, -2], [0, 2], [1.5, 0], [0, -1.0], [1, -1], [0, -3]])
     got = describe(named, motions, np.full(7, 5.0), 64)
     assert [{key: entry[key] for key in ("name", "key", "noop")} for entry in got] == named
@@ -431,7 +431,7 @@ def test_actions_that_were_named_stay_as_they_are_whatever_is_measured():
 
 
 def test_actions_are_told_by_name_or_number_and_how_often():
-    actions = procgen_controls("coinrun").entries()
+    actions = entries(procgen_controls("coinrun").names)
     assert [entry["name"] for entry in actions] == ["noop", "left", "right", "jump", "jump-left", "jump-right"]
     assert resolve_actions("right, 2 ,jump-right,Jump Left*2,noop,left*3,", actions) == [2, 2, 5, 4, 4, 0, 1, 1, 1]
     with pytest.raises(ValueError, match="no action 'up'; use 0 to 5, or a name: noop, left, right, jump, jump-left"):

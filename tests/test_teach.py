@@ -345,7 +345,11 @@ def test_a_held_key_labels_the_clip_and_may_be_undone(page, session, data):
     assert [saved.names[control] for control in saved.controls] == shown[session.lead :]
     assert saved.frames[-1] == clip.first + clip.length - 2
     looked_over(page)  # the second clip, in which nothing was held
-    assert set(page.evaluate("cells.map(cell => cell.dataset.control)")) == {"", "noop"}
+    for _ in range(200):  # until its labels are drawn
+        if (drawn := set(page.evaluate("cells.map(cell => cell.dataset.control)"))) != {None}:
+            break
+        page.wait_for_timeout(50)
+    assert drawn == {"", "noop"}
     page.keyboard.press("u")
     expect(page.locator("#total")).to_have_text("0 labels")
     assert page.evaluate("clip.number") == 0
