@@ -96,7 +96,7 @@ def test_every_command_runs(page, folder):
         ended = run(["bash", "-c", command], cwd=folder, env=environment, stdout=PIPE, stderr=PIPE, text=True)
         assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
         assert "Warning" not in ended.stderr, ended.stderr
-        if teaches := re.search(r"minigenie teach (\S+)", command):
+        if teaches := re.search(r"minigenie teach .*?(data/\S+)", command):
             label(folder / teaches[1])
         RAN.add(command)
     if page.name == "README.md":
