@@ -104,6 +104,8 @@ def with_actions(
             raise ValueError(f"labels is {labels}, but latent actions take none; add --actions labels")
         return recipe
     if source == "true":
+        if labels:
+            raise ValueError(f"labels is {labels}, but with --actions true all are known; leave --labels out")
         controls = controls_of(dataset)
         if controls is None:
             raise ValueError(
@@ -517,7 +519,7 @@ def survey(dataset: Dataset, seed: int, pairs: int = 1024) -> dict[str, float]:
 def take_over(other: Path, out: Path) -> None:
     """Tokenizer and tokens of a run whose config says that they are the same."""
     here, there = read_config(out), read_config(other)
-    if any(here[key] != there[key] for key in ("dataset", "tokenizer", "seed")):
+    if any(here[key] != there[key] for key in ("dataset", "tokenizer", "context_frames", "seed")):
         raise ValueError(f"{other} is a run on other footage or with another tokenizer; train {out} on its own")
     for name in TAKEN_OVER:
         if not (out / name).exists():

@@ -402,6 +402,7 @@ def test_labels_that_make_no_sense_end_in_one_line(toy, tmp_path, capsys, what, 
         (["--actions", "labels", "--labels", "100"], "has no recorded actions to learn from"),
         (["--actions", "labels"], "make some with `minigenie teach"),
         (["--labels", "100"], "add --actions labels"),
+        (["--actions", "true", "--labels", "100"], "leave --labels out"),
     ],
 )
 def test_actions_that_are_not_there_end_in_one_line(tmp_path, capsys, arguments, said):
