@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from minigenie.nn.motion import motion, warp
 from minigenie.nn.patches import to_float
-from minigenie.tokenizer import TokenizerConfig
 
 SEEN = 64  # pixels of a frame's shorter side, at most
 BLUR = 5  # pixels over which the focus is smoothed
@@ -56,11 +55,11 @@ class InverseDynamics(nn.Module):
 
     focus: Tensor
 
-    def __init__(self, config: InverseConfig, tokenizer: TokenizerConfig) -> None:
+    def __init__(self, config: InverseConfig, frame_size: tuple[int, int]) -> None:
         super().__init__()
         self.config = config
-        self.scale = max(1, min(tokenizer.frame_size) // SEEN)
-        h, w = (side // self.scale for side in tokenizer.frame_size)
+        self.scale = max(1, min(frame_size) // SEEN)
+        h, w = (side // self.scale for side in frame_size)
         dim, steps = config.dim, config.past + 1 + config.future
         self.register_buffer("focus", torch.ones(h, w))
         self.picture = nn.Sequential(
@@ -107,10 +106,8 @@ class InverseDynamics(nn.Module):
         before, after = self.small(before), self.small(after)
         unexplained = after - warp(before, around[:, self.config.past])[0]
         seen = torch.cat((before - 0.5, after - 0.5, LOUD * unexplained), dim=-1) * self.focus[..., None]
-        return self._read(rearrange(seen, "b h w c -> b c h w"), around)
-
-    def _read(self, seen: Float[Tensor, "b c h w"], around: Float[Tensor, "b s 2"]) -> Float[Tensor, "b k"]:
-        return self.head(torch.cat((self.picture(seen), self.motion(around.flatten(1))), dim=-1))
+        picture = self.picture(rearrange(seen, "b h w c -> b c h w"))
+        return self.head(torch.cat((picture, self.motion(around.flatten(1))), dim=-1))
 
     @torch.no_grad()
     def infer(self, video: Float[Tensor, "b t h w c"]) -> Int[Tensor, "b steps"]:

@@ -434,7 +434,7 @@ def labelled(dataset: Dataset, labels: Labels, rows: np.ndarray, around: Tensor)
 def surroundings(dataset: Dataset, frames: np.ndarray, recipe: Recipe, watcher: Watcher | None = None) -> Tensor:
     """The motions of the picture at the steps around those that lead on from `frames`: [frames s 2]. Beyond an
     episode's ends nothing moves."""
-    model, found = InverseDynamics(recipe.inverse, recipe.tokenizer), []
+    model, found = InverseDynamics(recipe.inverse, recipe.tokenizer.frame_size), []
     first = dataset.episode_starts
     last = first + np.array([episode.length for episode in dataset.episodes]) - 1
     order = np.argsort(first)

@@ -79,7 +79,7 @@ class WorldConfig:
         """What reads the actions off a video."""
         if self.actions == "latent":
             return LatentActionModel(self.lam, self.tokenizer)
-        return InverseDynamics(self.inverse, self.tokenizer)
+        return InverseDynamics(self.inverse, self.tokenizer.frame_size)
 
     def make_dynamics(self) -> Dynamics:
         return Dynamics(self.dynamics, self.tokenizer, self.num_actions)

@@ -11,7 +11,6 @@ from minigenie.encode import encode_actions
 from minigenie.inverse import InverseConfig, InverseDynamics
 from minigenie.nn.patches import to_float
 from minigenie.pipeline import Run, Watcher, recorded, with_actions
-from minigenie.tokenizer import TokenizerConfig
 
 SIX = ("noop", "left", "right", "jump", "jump-left", "jump-right")
 CPU = torch.device("cpu")
@@ -25,7 +24,7 @@ def test_a_mirror_swaps_left_and_right():
 
 def test_a_whole_video_at_once_or_in_pieces(toy, tmp_path):
     """What `encode` does in pieces, with the steps around them, is what the model says of every whole episode."""
-    model = InverseDynamics(InverseConfig(controls=SIX), TokenizerConfig()).eval()
+    model = InverseDynamics(InverseConfig(controls=SIX), (64, 64)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     encoded = encode_actions(toy, model, np.zeros((toy.num_frames, 0)), 16, tmp_path / "actions.npy", batch_frames=64)
@@ -38,7 +37,7 @@ def test_a_whole_video_at_once_or_in_pieces(toy, tmp_path):
 
 
 def test_it_sees_some_steps_around_and_no_further():
-    model = InverseDynamics(InverseConfig(controls=SIX, past=1, future=2), TokenizerConfig()).eval()
+    model = InverseDynamics(InverseConfig(controls=SIX, past=1, future=2), (64, 64)).eval()
     video = torch.rand(1, 10, 64, 64, 3)
     far, near = video.clone(), video.clone()
     far[:, 7:], near[:, 6] = 0, 0
@@ -52,7 +51,7 @@ def test_it_sees_some_steps_around_and_no_further():
 
 
 def test_it_looks_where_motion_does_not_explain_what_changes():
-    model = InverseDynamics(InverseConfig(controls=SIX), TokenizerConfig())
+    model = InverseDynamics(InverseConfig(controls=SIX), (64, 64))
     before = torch.rand(16, 1, 1, 3).expand(16, 64, 64, 3).clone()
     after = before.clone()
     after[:, 40:48, 8:16] = torch.rand(16, 8, 8, 3)

@@ -29,8 +29,9 @@ from minigenie.eval.controllability import effects as measure_effects
 from minigenie.eval.controllability import hold_actions, information, meaning, usage
 from minigenie.eval.drift import Features, Watch, measure_drift, play_on, stretches, true_clips
 from minigenie.eval.fidelity import decibels, mse, psnr, ssim
-from minigenie.eval.inverse import InverseDynamics, fit_inverse
+from minigenie.eval.inverse import fit_inverse, keys_of
 from minigenie.eval.statistics import bootstrap, by_horizon, entropy, interval, perplexity
+from minigenie.inverse import InverseDynamics
 from minigenie.nn.patches import to_float, to_uint8
 from minigenie.runtime import Result, in_parallel
 from minigenie.world import CONFIG_KEYS, MODELS, World
@@ -329,9 +330,9 @@ def _inverse(sitting: Sitting, controls: Controls | None) -> tuple[dict[str, Any
     pairs, truth = sitting.frames(starts, 2), sitting.dataset.clip_actions(starts, 2)
     assert truth is not None
     keys, steps = controls.join(truth)[:, 0], min(INVERSE_STEPS, 4 * sitting.asked)
-    fit = partial(fit_inverse, num_keys=len(controls), steps=steps, seed=sitting.seed)
+    fit = partial(fit_inverse, names=controls.names, steps=steps, seed=sitting.seed)
     (model,) = sitting.each(fit, [pairs[~judged]], [keys[~judged]])
-    seen, keys = model.keys(pairs[judged]), keys[judged]
+    seen, keys = keys_of(model, pairs[judged]), keys[judged]
     report = {
         name: {
             "accuracy": float((part[seen] == part[keys]).mean()),

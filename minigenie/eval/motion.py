@@ -31,7 +31,7 @@ def motion(frames: UInt8[np.ndarray, "t h w c"]) -> Float[np.ndarray, "2"]:
     return shifts(torch.from_numpy(frames)[None])[0].double().mean(0).numpy()
 
 
-def shrunk(video: UInt8[Tensor, "n t h w c"]) -> tuple[Float[Tensor, "n t c y x"], int]:
+def _shrunk(video: UInt8[Tensor, "n t h w c"]) -> tuple[Float[Tensor, "n t c y x"], int]:
     """The video with sides of about 64 pixels, in [0, 1], and how many pixels went into one."""
     scale = max(1, round(min(video.shape[2:4]) / 64))
     frames = rearrange(video, "n t h w c -> (n t) c h w").float() / 255
@@ -39,7 +39,7 @@ def shrunk(video: UInt8[Tensor, "n t h w c"]) -> tuple[Float[Tensor, "n t c y x"
 
 
 def _shifts(video: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n steps 2"]:
-    frames, scale = shrunk(video)
+    frames, scale = _shrunk(video)
     reach = min(REACH, min(frames.shape[-2:]) // 4)
     difference = _differences(frames, reach).flatten(0, 1)
     each, best = torch.arange(len(difference)), difference.flatten(1).argmin(1)
