@@ -14,9 +14,10 @@ from test_video import contents, save, scroll
 
 from minigenie.__main__ import main
 from minigenie.data import ingest as ingesting
-from minigenie.data.collect import collect
+from minigenie.data.collect import TOY_ACTIONS
 from minigenie.data.duplicates import Seen, thumbnails
 from minigenie.data.ingest import ingest
+from minigenie.data.toy import ToyWorld
 
 
 def write(path: Path, frames: np.ndarray, side: int = 128, **how) -> Path:
@@ -27,10 +28,21 @@ def write(path: Path, frames: np.ndarray, side: int = 128, **how) -> Path:
 
 
 @pytest.fixture(scope="module")
-def levels(tmp_path_factory) -> list[np.ndarray]:
-    """Footage of different levels of one game, 40 frames and more each: uint8 [t 64 64 3]."""
-    game = collect("toy", tmp_path_factory.mktemp("toy") / "toy", frames=4_000, policy="explore", num_envs=4)
-    return [game.episode_frames(i) for i, episode in enumerate(game.episodes) if episode.length >= 40]
+def levels() -> list[np.ndarray]:
+    """Footage of levels of one game, neighbours in other colours, in which nobody rests: uint8 [t 64 64 3] each."""
+    keys = [TOY_ACTIONS[name] for name in ("right", "right", "jump-right", "left")]
+    return [
+        walk(ToyWorld(1, num_levels=1, start_level=level), keys, 32 + level) for level in range(10)
+    ]  # seeds at which none stands long
+
+
+def walk(game: ToyWorld, keys: list[int], seed: int) -> np.ndarray:
+    """60 frames in which each key is held for five."""
+    frames = []
+    for key in np.random.default_rng(seed).choice(keys, 12).repeat(5):
+        frames.append(game.frames()[0].copy())
+        game.step(np.array([key]))
+    return np.stack(frames)
 
 
 @pytest.fixture(scope="module")
