@@ -9,12 +9,16 @@ of its own tokens that are already filled in. Two ways to train it:
                     frames before it and itself. Twice the work a clip, and every frame of it is learnt under the very
                     condition it will be imagined in. The mask rate follows MaskGIT's cosine.
 
-Dimensions:  b batch   t frames   n patches per frame   d model width   k codes
+With `motions`, and not in the paper, how far the picture moves as a whole is told before the tokens are: see
+minigenie.camera.
+
+Dimensions:  b batch   t frames   n patches per frame   p positions of the transformer   d model width   k codes
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +26,14 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from minigenie.maskgit import fill_surest
+from minigenie.camera import Camera
+from minigenie.maskgit import draw, fill_surest
 from minigenie.nn.patches import patch_grid
 from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache
 from minigenie.tokenizer import TokenizerConfig
 
 SHOWN = -100  # a target that does not count
+MOTION_WEIGHT = 0.5  # of the loss of motions beside that of tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +41,8 @@ class DynamicsConfig:
     """group: side of the square of tokens that share one position of the transformer, dividing the frame's tokens; 2
     makes a frame four times cheaper. token_dim: width of a token's embedding, of which a position joins group^2.
     context: see the module's docstring. corrupt: with a clean context, up to this share of a past frame's tokens is
-    replaced by random ones, so that the world bears its own mistakes. min_mask: least mask rate of the masked one."""
+    replaced by random ones, so that the world bears its own mistakes. min_mask: least mask rate of the masked one.
+    motions: of how many the camera's is one, 0 for none; with a clean context only."""
 
     group: int = 1
     token_dim: int = 64
@@ -43,6 +50,7 @@ class DynamicsConfig:
     context: Literal["clean", "masked"] = "clean"
     corrupt: float = 0.1
     min_mask: float = 0.5
+    motions: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.group <= 65_536 or not 1 <= self.token_dim <= 65_536:
@@ -50,6 +58,32 @@ class DynamicsConfig:
         for name in ("corrupt", "min_mask"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share in [0, 1)")
+        if not 0 <= self.motions <= 65_535:
+            raise ValueError(f"motions is {self.motions}; it must be 0 to 65535")
+        if self.motions and self.context == "masked":
+            raise ValueError(f"motions is {self.motions}; with context=masked it must be 0")
+
+
+class Given(NamedTuple):
+    """What is known of frames before their tokens, each [b t], or [b] of one frame. action: the one that leads into
+    each. motion: the code of the camera's. moved: [b t n], the tokens of the frame before, moved by that; they count
+    where a token is hidden."""
+
+    action: Int[Tensor, "b t"]
+    motion: Int[Tensor, "b t"] | None = None
+    moved: Int[Tensor, "b t n"] | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Given":
+        motion, moved = (each if each is None else change(each) for each in self[1:])
+        return Given(change(self.action), motion, moved)
+
+    def then(self, coming: "Given") -> "Given":
+        """With one more frame [b], of which as much is given."""
+        joined = (
+            each if each is None or one is None else torch.cat((each, one[:, None]), dim=1)
+            for each, one in zip(self[1:], coming[1:], strict=True)
+        )
+        return Given(torch.cat((self.action, coming.action[:, None]), dim=1), *joined)
 
 
 class Dynamics(nn.Module):
@@ -70,6 +104,7 @@ class Dynamics(nn.Module):
         self.transformer = STTransformer(config.transformer, self.grid)
         self.part = nn.Linear(dim, joined)
         self.head = nn.Linear(config.token_dim, self.num_codes)
+        self.camera = Camera(config.motions, dim, config.transformer.num_heads) if config.motions else None
 
     @torch.no_grad()
     def start_from(self, codebook: Float[Tensor, "k c"]) -> None:
@@ -80,58 +115,89 @@ class Dynamics(nn.Module):
         self.head.weight.copy_(alike / math.sqrt(self.config.token_dim))
         self.head.bias.zero_()
 
-    def _enter(self, tokens: Int[Tensor, "b t n"], leading_in: Int[Tensor, "b t"]) -> Float[Tensor, "b t g d"]:
-        """Tokens and the actions into their frames, as positions of the transformer: a group of tokens each."""
+    def _enter(self, tokens: Int[Tensor, "b t n"], given: Given) -> Float[Tensor, "b t p d"]:
+        """Tokens and what is given of their frames, as positions of the transformer: a group of tokens each."""
         side = self.config.group
-        embedded = rearrange(
-            self.embed_token(tokens), "b t (y p x q) e -> b t (y x) (p q e)", y=self.grid[0], p=side, q=side
-        )
-        return self.join(embedded) + self.place + self.embed_action(leading_in)[:, :, None]
+        embedded = self.embed_token(tokens)
+        if given.moved is not None:
+            embedded = embedded + self.embed_token(given.moved) * (tokens == self.mask_id)[..., None]
+        joined = rearrange(embedded, "b t (y p x q) e -> b t (y x) (p q e)", y=self.grid[0], p=side, q=side)
+        leading_in = self.embed_action(given.action)
+        if self.camera is not None and given.motion is not None:
+            leading_in = leading_in + self.camera.embed(given.motion)
+        return self.join(joined) + self.place + leading_in[:, :, None]
 
-    def _leave(self, hidden: Float[Tensor, "b t g d"]) -> Float[Tensor, "b t n e"]:
+    def _leave(self, hidden: Float[Tensor, "b t p d"]) -> Float[Tensor, "b t n e"]:
         side = self.config.group
         return rearrange(self.part(hidden), "b t (y x) (p q e) -> b t (y p x q) e", y=self.grid[0], p=side, q=side)
 
-    def _leading_in(self, actions: Int[Tensor, "b steps"]) -> Int[Tensor, "b steps+1"]:
-        """The action that leads into each frame; none leads into the first."""
-        return F.pad(actions, (1, 0), value=self.no_action)
+    def given(self, batch: dict[str, Tensor]) -> Given:
+        """Of the frames of clips. batch: "actions" int [b t-1], the action that leads into each but the first, into
+        which none does; with a camera "motions" [b t-1] and "moved" [b t-1 n] alike."""
+        action = F.pad(batch["actions"].long(), (1, 0), value=self.no_action)
+        if self.camera is None:
+            return Given(action)
+        motion = F.pad(batch["motions"].long(), (1, 0), value=self.camera.unknown)
+        return Given(action, motion, F.pad(batch["moved"].long(), (0, 0, 1, 0)))
 
-    def logits(self, tokens: Int[Tensor, "b t n"], leading_in: Int[Tensor, "b t"]) -> Float[Tensor, "b t n k"]:
-        """The naive reference: a whole clip at once. leading_in: the action into each frame (`no_action` first)."""
-        return self.head(self._leave(self.transformer(self._enter(tokens, leading_in)))).float()
+    def hidden(self, tokens: Int[Tensor, "b t n"], given: Given) -> Float[Tensor, "b t p d"]:
+        return self.transformer(self._enter(tokens, given))
 
-    def step(
-        self, tokens: Int[Tensor, "b n"], leading_in: Int[Tensor, " b"], past: TimeCache
-    ) -> Float[Tensor, "b n k"]:
+    def logits(self, tokens: Int[Tensor, "b t n"], given: Given) -> Float[Tensor, "b t n k"]:
+        """The naive reference: a whole clip at once."""
+        return self.head(self._leave(self.hidden(tokens, given))).float()
+
+    def step(self, tokens: Int[Tensor, "b n"], given: Given, past: TimeCache) -> Float[Tensor, "b n k"]:
         """Logits of one frame, of which `tokens` are filled in so far, after those in the past."""
-        return self.head(self._step(tokens, leading_in, past)).float()
+        return self.head(self._leave(self._step(tokens, given, past)[:, None])[:, 0]).float()
 
-    def fill(
-        self, leading_in: Int[Tensor, " b"], past: TimeCache, tokens: Int[Tensor, "b n"], *rest: Any
-    ) -> Int[Tensor, "b n"]:
+    def fill(self, given: Given, past: TimeCache, tokens: Int[Tensor, "b n"], *rest: Any) -> Int[Tensor, "b n"]:
         """A step of MaskGIT: `fill_surest` by the logits of `step`. rest: the arguments that it takes after them."""
-        return fill_surest(tokens, self.mask_id, self.step(tokens, leading_in, past), *rest)
+        return fill_surest(tokens, self.mask_id, self.step(tokens, given, past), *rest)
 
-    def commit(self, tokens: Int[Tensor, "b n"], leading_in: Int[Tensor, " b"], past: TimeCache) -> None:
-        """The frame joins the past."""
-        self._step(tokens, leading_in, past)
+    def commit(self, tokens: Int[Tensor, "b n"], given: Given, past: TimeCache) -> Float[Tensor, "b p d"]:
+        """The frame joins the past. Its hidden states, from which the next motion is told."""
+        hidden = self._step(tokens, given, past)
         past.commit()
+        return hidden
 
-    def _step(self, tokens: Tensor, leading_in: Tensor, past: TimeCache) -> Float[Tensor, "b n e"]:
-        entered = self._enter(tokens[:, None], leading_in[:, None])[:, 0]
-        return self._leave(self.transformer.step(entered, past)[:, None])[:, 0]
+    def tell_motion(
+        self,
+        hidden: Float[Tensor, "b p d"],
+        action: Int[Tensor, " b"],
+        uniform: Float[Tensor, " b"],
+        temperature: float,
+    ) -> Int[Tensor, " b"]:
+        """The code of the motion into the next frame. hidden: of the frame at hand. uniform: random numbers in [0, 1).
+        temperature: 0 takes the likeliest."""
+        assert self.camera is not None
+        logits = self.camera.logits(hidden, self.embed_action(action))
+        if not temperature:
+            return logits.argmax(-1)
+        return draw((logits / temperature).softmax(-1)[:, None], uniform[:, None])[:, 0]
+
+    def _step(self, tokens: Tensor, given: Given, past: TimeCache) -> Float[Tensor, "b p d"]:
+        return self.transformer.step(self._enter(tokens[:, None], given.map(lambda each: each[:, None]))[:, 0], past)
 
     def forward(self, batch: dict[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
-        """batch: "tokens" int [b t n], "actions" int [b t-1] -> loss (cross-entropy of masked tokens), metrics."""
-        tokens, leading_in = batch["tokens"].long(), self._leading_in(batch["actions"].long())
+        """batch: "tokens" int [b t n] and what `given` takes -> loss (cross-entropy of masked tokens, and of motions),
+        metrics."""
+        tokens, given = batch["tokens"].long(), self.given(batch)
         streams = self._clean_and_masked if self.config.context == "clean" else self._all_masked
+        states, masked, targets, hide = streams(tokens, given)
         # how many tokens are hidden, only a CPU knows without waiting for what it was asked before
-        hidden, targets = counted(*streams(tokens, leading_in), static=tokens.device.type != "cpu")
+        hidden, targets = counted(self._leave(masked), targets, hide, static=tokens.device.type != "cpu")
         logits = self.head(hidden).float()
         loss, seen, counts = F.cross_entropy(logits, targets, ignore_index=SHOWN), logits.detach(), targets != SHOWN
         # amax takes a third of argmax's time on a CPU
         right = (seen.gather(-1, targets.clamp(min=0)[:, None])[:, 0] == seen.amax(dim=-1)) & counts
-        return loss, {"cross_entropy": loss.detach(), "accuracy": right.sum() / counts.sum()}
+        metrics = {"cross_entropy": loss.detach(), "accuracy": right.sum() / counts.sum()}
+        if self.camera is not None and given.motion is not None:
+            action, motion = given.action[:, 1:].flatten(), given.motion[:, 1:].flatten()
+            told = self.camera.logits(states.flatten(0, 1), self.embed_action(action))
+            loss = loss + MOTION_WEIGHT * self.camera.loss(told, motion)
+            metrics["motion"] = F.cross_entropy(told.detach(), motion)
+        return loss, metrics
 
     @torch.no_grad()
     def control(self, batch: dict[str, Tensor]) -> Tensor:
@@ -143,28 +209,33 @@ class Dynamics(nn.Module):
         with torch.random.fork_rng(devices=[actions.device] if actions.device.type == "cuda" else []):
             for choice in (actions, random.to(actions.device)):
                 torch.manual_seed(0)
-                losses.append(self({"tokens": batch["tokens"], "actions": choice})[0])
+                losses.append(self(batch | {"actions": choice})[0])
         return losses[1] - losses[0]
 
-    def _all_masked(self, tokens: Tensor, leading_in: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states, what they should tell, and where."""
+    def _all_masked(self, tokens: Tensor, given: Given) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Hidden states of frames that are known (here: none is) and of those with masked tokens, what these should
+        tell, and where."""
         rate = torch.empty(len(tokens), 1, 1, device=tokens.device).uniform_(self.config.min_mask, 1)
         hide = torch.rand(tokens.shape, device=tokens.device) < rate
         hide[:, 0] = False
-        hidden = self.transformer(self._enter(tokens.masked_fill(hide, self.mask_id), leading_in))
-        return self._leave(hidden), tokens, hide
+        hidden = self.hidden(tokens.masked_fill(hide, self.mask_id), given)
+        return hidden, hidden, tokens, hide
 
-    def _clean_and_masked(self, tokens: Tensor, leading_in: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _clean_and_masked(self, tokens: Tensor, given: Given) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         past, present = tokens[:, :-1], tokens[:, 1:]
         hide = cosine_mask(present)
-        swap = torch.rand(past.shape, device=past.device) < self.config.corrupt * torch.rand_like(past[..., :1].float())
-        past = torch.where(swap, torch.randint_like(past, self.num_codes), past)
-        present_shown = present.masked_fill(hide, self.mask_id)
-        entered = self._enter(
-            torch.cat((past, present_shown), dim=1), torch.cat((leading_in[:, :-1], leading_in[:, 1:]), dim=1)
-        )
+        twice = given.map(lambda each: torch.cat((each[:, :-1], each[:, 1:]), dim=1))
+        if twice.moved is not None:
+            twice = twice._replace(moved=self._corrupted(twice.moved))
+        entered = self._enter(torch.cat((self._corrupted(past), present.masked_fill(hide, self.mask_id)), dim=1), twice)
         hidden = self.transformer(entered, *two_streams(past.shape[1], tokens.device))
-        return self._leave(hidden[:, past.shape[1] :]), present, hide
+        return hidden[:, : past.shape[1]], hidden[:, past.shape[1] :], present, hide
+
+    def _corrupted(self, tokens: Int[Tensor, "b t n"]) -> Int[Tensor, "b t n"]:
+        swap = torch.rand(tokens.shape, device=tokens.device) < self.config.corrupt * torch.rand(
+            (*tokens.shape[:2], 1), device=tokens.device
+        )
+        return torch.where(swap, torch.randint_like(tokens, self.num_codes), tokens)
 
 
 def counted(

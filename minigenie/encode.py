@@ -23,10 +23,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from minigenie.camera import Camera
 from minigenie.config import parse_json
 from minigenie.data.dataset import Dataset, load_npy, write_atomic
 from minigenie.inverse import InverseDynamics
 from minigenie.lam import LatentActionModel
+from minigenie.nn.motion import motion
 from minigenie.nn.patches import to_float
 from minigenie.nn.st_transformer import TimeCache
 from minigenie.runtime import hash_text, on_any_process, wait_for_all
@@ -54,7 +56,6 @@ def encode_tokens(
     that counts that what was before makes no difference: every block looks back `context_frames` further.
     """
     encoder, device = tokenizer.config.encoder, next(tokenizer.parameters()).device
-    kind = np.dtype(np.uint16 if tokenizer.config.quantizer.num_codes <= 65536 else np.uint32)
     lead = encoder.num_blocks * (context_frames + 1) if encoder.attend_time else 0  # the cache then is at slot 0 again
 
     def encode(frames: np.ndarray) -> Tensor:
@@ -67,7 +68,7 @@ def encode_tokens(
     held = -(-lead // 4)  # every block keeps keys and values, which take a quarter of what its feed-forward does
     batches = _batches(pieces, batch_frames or _batch_frames(device), held)
     shape = (dataset.num_frames, tokenizer.config.num_patches)
-    _fill(path, kind, shape, batches, encode, watch)
+    _fill(path, _kind(tokenizer.config.quantizer.num_codes), shape, batches, encode, watch)
     return _kept(path, shape, tokenizer.config.quantizer.num_codes)
 
 
@@ -94,6 +95,53 @@ def encode_actions(
     )
     _fill(path, np.dtype(np.uint8), (dataset.num_frames,), batches, encode, watch)
     return _kept(path, (dataset.num_frames,), lam.config.num_actions)
+
+
+def encode_motions(
+    dataset: Dataset, path: Path, device: torch.device, watch: Watch = lambda done, total: None
+) -> np.ndarray:
+    """How far the picture moves from each frame to the next, [down, right] in pixels: float32 [f 2], an episode's last
+    one 0, mapped from `path`."""
+
+    def encode(frames: np.ndarray) -> Tensor:
+        video = _see(dataset, frames, device)
+        return motion(video[:, :-1].flatten(0, 1), video[:, 1:].flatten(0, 1)).view(len(video), -1, 2)
+
+    batches = _batches(_pieces(dataset, CLIP, overlap=1), _batch_frames(device))
+    shape = (dataset.num_frames, 2)
+    _fill(path, np.dtype(np.float32), shape, batches, encode, watch)
+    array = load_npy(path, MAKE_AGAIN)
+    if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
+        raise ValueError(f"{path} holds {array.dtype} {list(array.shape)}, not float32 {list(shape)}; {MAKE_AGAIN}")
+    return array
+
+
+def encode_moved(
+    dataset: Dataset,
+    tokenizer: VideoTokenizer,
+    camera: Camera,
+    codes: np.ndarray,
+    path: Path,
+    watch: Watch = lambda done, total: None,
+) -> np.ndarray:
+    """moved[i] are the tokens of frame i when it has moved as far as frame i + 1 has: [f n] of the smallest unsigned
+    type, mapped from `path`. codes: of the camera's motions, [f]."""
+    device, num_codes = next(tokenizer.parameters()).device, tokenizer.config.quantizer.num_codes
+
+    def encode(frames: np.ndarray) -> Tensor:
+        video = _see(dataset, frames, device)
+        code = torch.from_numpy(codes[frames].astype(np.int64)).to(device)
+        moved = camera.move(video.flatten(0, 1), code.flatten())
+        return tokenizer.encode(moved[:, None]).view(len(video), video.shape[1], -1)
+
+    shape = (dataset.num_frames, tokenizer.config.num_patches)
+    batches = _batches(_pieces(dataset, CLIP), _batch_frames(device))
+    _fill(path, _kind(num_codes), shape, batches, encode, watch)
+    return _kept(path, shape, num_codes)
+
+
+def _kind(num_codes: int) -> np.dtype:
+    return np.dtype(np.uint16 if num_codes <= 65536 else np.uint32)
 
 
 def _batch_frames(device: torch.device) -> int:

@@ -32,8 +32,8 @@ class InverseConfig:
     what the picture shows."""
 
     controls: tuple[str, ...] = ()
-    past: int = 2
-    future: int = 3
+    past: int = 6
+    future: int = 7
     dim: int = 48
     dropout: float = 0.3
 

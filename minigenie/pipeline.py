@@ -5,6 +5,7 @@ and the three models as they are finished.
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -18,18 +19,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from minigenie import __version__
+from minigenie.camera import Camera, typical_motions
 from minigenie.checkpoint import load_model, save_model
 from minigenie.config import from_dict, to_dict
 from minigenie.data.controls import controls_of
-from minigenie.data.dataset import MANIFEST, Dataset, sample_batch, write_atomic
+from minigenie.data.dataset import MANIFEST, Dataset, load_npy, sample_batch, write_atomic
 from minigenie.data.labels import FILE as LABELS
 from minigenie.data.labels import Labels, checked, read_labels, recorded_labels
 from minigenie.dynamics import Dynamics
-from minigenie.encode import CLIP, encode_actions, encode_tokens
+from minigenie.encode import CLIP, MAKE_AGAIN, encode_actions, encode_motions, encode_moved, encode_tokens
 from minigenie.finish import finish
 from minigenie.inverse import InverseDynamics
 from minigenie.lam import LatentActionModel
 from minigenie.metrics import MetricsLog, read_metrics
+from minigenie.nn.motion import motion
 from minigenie.nn.patches import to_float, to_uint8
 from minigenie.nn.quantize import VectorQuantizer
 from minigenie.pictures import grid
@@ -42,7 +45,8 @@ STAGES = ("tokenizer", "lam", "dynamics")
 MEASURES = ("psnr", "cross_entropy", "accuracy")  # of a model's metrics, those that footage decides
 HELD_OUT_CLIPS = 32
 HELD_OUT_LABELS = 512
-TAKEN_OVER = ("tokenizer.safetensors", "encoded/tokens.npy")
+TAKEN_OVER = ("tokenizer.safetensors", *(f"encoded/{name}.npy" for name in ("tokens", "motions", "camera", "moved")))
+MOST_MOTIONS = 2**16  # from which the typical ones are taken
 MOST_LABELS = 20_000  # that inverse dynamics learns from
 FOCUSING = 1_024  # pairs of frames that tell it where to look
 SURVEYED = 8  # shards, or as many as it takes to find enough pairs of frames
@@ -74,6 +78,8 @@ class Recipe(WorldConfig):
             )
         if self.joint and self.actions != "latent":
             raise ValueError(f"joint trains latent actions; leave it out with actions={self.actions}")
+        if self.joint and self.dynamics.motions:
+            raise ValueError(f"joint knows no camera; set dynamics.motions to 0, not {self.dynamics.motions}")
         if self.seed < 0 or not all(share > 0 for share in self.shares):
             raise ValueError(f"seed {self.seed} must be 0 or more, shares {self.shares} above 0")
 
@@ -273,12 +279,41 @@ class Run:
         def make() -> Dynamics:
             model = self.recipe.make_dynamics()
             model.start_from(tokenizer.quantizer.codebook.cpu())
+            if model.camera is not None and camera is not None:
+                model.camera.know(camera.motions.cpu())
             return model
 
-        batch = partial(self._integers, {"tokens": tokens, "actions": actions})
+        camera, seen = self.camera(tokenizer)
+        batch = partial(self._integers, {"tokens": tokens, "actions": actions, **seen})
         model = self._train("dynamics", make, batch, partial(sample_dynamics, tokenizer=tokenizer), tokenizer, lam)
         assert isinstance(model, Dynamics)
         return model
+
+    def camera(self, tokenizer: VideoTokenizer) -> tuple[Camera | None, dict[str, np.ndarray]]:
+        """The camera's typical motions; and of every frame which of them leads on, and its tokens moved by that."""
+        camera = self.recipe.make_dynamics().camera
+        if camera is None:
+            return None, {}
+        watch = partial(self.watcher.work, "motions")
+        motions = encode_motions(self.dataset, self.out / "encoded/motions.npy", self.device, watch)
+        path = self.out / "encoded/camera.npy"
+        if self.rank == 0 and not path.exists():
+            frames = np.random.default_rng(self.recipe.seed).permutation(self.windows(2))[:MOST_MOTIONS]
+            content = io.BytesIO()
+            np.save(content, typical_motions(torch.from_numpy(motions[frames]), camera.unknown).numpy())
+            write_atomic(path, content.getvalue())
+        wait_for_all()
+        typical = load_npy(path, MAKE_AGAIN)
+        if typical.shape != camera.motions.shape:
+            raise ValueError(f"{path} holds {list(typical.shape)}, not {list(camera.motions.shape)}; {MAKE_AGAIN}")
+        camera.know(torch.tensor(typical))
+        parts = np.array_split(motions, -(-len(motions) // MOST_MOTIONS))
+        codes = np.concatenate([camera.nearest(torch.tensor(part)).numpy().astype(np.uint16) for part in parts])
+        watch = partial(self.watcher.work, "moved tokens")
+        camera, path = camera.to(self.device), self.out / "encoded/moved.npy"
+        with autocast(self.device, self.recipe.tokenizer_fit.execution.precision):
+            moved = encode_moved(self.dataset, tokenizer.to(self.device), camera, codes, path, watch)
+        return camera, {"motions": codes, "moved": moved}
 
     def joint(self, tokenizer: VideoTokenizer, tokens: np.ndarray) -> tuple[LatentActionModel, Dynamics]:
         torch.manual_seed(self.recipe.seed)
@@ -369,11 +404,13 @@ class Run:
         number = min(HELD_OUT_CLIPS, len(windows), config.execution.part)
         starts = np.random.default_rng(self.recipe.seed).choice(windows, number, replace=False)
         batch = self._placed({"frames": torch.from_numpy(self.held_out.clips(starts, config.clip_frames))})
-        for model in before:
-            if isinstance(model, VideoTokenizer):
-                batch["tokens"] = model.to(self.device).encode(to_float(batch["frames"]))
-            elif isinstance(model, ActionModel):
-                batch["actions"] = model.to(self.device).infer(model.video(batch))
+        for earlier in before:
+            if isinstance(earlier, VideoTokenizer):
+                batch["tokens"] = earlier.to(self.device).encode(to_float(batch["frames"]))
+                if isinstance(model, Dynamics) and model.camera is not None:
+                    batch |= seen_by_camera(model.camera.to(self.device), earlier, batch["frames"])
+            elif isinstance(earlier, ActionModel):
+                batch["actions"] = earlier.to(self.device).infer(earlier.video(batch))
         if self.recipe.actions == "true" and "actions" in batch and self._same_controls(self.held_out):
             batch["actions"] = self._placed({"": recorded(self.held_out, starts, config.clip_frames)})[""]
         return batch
@@ -405,12 +442,20 @@ class Run:
         return {"frames": torch.from_numpy(self.dataset.clips(self._starts(config, step, clips), config.clip_frames))}
 
     def _integers(self, arrays: dict[str, np.ndarray], config: FitConfig, step: int, clips: range) -> dict[str, Tensor]:
-        """Tokens [b t n] and actions [b t-1] of the same clips."""
+        """Tokens [b t n] of some clips, and what leads on from all of their frames but the last: actions [b t-1],
+        motions [b t-1], moved tokens [b t-1 n]."""
         frames = self._starts(config, step, clips)[:, None] + np.arange(config.clip_frames)
-        batch = {"tokens": torch.from_numpy(arrays["tokens"][frames].astype(np.int64))}
-        if "actions" in arrays:
-            batch["actions"] = torch.from_numpy(arrays["actions"][frames[:, :-1]].astype(np.int64))
-        return batch
+        upto = {name: frames if name == "tokens" else frames[:, :-1] for name in arrays}
+        return {name: torch.from_numpy(array[upto[name]].astype(np.int64)) for name, array in arrays.items()}
+
+
+def seen_by_camera(camera: Camera, tokenizer: VideoTokenizer, frames: Tensor) -> dict[str, Tensor]:
+    """Of clips, uint8 [b t h w c], what `Run.camera` knows of the dataset: "motions" [b t-1], "moved" [b t-1 n]."""
+    video = to_float(frames)
+    before, after = video[:, :-1].flatten(0, 1), video[:, 1:].flatten(0, 1)
+    codes = camera.nearest(motion(before, after))
+    moved = tokenizer.encode(camera.move(before, codes)[:, None])
+    return {"motions": codes.view(len(video), -1), "moved": moved.view(len(video), video.shape[1] - 1, -1)}
 
 
 def recorded(dataset: Dataset, starts: np.ndarray, length: int) -> Tensor:
@@ -519,10 +564,10 @@ def survey(dataset: Dataset, seed: int, pairs: int = 1024) -> dict[str, float]:
 def take_over(other: Path, out: Path) -> None:
     """Tokenizer and tokens of a run whose config says that they are the same."""
     here, there = read_config(out), read_config(other)
-    if any(here[key] != there[key] for key in ("dataset", "tokenizer", "context_frames", "seed")):
+    if any(here[key] != there[key] for key in ("dataset", "tokenizer", "dynamics", "context_frames", "seed")):
         raise ValueError(f"{other} is a run on other footage or with another tokenizer; train {out} on its own")
     for name in TAKEN_OVER:
-        if not (out / name).exists():
+        if (other / name).exists() and not (out / name).exists():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(out / name, (other / name).read_bytes())
 
@@ -601,11 +646,10 @@ def sample_inverse(model: InverseDynamics, batch: dict[str, Tensor]) -> Sample:
 
 def sample_dynamics(model: Dynamics, batch: dict[str, Tensor], tokenizer: VideoTokenizer) -> Sample:
     """The last frame of some clips, all of it masked and guessed in one pass, beside the truth."""
-    tokens, actions = batch["tokens"][:8], batch["actions"][:8]
-    leading_in = nn.functional.pad(actions, (1, 0), value=model.no_action)
+    tokens, given = batch["tokens"][:8], model.given(batch).map(lambda each: each[:8])
     masked = tokens.clone()
     masked[:, -1] = model.mask_id
-    guess = torch.cat((tokens[:, :-1], model.logits(masked, leading_in)[:, -1:].argmax(-1)), dim=1)
+    guess = torch.cat((tokens[:, :-1], model.logits(masked, given)[:, -1:].argmax(-1)), dim=1)
     decode = lambda tokens: to_uint8(tokenizer.decode(tokens))[:, -1]  # noqa: E731
     return Sample({}, grid([decode(tokens[:, :-1]), decode(tokens), decode(guess)]))
 

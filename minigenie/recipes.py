@@ -45,9 +45,9 @@ def tiny() -> Recipe:
             quantizer=QuantizerConfig(num_codes=8, code_dim=32, warmup=0.4),
         ),
         lam_fit=replace(fit, batch_size=64, clip_frames=2, optim=of_lam),
-        dynamics=DynamicsConfig(group=2, transformer=STConfig(num_blocks=4, dim=192, num_heads=6)),
+        dynamics=DynamicsConfig(group=2, transformer=STConfig(num_blocks=4, dim=192, num_heads=6), motions=256),
         dynamics_fit=replace(fit, steps=1000, batch_size=4, clip_frames=8, optim=replace(optim, lr=4e-3)),
-        sampling=SamplingConfig(steps=2, temperature=0.0, choice_noise=0.0, seeds=3),
+        sampling=SamplingConfig(steps=1, temperature=0.0, choice_noise=0.0),
         context_frames=7,
     )
 

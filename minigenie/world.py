@@ -11,20 +11,22 @@ from collections.abc import Callable
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from minigenie.checkpoint import load_model
 from minigenie.config import from_dict, parse_json
-from minigenie.dynamics import Dynamics, DynamicsConfig
+from minigenie.dynamics import Dynamics, DynamicsConfig, Given
 from minigenie.inverse import InverseConfig, InverseDynamics
 from minigenie.lam import LAMConfig, LatentActionModel
 from minigenie.maskgit import SamplingConfig, fill_surest, sample_frame
+from minigenie.nn.motion import motion
 from minigenie.nn.patches import patch_grid, to_float, to_uint8
 from minigenie.nn.st_transformer import STTransformer, TimeCache
 from minigenie.runtime import Precision, can_compile, compiled, dtype_of, pick_device
@@ -185,10 +187,23 @@ class World:
                 self._recording = Recording(self._imagine, leading_in, past, self.config.sampling, self._generator)
         return self._recording(leading_in).cpu()
 
-    def _imagine(self, leading_in: Int[Tensor, " b"], past: "Past") -> UInt8[Tensor, "b h w c"]:
-        tokens = self._sample(partial(self.dynamics.fill, leading_in, past.dynamics), past.b)
-        self.dynamics.commit(tokens, leading_in, past.dynamics)
-        return to_uint8(self.tokenizer.decode_next(tokens, past.decoder))
+    def _imagine(self, action: Int[Tensor, " b"], past: "Past") -> UInt8[Tensor, "b h w c"]:
+        given = self._foretell(action, past.hidden, past.frame)
+        tokens = self._sample(partial(self.dynamics.fill, given, past.dynamics), past.b)
+        past.hidden.copy_(self.dynamics.commit(tokens, given, past.dynamics))
+        past.frame.copy_(self.tokenizer.decode_next(tokens, past.decoder))
+        return to_uint8(past.frame)
+
+    def _foretell(
+        self, action: Int[Tensor, " b"], hidden: Float[Tensor, "b p d"], frame: Float[Tensor, "b h w c"]
+    ) -> Given:
+        """What is given of the next frame: the action, and what follows from it and from the frame at hand."""
+        camera = self.dynamics.camera
+        if camera is None:
+            return Given(action)
+        uniform = torch.rand(len(action), generator=self._generator, device=self.device)
+        code = self.dynamics.tell_motion(hidden, action, uniform, self.config.sampling.temperature)
+        return Given(action, code, self.tokenizer.encode(camera.move(frame, code)[:, None])[:, 0])
 
     @torch.no_grad()
     def rollout(
@@ -214,15 +229,16 @@ class World:
         self._generator.manual_seed(seed)
         keep, imagined = self.config.context_frames, []
         tokens = self.tokenizer.encode(to_float(video[:, -keep:]))
-        leading_in = self._leading_in(video[:, -keep:], tokens)
+        given = self._given(video[:, -keep:], tokens)
         for column in actions.unbind(1):
-            chosen = self._check_actions(column, len(video))[:, None]
-            leading_in = torch.cat((leading_in[:, -keep:], chosen), dim=1)
+            past, given = tokens[:, -keep:], given.map(lambda each: each[:, -keep:])
+            frame = self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]
+            chosen = self._check_actions(column, len(video))
+            coming = self._foretell(chosen, self.dynamics.hidden(past, given)[:, -1], frame)
+            given = given.then(coming)
 
-            past = tokens[:, -keep:]
-
-            def fill(present: Tensor, *rest: Any, past: Tensor = past, leading_in: Tensor = leading_in) -> Tensor:
-                logits = self.dynamics.logits(torch.cat((past, present[:, None]), dim=1), leading_in)[:, -1]
+            def fill(present: Tensor, *rest: Any, past: Tensor = past, given: Given = given) -> Tensor:
+                logits = self.dynamics.logits(torch.cat((past, present[:, None]), dim=1), given)[:, -1]
                 return fill_surest(present, self.dynamics.mask_id, logits, *rest)
 
             tokens = torch.cat((tokens, self._sample(fill, len(video))[:, None]), dim=1)
@@ -293,16 +309,24 @@ class World:
             for stack in (self.tokenizer.encoder, self.dynamics.transformer, self.tokenizer.decoder)
         )
         tokens = torch.stack([self.tokenizer.encode_next(frame, encoder) for frame in to_float(video).unbind(1)], 1)
-        leading_in = self._leading_in(video, tokens)
+        given = self._given(video, tokens)
         for i in range(t):
-            self.dynamics.commit(tokens[:, i], leading_in[:, i], dynamics)
-            self.tokenizer.decode_next(tokens[:, i], decoder)
-        return Past(dynamics, decoder)
+            hidden = self.dynamics.commit(tokens[:, i], given.map(itemgetter((slice(None), i))), dynamics)
+            frame = self.tokenizer.decode_next(tokens[:, i], decoder)
+        return Past(dynamics, decoder, hidden, frame)
 
-    def _leading_in(self, video: Tensor, tokens: Tensor) -> Int[Tensor, "b t"]:
-        """The action that leads into each frame: none into the first, inferred ones into the others."""
-        none = torch.full((len(tokens), 1), self.dynamics.no_action, device=self.device)
-        return none if tokens.shape[1] == 1 else torch.cat((none, self._infer(video, tokens)), dim=1)
+    def _given(self, video: UInt8[Tensor, "b t h w c"], tokens: Int[Tensor, "b t n"]) -> Given:
+        """Of true frames: the actions that lead into them, inferred ones, and how far the camera went."""
+        action = torch.full(tokens.shape[:2], self.dynamics.no_action, device=self.device)
+        if video.shape[1] > 1:
+            action[:, 1:] = self._infer(video, tokens)
+        if self.dynamics.camera is None:
+            return Given(action)
+        codes = torch.full_like(action, self.dynamics.camera.unknown)
+        if video.shape[1] > 1:
+            before, after = (to_float(frames.flatten(0, 1)) for frames in (video[:, :-1], video[:, 1:]))
+            codes[:, 1:] = self.dynamics.camera.nearest(motion(before, after)).view(len(video), -1)
+        return Given(action, codes, tokens)
 
     def _infer(self, video: Tensor, tokens: Tensor | None) -> Int[Tensor, "b steps"]:
         return self.lam.infer(to_float(video) if tokens is None or not self.config.sees_tokens else tokens)
@@ -313,22 +337,26 @@ class World:
 
 
 class Past(NamedTuple):
-    """What b worlds remember."""
+    """What b worlds remember. hidden, frame: of the newest frame, what dynamics thinks of it and how it looks."""
 
     dynamics: TimeCache
     decoder: TimeCache
+    hidden: Float[Tensor, "b p d"]
+    frame: Float[Tensor, "b h w c"]
 
     @property
     def b(self) -> int:
-        return self.dynamics.unseen.shape[1]
+        return len(self.frame)
 
     def copy_(self, other: "Past") -> None:
-        self.dynamics.copy_(other.dynamics)
-        self.decoder.copy_(other.decoder)
+        for mine, its in zip(self, other, strict=True):
+            mine.copy_(its)  # type: ignore[attr-defined]
 
     def put(self, worlds: Int[Tensor, " k"], other: "Past") -> None:
         self.dynamics.put(worlds, other.dynamics)
         self.decoder.put(worlds, other.decoder)
+        self.hidden.index_copy_(0, worlds, other.hidden)
+        self.frame.index_copy_(0, worlds, other.frame)
 
 
 class Recording:
@@ -375,7 +403,7 @@ class Snapshot(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes."""
-        return self.generator.nbytes + sum(cache.nbytes for cache in self.past)
+        return self.generator.nbytes + sum(each.nbytes for each in self.past)
 
 
 def locate(world: str | Path) -> Path:

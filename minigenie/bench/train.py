@@ -161,9 +161,13 @@ def step_call(model: nn.Module, batch: dict[str, Tensor], config: FitConfig, dev
 
 
 def _noise(recipe: Recipe, frames: torch.Size, device: torch.device) -> dict[str, Tensor]:
-    tokenizer = recipe.tokenizer
-    return {
+    tokenizer, before = recipe.tokenizer, (frames[0], frames[1] - 1)
+    camera = {
+        "motions": torch.randint(max(1, recipe.dynamics.motions), before, device=device),
+        "moved": torch.randint(tokenizer.quantizer.num_codes, (*before, tokenizer.num_patches), device=device),
+    }
+    return (camera if recipe.dynamics.motions else {}) | {
         "frames": torch.randint(256, (*frames, *tokenizer.frame_size, 3), dtype=torch.uint8, device=device),
         "tokens": torch.randint(tokenizer.quantizer.num_codes, (*frames, tokenizer.num_patches), device=device),
-        "actions": torch.randint(recipe.num_actions, (frames[0], frames[1] - 1), device=device),
+        "actions": torch.randint(recipe.num_actions, before, device=device),
     }

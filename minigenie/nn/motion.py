@@ -1,6 +1,6 @@
 """The motion of the picture between two frames: how far a camera went, to a fraction of a pixel.
 
-A search over whole pixels of the frames at half their size, then Gauss-Newton steps on a robust difference (Lucas and
+A search over whole pixels of small frames, then, at full size, Gauss-Newton steps on a robust difference (Lucas and
 Kanade, 1981), which see parts of a pixel and hardly mind what moves by itself.
 
 Dimensions:  b pairs   h w c a frame
@@ -11,19 +11,21 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-SEARCHED = 32  # pixels of a frame's shorter side, at which the search is done
+SEARCHED, REFINED = 32, 64  # pixels of a frame's shorter side, at which the search is done and the steps are taken
 REACH = 4  # of these, each way: an eighth of a frame
 TURNS = 3
-ROBUST = 0.1  # a difference of pixels beyond which they are taken to move by themselves
+ROBUST = 0.5  # a difference of pixels beyond which they are taken to move by themselves
 STIFF = 0.01  # keeps still what has no structure
 
 
 @torch.no_grad()
 def motion(before: Float[Tensor, "b h w c"], after: Float[Tensor, "b h w c"]) -> Float[Tensor, "b 2"]:
     """By how much [down, right] the content moved, in pixels: after(x) looks like before(x - motion)."""
-    scale = max(1, min(before.shape[1:3]) // SEARCHED)
-    a, b = (F.avg_pool2d(frames.mean(-1)[:, None], scale)[:, 0] for frames in (before, after))
-    return _refine(a, b, _search(a, b)) * scale
+    grey = [frames.mean(-1)[:, None] for frames in (before, after)]
+    coarse, fine = (max(1, min(before.shape[1:3]) // side) for side in (SEARCHED, REFINED))
+    found = _search(*(F.avg_pool2d(frames, coarse)[:, 0] for frames in grey))
+    a, b = (F.avg_pool2d(frames, fine)[:, 0] for frames in grey)
+    return _refine(a, b, found * (coarse / fine)) * fine
 
 
 def _search(before: Float[Tensor, "b h w"], after: Float[Tensor, "b h w"]) -> Float[Tensor, "b 2"]:
