@@ -159,7 +159,7 @@ def train(
     dataset: Positional[str | None] = None,
     out: Path | None = None,
     recipe: str = "tiny",
-    actions: Literal["latent", "labels", "true"] = "latent",
+    actions: Literal["latent", "found", "labels", "true"] = "latent",
     labels: int = 0,
     max_steps: int | None = None,
     max_minutes: float | None = None,
@@ -178,8 +178,8 @@ def train(
         dataset: Folder made by collect or ingest, or its address in object storage, such as s3://bucket/folder.
         out: Folder for the run, and the world that comes of it.
         recipe: tiny or laptop (2 CPU cores), coinrun or speedrun (a GPU), or paper.
-        actions: latent ones are found in the video alone; labels makes them the controls of a few labelled frames;
-            true takes those that were recorded.
+        actions: latent ones are found in the video alone, and so are found ones, by what a resting scene does next;
+            labels makes them the controls of a few labelled frames; true takes those that were recorded.
         labels: With --actions labels, take so many from the recorded actions instead of what `teach` wrote.
         max_steps: At most so many steps in each stage.
         max_minutes: At most so long training, all stages together; their schedules end in time.

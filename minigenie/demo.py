@@ -48,7 +48,7 @@ def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: i
     labels = min(LABELS, footage["train"].num_frames // 8)
     recipes = {
         "world": with_actions(recipe, footage["train"], "labels", labels),
-        "unlabelled": replace(recipe, shares=(0.01, 0.4, 0.59)),  # the tokenizer is there
+        "unlabelled": _unlabelled(recipe, footage["train"]),
     }
     for name, share in SHARES.items():
         seconds = minutes * 60 * TRAINING_SHARE * share
@@ -69,6 +69,15 @@ def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: i
     print(f"time          {', '.join(spent)}, together {stamps['measure'] - stamps['start']:.0f} s")
     print(f"reports       {', '.join(str(out / name / 'report.html') for name in SHARES)}")
     print(f"next          minigenie play {out / 'world'}")
+
+
+def _unlabelled(recipe: Recipe, footage: Dataset) -> Recipe:
+    """Controls found by what the scene does out of rest; where it has no camera that moves, latent actions."""
+    recipe = replace(recipe, shares=(0.01, 0.2, 0.79))  # the tokenizer is there
+    try:
+        return with_actions(recipe, footage, "found")
+    except ValueError:
+        return replace(recipe, shares=(0.01, 0.4, 0.59))
 
 
 def _collect(game: str, out: Path, split: Literal["train", "test"], frames: int, seed: int) -> Dataset:

@@ -100,6 +100,7 @@ def describe_actions(world: World) -> str:
     names = ", ".join(world.config.inverse.controls)
     return {
         "latent": f"{world.num_actions} latent actions",
+        "found": f"{world.num_actions} actions ({names}) found by what the scene does out of rest, nothing labelled",
         "labels": f"{world.num_actions} actions ({names}) learnt from a few labelled frames",
         "true": f"{world.num_actions} actions ({names}) recorded with the footage",
     }[world.config.actions]

@@ -28,10 +28,11 @@ SMOOTHING = 0.05  # of the labels
 
 @dataclass(frozen=True, kw_only=True)
 class InverseConfig:
-    """controls: their names. past, future: steps before and after, of which the motion is seen. dim: width. dropout: of
-    what the picture shows."""
+    """controls: their names. motion: whether the camera's motion is seen, of how many steps before and after (past,
+    future), or the picture alone. dim: width. dropout: of what the picture shows."""
 
     controls: tuple[str, ...] = ()
+    motion: bool = True
     past: int = 6
     future: int = 7
     dim: int = 48
@@ -72,8 +73,8 @@ class InverseDynamics(nn.Module):
         self.motion = nn.Sequential(
             nn.Linear(2 * steps, 2 * dim), nn.GELU(), nn.Dropout(config.dropout / 3),
             nn.Linear(2 * dim, 2 * dim), nn.GELU(),
-        )  # fmt: skip
-        self.head = nn.Linear(3 * dim, config.num_actions)
+        ) if config.motion else None  # fmt: skip
+        self.head = nn.Linear((3 if config.motion else 1) * dim, config.num_actions)
 
     @property
     def looks_back(self) -> bool:
@@ -107,6 +108,8 @@ class InverseDynamics(nn.Module):
         unexplained = after - warp(before, around[:, self.config.past])[0]
         seen = torch.cat((before - 0.5, after - 0.5, LOUD * unexplained), dim=-1) * self.focus[..., None]
         picture = self.picture(rearrange(seen, "b h w c -> b c h w"))
+        if self.motion is None:
+            return self.head(picture)
         return self.head(torch.cat((picture, self.motion(around.flatten(1))), dim=-1))
 
     @torch.no_grad()

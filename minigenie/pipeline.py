@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from minigenie.data.labels import Labels, checked, read_labels, recorded_labels
 from minigenie.dynamics import Dynamics
 from minigenie.encode import CLIP, MAKE_AGAIN, encode_actions, encode_motions, encode_moved, encode_tokens
 from minigenie.finish import finish
+from minigenie.found import found_controls
 from minigenie.inverse import InverseDynamics
 from minigenie.lam import LatentActionModel
 from minigenie.metrics import MetricsLog, read_metrics
@@ -39,7 +40,7 @@ from minigenie.pictures import grid
 from minigenie.runtime import autocast, wait_for_all
 from minigenie.tokenizer import VideoTokenizer
 from minigenie.train import FitConfig, Progress, Sample, fit
-from minigenie.world import FORMAT, VERSION, ActionModel, World, WorldConfig, read_config
+from minigenie.world import FORMAT, VERSION, ActionModel, Actions, World, WorldConfig, read_config
 
 STAGES = ("tokenizer", "lam", "dynamics")
 MEASURES = ("psnr", "cross_entropy", "accuracy")  # of a model's metrics, those that footage decides
@@ -100,15 +101,19 @@ class Joint(nn.Module):
         return loss + lam_loss, metrics | {f"lam_{name}": value for name, value in lam_metrics.items()}
 
 
-def with_actions(
-    recipe: Recipe, dataset: Dataset, source: Literal["latent", "labels", "true"], labels: int = 0
-) -> Recipe:
+def with_actions(recipe: Recipe, dataset: Dataset, source: Actions, labels: int = 0) -> Recipe:
     """The recipe with actions from where they are to come from. ValueError or FileNotFoundError, one line, if the
     dataset has none there."""
-    if source == "latent":
+    if source in ("latent", "found"):
         if labels:
-            raise ValueError(f"labels is {labels}, but latent actions take none; add --actions labels")
-        return recipe
+            raise ValueError(f"labels is {labels}, but {source} actions take none; add --actions labels")
+        if source == "latent":
+            return recipe
+        # motion is what they are named by: who sees it learns no more than that
+        inverse = replace(
+            recipe.inverse, controls=found_labels(dataset, recipe.seed).names, motion=False, past=0, future=0
+        )
+        return replace(recipe, actions=source, inverse=inverse)
     if source == "true":
         if labels:
             raise ValueError(f"labels is {labels}, but with --actions true all are known; leave --labels out")
@@ -241,6 +246,8 @@ class Run:
         """What inverse dynamics learns from."""
         if self.recipe.actions == "labels" and not self.recipe.labels:
             return checked(read_labels(self.dataset.folder, self.dataset))
+        if self.recipe.actions == "found":
+            return found_labels(self.dataset, self.recipe.seed)
         most = min(MOST_LABELS, len(self.windows(2)))
         return recorded_labels(self.dataset, self.recipe.labels or most, self.recipe.seed)
 
@@ -257,7 +264,7 @@ class Run:
         clip_frames = self.recipe.lam_fit.clip_frames if lam.looks_back else CLIP
         with autocast(self.device, self.recipe.lam_fit.execution.precision):
             found = encode_actions(self.dataset, lam.to(self.device), tokens, clip_frames, path, watch)
-        if self.recipe.actions == "labels":  # what is known need not be guessed
+        if self.recipe.actions in ("found", "labels"):  # what is known need not be guessed
             found = found.copy()
             found[self.labels.frames] = self.labels.controls
         return found
@@ -464,6 +471,23 @@ def recorded(dataset: Dataset, starts: np.ndarray, length: int) -> Tensor:
     assert controls is not None
     assert actions is not None
     return torch.from_numpy(controls.join(actions))
+
+
+@lru_cache(maxsize=1)
+def found_labels(dataset: Dataset, seed: int) -> Labels:
+    """Controls that nobody labelled, and some transitions that show them (minigenie.found). Of a large dataset some
+    episodes are looked at."""
+    motions, looked_at = np.full((dataset.num_frames, 2), np.inf, np.float32), 0
+    for number in np.random.default_rng(seed).permutation(len(dataset.episodes)):
+        first, length = dataset.episode_starts[number], dataset.episodes[number].length
+        for begin in range(first, first + length - 1, CLIP):
+            frames = np.arange(begin, min(begin + CLIP, first + length - 1))
+            before, after = to_float(torch.from_numpy(dataset.clips(frames, 2))).unbind(1)
+            motions[frames] = motion(before, after)
+        looked_at += length
+        if looked_at >= MOST_MOTIONS:
+            break
+    return checked(found_controls(dataset, motions, seed))
 
 
 def labelled(dataset: Dataset, labels: Labels, rows: np.ndarray, around: Tensor) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ from minigenie.tokenizer import TokenizerConfig, VideoTokenizer
 FORMAT, VERSION = "minigenie-world", 1
 MODELS = ("tokenizer", "lam", "dynamics")
 ActionModel = LatentActionModel | InverseDynamics
+Actions = Literal["latent", "found", "labels", "true"]
 SHIPPED = Path(__file__).parent / "worlds"  # those that come with the package
 
 
@@ -43,10 +44,11 @@ class WorldConfig:
     """The three models, how frames are sampled, and how many past frames the world remembers.
 
     actions: what they are. "latent" ones a latent action model finds (`lam`); with "labels" they are controls, which an
-    inverse dynamics model (`inverse`) learns from some labelled frames and tells of all others; with "true" they are
-    controls recorded with the footage, and that model only serves to read other footage."""
+    inverse dynamics model (`inverse`) learns from some labelled frames and tells of all others; with "found" it learns
+    them from what the scene does out of rest (minigenie.found), and nothing is labelled; with "true" they are controls
+    recorded with the footage, and that model only serves to read other footage."""
 
-    actions: Literal["latent", "labels", "true"] = "latent"
+    actions: Actions = "latent"
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     lam: LAMConfig = field(default_factory=LAMConfig)
     inverse: InverseConfig = field(default_factory=InverseConfig)
