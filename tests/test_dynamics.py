@@ -5,7 +5,7 @@ import torch
 from conftest import small_recipe
 from torch.testing import assert_close
 
-from minigenie.dynamics import SHOWN, DynamicsConfig, Given, cosine_mask, counted, two_streams
+from minigenie.dynamics import SHOWN, DynamicsConfig, Given, cosine_mask, counted
 from minigenie.nn.st_transformer import TimeCache
 
 
