@@ -110,10 +110,7 @@ def encode_motions(
     batches = _batches(_pieces(dataset, CLIP, overlap=1), _batch_frames(device))
     shape = (dataset.num_frames, 2)
     _fill(path, np.dtype(np.float32), shape, batches, encode, watch)
-    array = load_npy(path, MAKE_AGAIN)
-    if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
-        raise ValueError(f"{path} holds {array.dtype} {list(array.shape)}, not float32 {list(shape)}; {MAKE_AGAIN}")
-    return array
+    return kept_motions(path, shape[0])
 
 
 def encode_moved(
@@ -276,6 +273,16 @@ def _reserve(path: Path, header: bytes, size: int) -> None:
             error.errno,
             f"cannot write {path}, {size / 1e6:.0f} MB: {error.strerror}; make room and run the same command again",
         ) from None
+
+
+def kept_motions(path: Path, number: int) -> np.ndarray:
+    """[number 2], [down, right] in pixels. ValueError, one line, if these are others or none."""
+    array = load_npy(path, MAKE_AGAIN)
+    if array.shape != (number, 2) or array.dtype != np.float32 or not np.isfinite(array).all():
+        raise ValueError(
+            f"{path} holds {array.dtype} {list(array.shape)}, not finite float32 {[number, 2]}; {MAKE_AGAIN}"
+        )
+    return array
 
 
 def _kept(path: Path, shape: tuple[int, ...], below: int) -> np.ndarray:

@@ -23,11 +23,11 @@ from minigenie.camera import Camera, typical_motions
 from minigenie.checkpoint import load_model, save_model
 from minigenie.config import from_dict, to_dict
 from minigenie.data.controls import controls_of
-from minigenie.data.dataset import MANIFEST, Dataset, load_npy, sample_batch, write_atomic
+from minigenie.data.dataset import MANIFEST, Dataset, sample_batch, write_atomic
 from minigenie.data.labels import FILE as LABELS
 from minigenie.data.labels import Labels, checked, read_labels, recorded_labels
 from minigenie.dynamics import Dynamics
-from minigenie.encode import CLIP, MAKE_AGAIN, encode_actions, encode_motions, encode_moved, encode_tokens
+from minigenie.encode import CLIP, encode_actions, encode_motions, encode_moved, encode_tokens, kept_motions
 from minigenie.finish import finish
 from minigenie.found import found_controls
 from minigenie.inverse import InverseDynamics
@@ -310,10 +310,7 @@ class Run:
             np.save(content, typical_motions(torch.from_numpy(motions[frames]), camera.unknown).numpy())
             write_atomic(path, content.getvalue())
         wait_for_all()
-        typical = load_npy(path, MAKE_AGAIN)
-        if typical.shape != camera.motions.shape:
-            raise ValueError(f"{path} holds {list(typical.shape)}, not {list(camera.motions.shape)}; {MAKE_AGAIN}")
-        camera.know(torch.tensor(typical))
+        camera.know(torch.tensor(kept_motions(path, camera.unknown)))
         parts = np.array_split(motions, -(-len(motions) // MOST_MOTIONS))
         codes = np.concatenate([camera.nearest(torch.tensor(part)).numpy().astype(np.uint16) for part in parts])
         watch = partial(self.watcher.work, "moved tokens")

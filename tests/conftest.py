@@ -12,7 +12,17 @@ import torch
 from jaxtyping import install_import_hook
 
 EVAL = ("control", "controllability", "drift", "fidelity", "inverse", "measure", "motion", "networks", "perceptual")
-SHAPED = ("nn", "tokenizer", "lam", "dynamics", "maskgit", "world", "pictures", *(f"eval.{name}" for name in EVAL))
+SHAPED = (
+    "nn",
+    "tokenizer",
+    "lam",
+    "camera",
+    "dynamics",
+    "maskgit",
+    "world",
+    "pictures",
+    *(f"eval.{name}" for name in EVAL),
+)
 install_import_hook([f"minigenie.{name}" for name in (*SHAPED, "teach.agreement")], "beartype.beartype")
 
 from minigenie.bench.browser import chromium  # noqa: E402

@@ -30,7 +30,12 @@ def smaller(monkeypatch):
     monkeypatch.setattr(size, "CONTEXTS", (1, 2))
     monkeypatch.setattr(data, "FRAMES", 300)
     monkeypatch.setattr(train, "recipe_named", lambda name: small_recipe())
-    monkeypatch.setattr(train, "small", lambda: replace(small_recipe(), joint=True))
+    monkeypatch.setattr(train, "small", joint_recipe)
+
+
+def joint_recipe():
+    recipe = small_recipe()
+    return replace(recipe, joint=True, dynamics=replace(recipe.dynamics, motions=0))
 
 
 def test_a_product_of_large_matrices_is_at_the_ceiling():

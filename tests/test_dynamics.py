@@ -5,13 +5,15 @@ import torch
 from conftest import small_recipe
 from torch.testing import assert_close
 
-from minigenie.dynamics import SHOWN, cosine_mask, counted, two_streams
+from minigenie.dynamics import SHOWN, DynamicsConfig, Given, cosine_mask, counted
 from minigenie.nn.st_transformer import TimeCache
 
 
-def dynamics(**settings):
+def dynamics(motions=0, **settings):
     recipe = small_recipe()
-    model = replace(recipe, dynamics=replace(recipe.dynamics, **settings)).make_dynamics().eval()
+    model = replace(recipe, dynamics=replace(recipe.dynamics, motions=motions, **settings)).make_dynamics().eval()
+    if model.camera is not None:
+        model.camera.know(torch.randn(motions, 2))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model
@@ -19,57 +21,103 @@ def dynamics(**settings):
 
 @pytest.fixture
 def clip():
-    return torch.randint(32, (2, 5, 64)), torch.randint(8, (2, 4))
+    return {
+        "tokens": torch.randint(32, (2, 5, 64)),
+        "actions": torch.randint(8, (2, 4)),
+        "motions": torch.randint(8, (2, 4)),
+        "moved": torch.randint(32, (2, 4, 64)),
+    }
 
 
+@pytest.mark.parametrize("motions", [0, 8])
 @pytest.mark.parametrize("group", [1, 2])
-def test_the_cache_answers_as_the_naive_reference(clip, group):
-    tokens, actions = clip
-    model = dynamics(group=group)
-    leading_in = model._leading_in(actions)
+def test_the_cache_answers_as_the_naive_reference(clip, group, motions):
+    """Tokens, and what the next motion is told from."""
+    model = dynamics(group=group, motions=motions)
+    tokens, given = clip["tokens"], model.given(clip)
     masked = tokens.clone()
     masked[:, -1] = model.mask_id
     past = TimeCache(model.transformer, 2, 4)
     for i in range(4):
-        model.commit(tokens[:, i], leading_in[:, i], past)
-    at_last = model.step(masked[:, -1], leading_in[:, -1], past)
-    assert_close(at_last, model.logits(masked, leading_in)[:, -1], rtol=1e-4, atol=1e-5)
+        at_hand = model.commit(tokens[:, i], given.map(lambda each, i=i: each[:, i]), past)
+    at_last = model.step(masked[:, -1], given.map(lambda each: each[:, -1]), past)
+    assert_close(at_last, model.logits(masked, given)[:, -1], rtol=1e-4, atol=1e-5)
+    assert_close(at_hand, model.hidden(tokens, given)[:, 3], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("motions", [0, 8])
 @pytest.mark.parametrize("group", [1, 2])
-def test_two_streams_are_every_frame_as_it_will_be_imagined(clip, group):
+def test_two_streams_are_every_frame_as_it_will_be_imagined(clip, group, motions):
     """The training pass must equal, frame by frame, the naive clip: clean past, this frame masked."""
-    tokens, actions = clip
-    model = dynamics(group=group, corrupt=0.0)
-    leading_in = model._leading_in(actions)
-    hide = cosine_mask(tokens[:, 1:])
-    masked = tokens[:, 1:].masked_fill(hide, model.mask_id)
-    entered = model._enter(
-        torch.cat((tokens[:, :-1], masked), 1), torch.cat((leading_in[:, :-1], leading_in[:, 1:]), 1)
-    )
-    at_once = model.head(model._leave(model.transformer(entered, *two_streams(4, tokens.device))))[:, 4:]
+    model = dynamics(group=group, corrupt=0.0, motions=motions)
+    tokens, given = clip["tokens"], model.given(clip)
+    torch.manual_seed(2)
+    clean, hidden, targets, hide = model._clean_and_masked(tokens, given)
+    torch.manual_seed(2)
+    assert_close(hide, cosine_mask(tokens[:, 1:]))
+    assert_close(targets, tokens[:, 1:])
+    masked, at_once = targets.masked_fill(hide, model.mask_id), model.head(model._leave(hidden))
     for i in range(4):
-        naive = model.logits(torch.cat((tokens[:, : i + 1], masked[:, i : i + 1]), 1), leading_in[:, : i + 2])[:, -1]
+        upto = torch.cat((tokens[:, : i + 1], masked[:, i : i + 1]), 1)
+        naive = model.logits(upto, given.map(lambda each, i=i: each[:, : i + 2]))[:, -1]
         assert_close(at_once[:, i], naive, rtol=1e-4, atol=1e-5)
+    assert_close(clean, model.hidden(tokens, given)[:, :-1], rtol=1e-4, atol=1e-5)
 
 
-def test_an_action_reaches_the_frame_it_leads_into_and_no_earlier_one(clip):
-    tokens, actions = clip
-    model = dynamics()
-    other = actions.clone()
+@pytest.mark.parametrize("motions", [0, 8])
+@pytest.mark.parametrize("what", ["actions", "motions", "moved"])
+def test_what_leads_into_a_frame_reaches_it_and_no_earlier_one(clip, what, motions):
+    model = dynamics(motions=motions)
+    masked, other = clip["tokens"].clone(), clip[what].clone()
+    masked[:, 3] = model.mask_id
     other[:, 2] = (other[:, 2] + 1) % 8
-    change = (model.logits(tokens, model._leading_in(actions)) - model.logits(tokens, model._leading_in(other))).abs()
+    logits = [model.logits(masked, model.given(batch)) for batch in (clip, clip | {what: other})]
+    change = (logits[0] - logits[1]).abs()
     assert change[:, :3].max() == 0
-    assert change[:, 3].max() > 1e-4
+    assert (change[:, 3].max() > 1e-4) == (what == "actions" or motions > 0)
 
 
-@pytest.mark.parametrize("context", ["clean", "masked"])
-def test_only_hidden_tokens_are_answered_for(clip, context):
-    model = dynamics(context=context).train()
-    loss, metrics = model({"tokens": clip[0], "actions": clip[1]})
+def test_the_moved_frame_stands_only_where_a_token_is_hidden(clip):
+    model, other = dynamics(motions=8), clip | {"moved": (clip["moved"] + 1) % 32}
+    assert_close(*(model.logits(clip["tokens"], model.given(batch)) for batch in (clip, other)), rtol=0, atol=0)
+
+
+def test_one_more_frame_is_given_as_if_it_had_been_there():
+    known = Given(torch.randint(8, (2, 5)), torch.randint(8, (2, 5)), torch.randint(32, (2, 5, 64)))
+    for whole in (known, Given(known.action)):
+        joined = whole.map(lambda each: each[:, :-1]).then(whole.map(lambda each: each[:, -1]))
+        assert [each is None for each in joined] == [each is None for each in whole]
+        assert all(torch.equal(a, b) for a, b in zip(joined, whole, strict=True) if a is not None)
+
+
+@pytest.mark.parametrize(("context", "motions"), [("clean", 0), ("clean", 8), ("masked", 0)])
+def test_only_hidden_tokens_are_answered_for(clip, context, motions):
+    model = dynamics(context=context, motions=motions).train()
+    loss, metrics = model(clip)
     loss.backward()
     assert loss.isfinite()
     assert 0 <= float(metrics["accuracy"]) <= 1
+    assert ("motion" in metrics) == (motions > 0)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_motions_need_a_clean_context():
+    with pytest.raises(ValueError, match="^motions is 8; with context=masked it must be 0$"):
+        DynamicsConfig(context="masked", motions=8)
+    with pytest.raises(ValueError, match="^motions is -1; it must be 0 to 65535$"):
+        DynamicsConfig(motions=-1)
+
+
+def test_a_motion_is_drawn_as_likely_as_it_is_told():
+    model = dynamics(motions=8)
+    hidden, action = (each.expand(4096, *each.shape[1:]) for each in (torch.randn(1, 16, 32), torch.zeros(1).long()))
+    uniform = (torch.arange(4096) + 0.5) / 4096
+    logits = model.camera.logits(hidden[:1], model.embed_action(action[:1]))[0]
+    for temperature in (0.5, 1.0, 2.0):
+        drawn = model.tell_motion(hidden, action, uniform, temperature)
+        share = torch.bincount(drawn, minlength=8) / 4096
+        assert_close(share, (logits / temperature).softmax(-1), atol=1e-3, rtol=0)
+    assert model.tell_motion(hidden, action, uniform, 0.0).unique().tolist() == [int(logits.argmax())]
 
 
 def test_mask_rates_follow_the_cosine():
@@ -81,7 +129,7 @@ def test_mask_rates_follow_the_cosine():
 def test_it_learns_that_the_action_decides():
     """Action a turns every token into a: a model that heeds its action is always right."""
     recipe = small_recipe()
-    model = replace(recipe, dynamics=replace(recipe.dynamics, corrupt=0.0)).make_dynamics().train()
+    model = replace(recipe, dynamics=replace(recipe.dynamics, corrupt=0.0, motions=0)).make_dynamics().train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(60):
         actions = torch.randint(8, (8, 3))
@@ -93,15 +141,14 @@ def test_it_learns_that_the_action_decides():
     assert metrics["accuracy"] > 0.95
 
 
-@pytest.mark.parametrize("context", ["clean", "masked"])
-def test_control_is_what_the_right_actions_are_worth_and_no_draw_of_luck(clip, context):
-    model = dynamics(context=context)
-    batch = {"tokens": clip[0], "actions": clip[1]}
+@pytest.mark.parametrize(("context", "motions"), [("clean", 0), ("clean", 8), ("masked", 0)])
+def test_control_is_what_the_right_actions_are_worth_and_no_draw_of_luck(clip, context, motions):
+    model = dynamics(context=context, motions=motions)
     before = torch.get_rng_state()
-    assert float(model.control(batch)) == float(model.control(batch)) != 0
+    assert float(model.control(clip)) == float(model.control(clip)) != 0
     assert torch.equal(torch.get_rng_state(), before)
     torch.nn.init.zeros_(model.embed_action.weight)
-    assert float(model.control(batch)) == 0
+    assert float(model.control(clip)) == 0
 
 
 def test_codes_that_look_alike_start_alike():

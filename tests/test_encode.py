@@ -11,13 +11,16 @@ import torch
 from conftest import small_recipe
 
 from minigenie import encode
+from minigenie.camera import Camera, typical_motions
 from minigenie.data.dataset import DatasetWriter, Episode
-from minigenie.encode import encode_actions, encode_tokens
+from minigenie.encode import encode_actions, encode_motions, encode_moved, encode_tokens
+from minigenie.nn.motion import motion
 from minigenie.nn.patches import to_float
 from minigenie.nn.st_transformer import STConfig, TimeCache
 from minigenie.tokenizer import VideoTokenizer
 
 CONTEXT = 3
+CPU = torch.device("cpu")
 
 
 def shaken(model):
@@ -97,6 +100,91 @@ def test_actions_are_those_of_their_clips(footage, tmp_path, pairs):
         assert_same(in_file(footage, actions, i), expected[0].numpy())
 
 
+@pytest.fixture(scope="module")
+def seen(footage, tmp_path_factory):
+    """The footage's motions, a camera that knows them, and their codes."""
+    motions = encode_motions(footage, tmp_path_factory.mktemp("seen") / "motions.npy", CPU)
+    camera = Camera(16, 32, 2)
+    camera.know(typical_motions(torch.tensor(motions), 16))
+    return motions, camera, camera.nearest(torch.tensor(motions)).numpy().astype(np.uint16)
+
+
+def test_motions_are_those_between_frames(footage, seen):
+    assert seen[0].dtype == np.float32
+    assert (np.abs(seen[0]).max(0) > 0.5).all()
+    for i, episode in enumerate(footage.episodes):
+        found, frames = in_file(footage, seen[0], i), to_float(torch.from_numpy(footage.episode_frames(i).copy()))
+        assert found.shape == (episode.length, 2)
+        assert (found[-1] == 0).all()
+        if episode.length > 1:
+            expected = motion(frames[:-1], frames[1:]).numpy()
+            near = np.abs(found[:-1] - expected).max(1) < 1e-3
+            assert near.sum() >= len(near) - max(1, len(near) // 100)  # of two whole pixels alike another may be found
+
+
+@pytest.mark.parametrize("attend_time", [False, True])
+def test_moved_tokens_are_those_of_each_frame_moved(footage, seen, tmp_path, attend_time):
+    """On its own, whatever sense of time the tokenizer has: as a world does before a frame is there."""
+    model, (_, camera, codes) = tokenizer(attend_time), seen
+    moved = encode_moved(footage, model, camera, codes, tmp_path / "moved.npy")
+    for i in range(len(footage.episodes)):
+        frames = to_float(torch.from_numpy(footage.episode_frames(i).copy()))
+        shifted = camera.move(frames, torch.from_numpy(in_file(footage, codes, i).astype(np.int64)))
+        assert_same(in_file(footage, moved, i), model.encode(shifted[:, None])[:, 0].numpy())
+
+
+@pytest.mark.parametrize("what", ["motions", "moved"])
+def test_what_the_camera_sees_is_the_same_file_if_it_was_stopped_halfway(footage, seen, tmp_path, monkeypatch, what):
+    monkeypatch.setattr(encode, "BATCH_FRAMES", 128)
+    monkeypatch.setattr(encode, "SAVE_EVERY", -1)
+    model = tokenizer(attend_time=False)
+
+    def make(folder, watch):
+        path = tmp_path / folder / f"{what}.npy"
+        if what == "motions":
+            encode_motions(footage, path, CPU, watch)
+        else:
+            encode_moved(footage, model, *seen[1:], path, watch)
+        return path.read_bytes()
+
+    def stop(done, total):
+        if len(list((tmp_path / "stopped").glob("*.json"))) and done > total // 2:
+            raise KeyboardInterrupt
+
+    whole, first, rest = [], [], []
+    expected = make("whole", lambda done, total: whole.append(done))
+    with pytest.raises(KeyboardInterrupt):
+        make("stopped", lambda done, total: first.append(done) or stop(done, total))
+    assert not (tmp_path / "stopped" / f"{what}.npy").exists()
+    assert make("stopped", lambda done, total: rest.append(done)) == expected
+    assert 0 < len(rest) < len(whole)
+    assert len(first) + len(rest) == len(whole) + 1  # the one in hand was not noted
+    assert [path.name for path in (tmp_path / "stopped").iterdir()] == [f"{what}.npy"]
+
+
+@pytest.mark.parametrize("what", ["motions", "moved"])
+@pytest.mark.parametrize("damage", ["junk", "empty", "of other footage", "of another kind", "out of range"])
+def test_what_a_camera_did_not_see_is_refused(footage, seen, tmp_path, what, damage):
+    path, model = tmp_path / f"{what}.npy", tokenizer(attend_time=False)
+    num_codes = model.config.quantizer.num_codes
+    width, kind, wrong = (
+        (2, np.float32, np.nan) if what == "motions" else (model.config.num_patches, np.uint16, num_codes)
+    )
+    array = np.zeros((footage.num_frames, width), kind)
+    if damage in ("junk", "empty"):
+        path.write_bytes(b"\x80\x04junk" if damage == "junk" else b"")
+    else:
+        array[3] = wrong if damage == "out of range" else 0
+        np.save(path, {"of other footage": array[1:], "of another kind": array.astype(np.float64)}.get(damage, array))
+    make = {
+        "motions": lambda: encode_motions(footage, path, CPU),
+        "moved": lambda: encode_moved(footage, model, *seen[1:], path),
+    }[what]
+    with pytest.raises(ValueError, match=rf"{what}\.npy .*delete it, and it is made again$") as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("attend_time", "batch_frames", "at_once"), [(False, 256, 256), (True, 64, 32)])
 def test_batches_are_full_whatever_the_lengths_of_episodes(
     footage, tmp_path, monkeypatch, attend_time, batch_frames, at_once
@@ -116,6 +204,7 @@ import numpy as np, torch
 sys.path.insert(0, sys.argv[1])
 from test_encode import CONTEXT, tokenizer
 from minigenie import encode
+from minigenie.camera import Camera, typical_motions
 from minigenie.data.dataset import Dataset
 from minigenie.runtime import processes
 

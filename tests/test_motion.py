@@ -22,6 +22,26 @@ def test_a_shift_is_found_to_a_fraction_of_a_pixel(shift):
     assert_close(found, torch.tensor(shift, dtype=torch.float32).expand(len(wide), 2), atol=0.15, rtol=0)
 
 
+def tiles(down, right, side=64):
+    """Irregular tiles, seen from a camera at parts of a pixel; each edge is drawn at the whole pixel next to it."""
+    generator = torch.Generator().manual_seed(3)
+    edges = [(3 + 7 * torch.rand(40, generator=generator)).cumsum(0) for _ in range(2)]
+    colours = torch.rand(41, 41, 3, generator=generator)
+    pixels = 60 + torch.arange(side)
+    rows, columns = (torch.searchsorted(edge, pixels - by) for edge, by in zip(edges, (down, right), strict=True))
+    return colours[rows][:, columns]
+
+
+@pytest.mark.parametrize("shift", [(0, 0.5), (-0.5, 0), (0.5, -0.5), (0.25, 0.75), (-1.5, 0.3)])
+def test_a_path_by_parts_of_a_pixel_is_as_long_as_it_was(shift):
+    """Games draw at whole pixels: some edges go by one, some stay. Over many steps that must not add up to a bias."""
+    video = torch.stack([tiles(step * shift[0], step * shift[1]) for step in range(21)])
+    found = motion(video[:-1], video[1:])
+    went = 20 * torch.tensor(shift)
+    assert_close(found.sum(0), went, atol=1, rtol=0)
+    assert_close(found.mean(0), went / 20, atol=0.05, rtol=0)
+
+
 def test_what_moves_by_itself_does_not_move_the_camera():
     wide = scenery()
     before, after = wide[:, 16:80, 16:80].clone(), wide[:, 16:80, 14:78].clone()

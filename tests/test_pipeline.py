@@ -22,7 +22,7 @@ from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.labels import write_labels
 from minigenie.metrics import read_metrics
 from minigenie.nn.patches import to_float
-from minigenie.pipeline import Joint, Run, Watcher, control_metrics, train_world, with_actions
+from minigenie.pipeline import Joint, Run, Watcher, control_metrics, seen_by_camera, train_world, with_actions
 from minigenie.train import Interrupted
 from minigenie.world import World
 
@@ -38,8 +38,26 @@ for field in (
     SMALL += ["--set", field]
 
 
+def without_camera(recipe, **changes):
+    return replace(recipe, dynamics=replace(recipe.dynamics, motions=0), **changes)
+
+
 def weights(folder):
     return {name: load_tensors(folder / f"{name}.safetensors")[0] for name in MODELS}
+
+
+@pytest.fixture(scope="module")
+def seen_once(toy, tmp_path_factory):
+    """The folder of a run that has looked at its dataset with a camera, and no more."""
+    out = tmp_path_factory.mktemp("seen") / "run"
+    torch.manual_seed(0)
+    camera_of(toy, out)
+    return out
+
+
+def camera_of(toy, out):
+    recipe = small_recipe()
+    return Run(toy, recipe, out, CPU, None, False, Watcher()).camera(recipe.make_tokenizer())
 
 
 def write_video(path, frames, fps, codec):
@@ -194,12 +212,13 @@ def test_interrupted_and_resumed_is_never_interrupted(toy, trained, tmp_path, ho
 @pytest.mark.parametrize(
     "change",
     [
-        {"joint": True},
+        {"joint": True, "dynamics": without_camera(small_recipe()).dynamics},
+        {"dynamics": without_camera(small_recipe()).dynamics},
         {"lam": replace(small_recipe().lam, input="tokens")},
         {"lam": replace(small_recipe().lam, pairs=False), "lam_fit": replace(small_recipe().lam_fit, clip_frames=5)},
-        {"dynamics": replace(small_recipe().dynamics, context="masked", group=1)},
+        {"dynamics": replace(small_recipe().dynamics, context="masked", group=1, motions=0)},
     ],
-    ids=["joint", "lam-on-tokens", "lam-with-history", "masked-context"],
+    ids=["joint", "no-camera", "lam-on-tokens", "lam-with-history", "masked-context"],
 )
 def test_other_ways_to_train(toy, tmp_path, change):
     world = train_world(toy, replace(small_recipe(), **change), tmp_path / "run", device=CPU)
@@ -207,6 +226,51 @@ def test_other_ways_to_train(toy, tmp_path, change):
     again = World.load(tmp_path / "run", "cpu")
     actions = again.infer_actions(video)
     assert_close(again.rollout(video, actions), world.rollout(video, actions))
+
+
+def test_joint_knows_no_camera():
+    with pytest.raises(ValueError, match=r"^joint knows no camera; set dynamics.motions to 0, not 256$"):
+        replace(small_recipe(), joint=True)
+
+
+def test_what_is_seen_of_clips_is_what_is_known_of_the_dataset(toy, tmp_path):
+    """Held-out clips are seen on the spot, the dataset's are read from the run's folder: the same but for near things,
+    which sums in the order of another batch may decide otherwise."""
+    run = Run(toy, small_recipe(), tmp_path / "run", CPU, None, False, Watcher())
+    tokenizer = small_recipe().make_tokenizer()
+    camera, known = run.camera(tokenizer)
+    starts = toy.windows(6)[::37]
+    seen = seen_by_camera(camera, tokenizer, torch.from_numpy(toy.clips(starts, 6)))
+    frames = starts[:, None] + np.arange(5)
+    same = torch.from_numpy(known["motions"][frames].astype(np.int64)) == seen["motions"]
+    assert same.float().mean() > 0.97
+    moved = torch.from_numpy(known["moved"][frames].astype(np.int64))
+    assert (moved == seen["moved"])[same].float().mean() > 0.99
+    assert len(seen["motions"].unique()) > 10
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/encoded").iterdir()}
+    again = run.camera(tokenizer)[1]
+    assert all((again[name] == known[name]).all() for name in known)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run/encoded").iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["motions", "camera", "moved"])
+@pytest.mark.parametrize("damage", ["truncated", "junk", "empty", "of other footage", "of another kind", "not finite"])
+def test_a_damaged_view_of_the_camera_says_which_file(toy, seen_once, tmp_path, name, damage):
+    out = shutil.copytree(seen_once, tmp_path / "run")
+    path = out / "encoded" / f"{name}.npy"
+    content, array = path.read_bytes(), np.load(path)
+    wrong = {
+        "of other footage": array[: len(array) // 2],
+        "of another kind": array.astype(np.complex64),
+        "not finite": np.full_like(array, np.nan if array.dtype.kind == "f" else 32),  # or of no code
+    }
+    if damage in wrong:
+        np.save(path, wrong[damage])
+    else:
+        path.write_bytes({"truncated": content[: len(content) // 2], "junk": b"\x80\x04junk", "empty": b""}[damage])
+    with pytest.raises(ValueError, match=rf"{name}\.npy .*delete it, and it is made again$") as caught:
+        camera_of(toy, out)
+    assert "\n" not in str(caught.value)
 
 
 def test_training_brings_the_loss_down(toy, tmp_path):
@@ -220,7 +284,7 @@ def test_training_brings_the_loss_down(toy, tmp_path):
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_codes_are_not_told_of_before_they_are_placed(toy, tmp_path, joint):
-    recipe = replace(small_recipe(steps=20), joint=joint)
+    recipe = without_camera(small_recipe(steps=20), joint=joint)
     train_world(toy, recipe, tmp_path / "run", device=CPU)
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "progress" in line]
     lam, prefix = ("dynamics", "lam_") if joint else ("lam", "")
@@ -238,7 +302,7 @@ def test_codes_are_not_told_of_before_they_are_placed(toy, tmp_path, joint):
 
 def test_what_actions_are_worth_to_dynamics_is_the_same_number_for_the_same_model(toy):
     """On as many clips as there are, and every frame of each."""
-    recipe = small_recipe()
+    recipe = without_camera(small_recipe())
     batch = {"tokens": torch.randint(32, (6, 5, 64)), "actions": torch.randint(8, (6, 4))}
     model, joint = recipe.make_dynamics(), Joint(recipe.make_lam(), recipe.make_dynamics())
     one, again, fewer = (control_metrics(model, batch, clips)["control"] for clips in (6, 6, 3))
@@ -294,7 +358,7 @@ def test_an_exported_world_is_half_as_large_and_imagines_much_the_same(trained, 
 @pytest.mark.parametrize("joint", [False, True])
 def test_of_a_run_that_goes_on_what_there_is_is_exported(joint, toy, tmp_path, capsys):
     """The tokenizer is trained, dynamics were saved on the way: a world to play already, if the LAM is there too."""
-    run, recipe = tmp_path / "run", replace(small_recipe(), joint=joint)
+    run, recipe = tmp_path / "run", without_camera(small_recipe(), joint=joint)
 
     def stop(progress):
         if (progress.stage, progress.step) == ("dynamics", 4):  # and saved at 2

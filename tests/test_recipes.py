@@ -48,6 +48,7 @@ PAPER = {
     "dynamics.transformer.dim": 512,
     "dynamics.transformer.num_heads": 8,
     "dynamics.context": "masked",
+    "dynamics.motions": 0,
     "dynamics.min_mask": 0.5,
     "dynamics.group": 1,
     "joint": True,

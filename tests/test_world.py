@@ -22,15 +22,22 @@ from minigenie.world import read_prompt
 ACTIONS = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])
 
 
-@pytest.fixture(scope="module")
-def world():
-    return opinionated(small_recipe())
+def small_config(motions):
+    recipe = small_recipe()
+    return replace(recipe, dynamics=replace(recipe.dynamics, motions=motions))
+
+
+@pytest.fixture(scope="module", params=[0, 8], ids=["no-camera", "camera"])
+def world(request):
+    return opinionated(small_config(request.param))
 
 
 def opinionated(config):
     """A world, untrained."""
     torch.manual_seed(1)
     made = World(config, config.make_tokenizer(), config.make_lam(), config.make_dynamics(), "cpu")
+    if made.dynamics.camera is not None:
+        made.dynamics.camera.know(4 * torch.randn(config.dynamics.motions, 2))
     for module in (made.tokenizer, made.lam, made.dynamics):
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
@@ -42,17 +49,46 @@ def video():
     return torch.randint(256, (2, 4, 64, 64, 3), dtype=torch.uint8)
 
 
-def test_the_cached_rollout_is_the_naive_one(world, video):
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_cached_rollout_is_the_naive_one(world, video, temperature):
     """Up to the length the world remembers, the cache is exact: 4 true frames and 3 imagined ones of 7."""
-    actions = torch.randint(8, (2, 4))
+    actions, world = torch.randint(8, (2, 4)), world.twin(replace(world.config.sampling, temperature=temperature))
     cached, naive = (world.rollout(video, actions, seed=3, cached=cached) for cached in (True, False))
     assert_close(cached, naive, atol=1, rtol=0)
     assert cached.shape == (2, 4, 64, 64, 3)
     assert cached.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("frames", [1, 4])
+def test_the_motion_told_is_the_motion_drawn(video, frames, monkeypatch):
+    """With a camera every frame is given its action, a motion told for it, and the frame at hand moved by that."""
+    made, seen = opinionated(small_config(8)), []
+    camera, tokenizer, fill = made.dynamics.camera, made.tokenizer, made.dynamics.fill
+    monkeypatch.setattr(made.dynamics, "fill", lambda given, *rest: seen.append(given) or fill(given, *rest))
+    made = made.twin(replace(made.config.sampling, temperature=1.0))
+    made.reset(video[:, :frames])
+    for column in ACTIONS.unbind(1):
+        before = made._past.frame.clone()
+        made.step(column)
+        assert (seen[-1].action == column).all()
+        assert (seen[-1].moved == tokenizer.encode(camera.move(before, seen[-1].motion)[:, None])[:, 0]).all()
+    assert len(torch.stack([given.motion for given in seen]).unique()) > 1
+
+
+def test_of_true_frames_the_camera_is_seen():
+    """The first frame's motion nobody knows; the others are the nearest of those that the world has."""
+    made = opinionated(small_config(3))
+    made.dynamics.camera.know(torch.tensor([[0.0, 0.0], [0.0, 4.0], [-4.0, 0.0]]))
+    wide = torch.nn.functional.interpolate(torch.rand(1, 3, 14, 14), size=(84, 84), mode="bicubic").clamp(0, 1)
+    picture = (255 * wide[0]).byte().movedim(0, -1)
+    corners = [(8, 8), (8, 8), (8, 4), (12, 4)]  # content goes right, then up, as the window goes left and down
+    video = torch.stack([picture[y : y + 64, x : x + 64] for y, x in corners])[None]
+    given = made._given(video, made.tokenizer.encode(to_float(video)))
+    assert given.motion.tolist() == [[3, 0, 1, 2]]
+
+
 def test_the_same_seed_imagines_the_same(world, video):
-    actions = torch.randint(8, (2, 3))
+    world, actions = world.twin(replace(world.config.sampling, temperature=1.0)), torch.randint(8, (2, 3))
     assert_close(world.rollout(video, actions, seed=5), world.rollout(video, actions, seed=5))
     assert (world.rollout(video, actions, seed=5) != world.rollout(video, actions, seed=6)).any()
 
@@ -62,14 +98,16 @@ def test_actions_change_the_frame(world, video):
     assert (one != other).any()
 
 
-def test_all_three_caches_are_exact(video):
+@pytest.mark.parametrize("motions", [0, 8])
+def test_all_three_caches_are_exact(video, motions):
     """With attention along time in every stack: tokens the same, pixels to 1e-5, true frames or imagined."""
-    recipe = small_recipe()
+    recipe = small_config(motions)
     awake = replace(recipe.dynamics.transformer, num_blocks=2, attend_time=True)
     tokenizer = replace(recipe.tokenizer, encoder=awake, decoder=awake)
     config = replace(recipe, tokenizer=tokenizer, dynamics=replace(recipe.dynamics, transformer=awake))
     made = opinionated(config)
-    for world in (made, made.twin(replace(config.sampling, temperature=0.0))):
+    for temperature in (1.0, 0.0):
+        world = made.twin(replace(config.sampling, temperature=temperature))
         cached, naive = (world.rollout(video, ACTIONS, seed=2, cached=cached) for cached in (True, False))
         assert_close(cached, naive, atol=1, rtol=0)  # uint8, where 1e-5 may round the other way
     tokens = made.tokenizer.encode(to_float(video))
@@ -101,6 +139,7 @@ def test_worlds_begin_anew_on_their_own(world, video):
 
 
 def test_a_snapshot_is_a_moment_to_come_back_to(world, video):
+    world = world.twin(replace(world.config.sampling, temperature=1.0))
     world.reset(video)
     world.step([0, 1])
     moment = world.snapshot()
@@ -109,20 +148,25 @@ def test_a_snapshot_is_a_moment_to_come_back_to(world, video):
         world.restore(moment)
         futures.append(torch.stack([world.step([2, 3]), world.step([4, 5])]))
     assert_close(*futures)
-    assert moment.size > 0
+    assert moment.size > world._past.frame.nbytes + world._past.hidden.nbytes
+
+
+def tensors(past):
+    return [*past.dynamics._tensors(), *past.decoder._tensors(), past.hidden, past.frame]
 
 
 def test_a_worlds_past_stays_where_it_is(world, video):
     """What was recorded of its tensors goes on being of them, however the world begins anew."""
-    made = world.twin()
+    made = world.twin(replace(world.config.sampling, temperature=1.0))
     made.reset(video)
-    places = [tensor.data_ptr() for cache in made._past for tensor in cache._tensors()]
+    places = [tensor.data_ptr() for tensor in tensors(made._past)]
     moment = made.snapshot()
     first = made.rollout(video, ACTIONS, seed=1)
     made.restore(moment)
     again = made.rollout(video, ACTIONS, seed=1)
     assert (first == again).all()
-    assert [tensor.data_ptr() for cache in made._past for tensor in cache._tensors()] == places
+    made.reset_some([1], video[1:, :2])
+    assert [tensor.data_ptr() for tensor in tensors(made._past)] == places
     made.reset(video[:1])
     assert made.step([0]).shape == (1, 64, 64, 3)
 
@@ -293,6 +337,6 @@ def test_a_prompt_of_too_many_pixels_is_not_even_decoded(tmp_path):
 
 def test_group_and_context_do_not_change_the_contract(video):
     recipe = small_recipe()
-    config = replace(recipe, dynamics=replace(recipe.dynamics, group=1, context="masked"))
+    config = replace(recipe, dynamics=replace(recipe.dynamics, group=1, context="masked", motions=0))
     made = World(config, config.make_tokenizer(), config.make_lam(), config.make_dynamics(), "cpu")
     assert made.rollout(video, torch.zeros(2, 2, dtype=torch.long)).shape == (2, 2, 64, 64, 3)

@@ -33,6 +33,7 @@ from minigenie.eval.inverse import fit_inverse, keys_of
 from minigenie.eval.statistics import bootstrap, by_horizon, entropy, interval, perplexity
 from minigenie.inverse import InverseDynamics
 from minigenie.nn.patches import to_float, to_uint8
+from minigenie.pipeline import seen_by_camera
 from minigenie.runtime import Result, in_parallel
 from minigenie.world import CONFIG_KEYS, MODELS, World
 
@@ -192,7 +193,7 @@ def evaluate(
         "tokenizer": tokenizer,
         "actions": {**_actions(sitting, actions.numpy(), truth, controls, episodes), **pairs, **effects},
         **control,
-        "dynamics": _dynamics(world, tokens, actions, seed),
+        "dynamics": _dynamics(world, video, tokens, actions, seed),
         "rollout": rollout,
         "long_rollouts": long,
         "drift": drift,
@@ -357,16 +358,28 @@ def _control(sitting: Sitting, inverse: InverseDynamics | None) -> tuple[dict[st
     return {"control": report}, scene
 
 
-def _dynamics(world: World, tokens: Int[Tensor, "b t n"], actions: Int[Tensor, "b steps"], seed: int) -> dict[str, Any]:
-    """The training loss of dynamics, on clips it never saw."""
-    tokens, actions = tokens[:LOSS_CLIPS], actions[:LOSS_CLIPS]
+def _dynamics(
+    world: World,
+    video: UInt8[Tensor, "b t h w c"],
+    tokens: Int[Tensor, "b t n"],
+    actions: Int[Tensor, "b s"],
+    seed: int,
+) -> dict[str, Any]:
+    """The training loss of dynamics, of tokens, on clips it never saw."""
     length = min(tokens.shape[1], world.config.context_frames + 1)
+    video, tokens, actions = (
+        video[:LOSS_CLIPS, :length],
+        tokens[:LOSS_CLIPS, :length],
+        actions[:LOSS_CLIPS, : length - 1],
+    )
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
         torch.manual_seed(seed)
         losses, weights = [], []
-        for some, choice in zip(tokens[:, :length].split(BATCH), actions[:, : length - 1].split(BATCH), strict=True):
-            loss, _ = world.dynamics({"tokens": some.to(world.device), "actions": choice.to(world.device)})
-            losses.append(float(loss))
+        for frames, some, choice in zip(*(each.split(BATCH) for each in (video, tokens, actions)), strict=True):
+            batch = {"tokens": some.to(world.device), "actions": choice.to(world.device)}
+            if world.dynamics.camera is not None:
+                batch |= seen_by_camera(world.dynamics.camera, world.tokenizer, frames.to(world.device))
+            losses.append(float(world.dynamics(batch)[1]["cross_entropy"]))
             weights.append(len(some))
     return {"cross_entropy": float(np.average(losses, weights=weights)), "clips": len(tokens), "clip_frames": length}
 
