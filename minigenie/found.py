@@ -42,8 +42,8 @@ def found_controls(dataset: Dataset, motions: Float[np.ndarray, "f 2"], seed: in
     starts, ways = starts[np.isin(ways, common)], ways[np.isin(ways, common)]
     named = np.concatenate([starts + step for step in range(HELD)])
     controls = np.tile(1 + np.searchsorted(common, ways), HELD)
-    idle = np.setdiff1d(rng.permutation(still)[: len(starts)], named)
-    settling = np.setdiff1d(rng.permutation(_settling(dataset, motions))[: len(starts) // 3], np.union1d(named, idle))
+    idle = np.setdiff1d(rng.permutation(still)[: len(starts) // 4], named)
+    settling = np.setdiff1d(rng.permutation(_settling(dataset, motions))[: len(starts) // 24], np.union1d(named, idle))
     frames = np.concatenate([named, idle, settling])
     controls = np.concatenate([controls, np.zeros(len(idle) + len(settling), np.int64)])
     frames, first = np.unique(frames, return_index=True)
@@ -67,5 +67,5 @@ def _settling(dataset: Dataset, motions: Float[np.ndarray, "f 2"]) -> Int[np.nda
 def _ways(path: Float[np.ndarray, "n 2"]) -> Int[np.ndarray, " n"]:
     """Which of WAYS the player goes when the content moves [down, right]: against it sideways, up when it moves down.
     Each axis counts in its own measure."""
-    up, left = (path / np.sqrt((path**2).mean(0))).T
+    up, left = (path / np.sqrt((path**2).mean(0)).clip(REST)).T
     return np.round(np.arctan2(up, -left) / (np.pi / 4)).astype(np.int64) % len(WAYS)

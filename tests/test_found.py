@@ -1,0 +1,80 @@
+"""Controls that nobody labelled, found where the picture rests."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from minigenie.__main__ import main
+from minigenie.found import found_controls
+
+KEYS = ("noop", "left", "right", "jump", "jump-right")
+
+
+def played(episodes: int, length: int, ways=KEYS, seed: int = 0):
+    """A platformer's camera: keys held some ten frames each, with friction, gravity and ground. (dataset, motions,
+    keys); content moves against the player, [down, right]."""
+    rng = np.random.default_rng(seed)
+    motions, keys = np.zeros((episodes * length, 2), np.float32), np.zeros(episodes * length, int)
+    for episode in range(episodes):
+        speed, height, climb = 0.0, 0.0, 0.0
+        for frame in range(episode * length, (episode + 1) * length):
+            if frame % 12 == 0:
+                key = KEYS.index(str(rng.choice(ways))) if frame % 36 else 0
+            speed = 0.5 * speed + {"left": -1.0, "right": 1.0}.get(KEYS[key].split("-")[-1], 0.0)
+            climb = 6.0 if height == 0 and KEYS[key].startswith("jump") else climb - 1.0 if height > 0 else 0.0
+            climb = max(climb, -height)
+            height += climb
+            motions[frame], keys[frame] = (climb, -speed if abs(speed) > 0.05 else 0.0), key
+        motions[frame] = 0
+    starts = np.arange(episodes) * length
+    windows = lambda n: (starts[:, None] + np.arange(length - n + 1)).ravel()  # noqa: E731
+    return SimpleNamespace(windows=windows, name="played"), motions, keys
+
+
+def test_the_way_out_of_rest_names_what_is_held():
+    dataset, motions, keys = played(60, 180)
+    found = found_controls(dataset, motions, seed=0)
+    assert set(found.names) == {"noop", "left", "right", "up", "up-right"}
+    as_found = np.array([found.names.index(name.replace("jump", "up")) for name in KEYS])
+    right = as_found[keys[found.frames]] == found.controls
+    assert right.mean() > 0.9
+    for control in range(len(found.names)):
+        assert right[found.controls == control].mean() > 0.7
+
+
+def test_nothing_is_held_where_it_rests_and_where_it_falls_to_rest():
+    dataset, motions, keys = played(60, 180, ways=("jump", "noop"))
+    found = found_controls(dataset, motions, seed=0)
+    idle = found.frames[found.controls == 0]
+    falling = motions[idle, 0] < -0.5
+    assert falling.any()
+    assert not falling.all()
+
+
+def test_a_rare_way_is_an_accident():
+    dataset, motions, _ = played(60, 180, ways=("left", "right"))
+    found = found_controls(dataset, motions, seed=0)
+    assert found.names == ("noop", "right", "left")
+
+
+def test_the_same_again():
+    dataset, motions, _ = played(40, 180)
+    one, two = (found_controls(dataset, motions, seed=3) for _ in range(2))
+    assert np.array_equal(one.frames, two.frames)
+    assert np.array_equal(one.controls, two.controls)
+
+
+def test_a_camera_that_never_moves_finds_none(toy, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", str(toy.folder), "--out", str(tmp_path / "world"), "--actions", "found"])
+    assert "too few to find controls by" in capsys.readouterr().err
+    assert not (tmp_path / "world").exists()
+
+
+@pytest.mark.parametrize("source", ["found", "latent"])
+def test_what_takes_no_labels_says_so(source, toy, tmp_path, capsys):
+    command = ["train", str(toy.folder), "--out", str(tmp_path / "world"), "--actions", source, "--labels", "100"]
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    assert f"{source} actions take none" in capsys.readouterr().err
