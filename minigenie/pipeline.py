@@ -500,19 +500,23 @@ def labelled(dataset: Dataset, labels: Labels, rows: np.ndarray, around: Tensor)
 def surroundings(dataset: Dataset, frames: np.ndarray, recipe: Recipe, watcher: Watcher | None = None) -> Tensor:
     """The motions of the picture at the steps around those that lead on from `frames`: [frames s 2]. Beyond an
     episode's ends nothing moves."""
-    model, found = InverseDynamics(recipe.inverse, recipe.tokenizer.frame_size), []
+    model = InverseDynamics(recipe.inverse, recipe.tokenizer.frame_size)
     first = dataset.episode_starts
     last = first + np.array([episode.length for episode in dataset.episodes]) - 1
     order = np.argsort(first)
     episode = order[np.searchsorted(first[order], frames, side="right") - 1]
-    steps = np.arange(-recipe.inverse.past, recipe.inverse.future + 2)
-    places = np.clip(frames[:, None] + steps, first[episode][:, None], last[episode][:, None])
-    for some in np.array_split(places, -(-len(places) // 256)):
-        clips = dataset.clips(some.ravel(), 1).reshape(*some.shape, *dataset.frame_size, 3)
-        found.append(model.motions(to_float(torch.from_numpy(clips))))
+    steps = frames[:, None] + np.arange(-recipe.inverse.past, recipe.inverse.future + 1)
+    inside = (steps >= first[episode][:, None]) & (steps < last[episode][:, None])
+    seen, place = np.unique(steps[inside], return_inverse=True)
+    found = torch.zeros(len(seen), 2)
+    for begin in range(0, len(seen), CLIP):
+        some = slice(begin, begin + CLIP)
+        found[some] = model.motions(to_float(torch.from_numpy(dataset.clips(seen[some], 2))))[:, 0]
         if watcher:
-            watcher.work("motion", sum(map(len, found)), len(places))
-    return torch.cat(found)
+            watcher.work("motion", min(begin + CLIP, len(seen)), len(seen))
+    around = torch.zeros(*steps.shape, 2)
+    around[torch.from_numpy(inside)] = found[torch.from_numpy(place)]
+    return around
 
 
 def check_fits(recipe: Recipe, dataset: Dataset) -> None:
@@ -585,7 +589,8 @@ def survey(dataset: Dataset, seed: int, pairs: int = 1024) -> dict[str, float]:
 def take_over(other: Path, out: Path) -> None:
     """Tokenizer and tokens of a run whose config says that they are the same."""
     here, there = read_config(out), read_config(other)
-    if any(here[key] != there[key] for key in ("dataset", "tokenizer", "dynamics", "context_frames", "seed")):
+    same = [here[key] == there[key] for key in ("dataset", "tokenizer", "context_frames", "seed")]
+    if not all(same) or here["dynamics"]["motions"] != there["dynamics"].get("motions"):
         raise ValueError(f"{other} is a run on other footage or with another tokenizer; train {out} on its own")
     for name in TAKEN_OVER:
         if (other / name).exists() and not (out / name).exists():

@@ -328,7 +328,7 @@ class World:
         if video.shape[1] > 1:
             before, after = (to_float(frames.flatten(0, 1)) for frames in (video[:, :-1], video[:, 1:]))
             codes[:, 1:] = self.dynamics.camera.nearest(motion(before, after)).view(len(video), -1)
-        return Given(action, codes, tokens)
+        return Given(action, codes, moved=tokens)  # of no account, as none of them is hidden
 
     def _infer(self, video: Tensor, tokens: Tensor | None) -> Int[Tensor, "b steps"]:
         return self.lam.infer(to_float(video) if tokens is None or not self.config.sees_tokens else tokens)

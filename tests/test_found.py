@@ -44,7 +44,7 @@ def test_the_way_out_of_rest_names_what_is_held():
 
 
 def test_nothing_is_held_where_it_rests_and_where_it_falls_to_rest():
-    dataset, motions, keys = played(60, 180, ways=("jump", "noop"))
+    dataset, motions, _ = played(60, 180, ways=("jump", "noop"))
     found = found_controls(dataset, motions, seed=0)
     idle = found.frames[found.controls == 0]
     falling = motions[idle, 0] < -0.5
