@@ -87,7 +87,8 @@ def encode_actions(
     def encode(frames: np.ndarray) -> Tensor:
         if isinstance(lam, LatentActionModel) and lam.config.input == "tokens":
             return lam.infer(torch.from_numpy(tokens[frames].astype(np.int64)).to(device))
-        return lam.infer(_see(dataset, frames, device))
+        video = _see(dataset, frames, device)
+        return lam.label(video) if isinstance(lam, InverseDynamics) else lam.infer(video)
 
     before, after = lam.sees
     batches = _batches(

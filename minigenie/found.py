@@ -43,7 +43,7 @@ def found_controls(dataset: Dataset, motions: Float[np.ndarray, "f 2"], seed: in
     named = np.concatenate([starts + step for step in range(HELD)])
     controls = np.tile(1 + np.searchsorted(common, ways), HELD)
     idle = np.setdiff1d(rng.permutation(still)[: len(starts) // 4], named)
-    settling = np.setdiff1d(rng.permutation(_settling(dataset, motions))[: len(starts) // 24], np.union1d(named, idle))
+    settling = np.setdiff1d(rng.permutation(_settling(dataset, motions))[: len(starts) // 9], np.union1d(named, idle))
     frames = np.concatenate([named, idle, settling])
     controls = np.concatenate([controls, np.zeros(len(idle) + len(settling), np.int64)])
     frames, first = np.unique(frames, return_index=True)

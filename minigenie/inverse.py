@@ -29,7 +29,8 @@ SMOOTHING = 0.05  # of the labels
 @dataclass(frozen=True, kw_only=True)
 class InverseConfig:
     """controls: their names. motion: whether the camera's motion is seen, of how many steps before and after (past,
-    future), or the picture alone. dim: width. dropout: of what the picture shows."""
+    future), or the picture alone. dim: width. dropout: of what the picture shows. held: see `label`, 0 for never; at
+    1 none but the likeliest stays."""
 
     controls: tuple[str, ...] = ()
     motion: bool = True
@@ -37,6 +38,7 @@ class InverseConfig:
     future: int = 7
     dim: int = 48
     dropout: float = 0.3
+    held: float = 0.0
 
     @property
     def num_actions(self) -> int:
@@ -114,11 +116,30 @@ class InverseDynamics(nn.Module):
 
     @torch.no_grad()
     def infer(self, video: Float[Tensor, "b t h w c"]) -> Int[Tensor, "b steps"]:
-        """Frames, float in [0, 1] -> the control of each step. Beyond the video's ends nothing moves."""
+        """Frames, float in [0, 1] -> the likeliest control of each step. Beyond the video's ends nothing moves."""
+        return self._of_steps(video).argmax(-1)
+
+    @torch.no_grad()
+    def label(self, video: Float[Tensor, "b t h w c"]) -> Int[Tensor, "b steps"]:
+        """As `infer`, for dynamics to learn from. With config.held a control is drawn by its chance, and stays as long
+        as it is not much less likely than another: what nobody can tell is then not always told alike. Of a fall, that
+        nothing is held, and of none that something is, so that a world made of it falls whatever is held."""
+        if not self.config.held:
+            return self.infer(video)
+        chances = self._of_steps(video).softmax(-1)
+        generator = torch.Generator(chances.device).manual_seed(0)
+        drawn = torch.multinomial(chances.flatten(0, 1), 1, generator=generator).view(chances.shape[:2])
+        for step in range(1, drawn.shape[1]):
+            now, before = chances[:, step], drawn[:, step - 1]
+            likely = now.gather(-1, before[:, None])[:, 0] >= self.config.held * now.amax(-1)
+            drawn[:, step] = torch.where(likely, before, drawn[:, step])
+        return drawn
+
+    def _of_steps(self, video: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b steps k"]:
         moved = F.pad(self.motions(video), (0, 0, self.config.past, self.config.future))
         around = moved.unfold(1, self.config.past + 1 + self.config.future, 1).transpose(-1, -2)
         logits = self.logits(video[:, :-1].flatten(0, 1), video[:, 1:].flatten(0, 1), around.flatten(0, 1))
-        return logits.argmax(-1).view(len(video), -1)
+        return logits.view(len(video), video.shape[1] - 1, -1)
 
     def video(self, batch: dict[str, Tensor]) -> Tensor:
         return to_float(batch["frames"])

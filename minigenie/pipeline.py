@@ -49,6 +49,7 @@ HELD_OUT_LABELS = 512
 TAKEN_OVER = ("tokenizer.safetensors", *(f"encoded/{name}.npy" for name in ("tokens", "motions", "camera", "moved")))
 MOST_MOTIONS = 2**16  # from which the typical ones are taken
 MOST_LABELS = 20_000  # that inverse dynamics learns from
+FOUND_HELD = 0.5  # share of the likeliest control's chance above which a found one stays
 FOCUSING = 1_024  # pairs of frames that tell it where to look
 SURVEYED = 8  # shards, or as many as it takes to find enough pairs of frames
 
@@ -111,7 +112,12 @@ def with_actions(recipe: Recipe, dataset: Dataset, source: Actions, labels: int 
             return recipe
         # motion is what they are named by: who sees it learns no more than that
         inverse = replace(
-            recipe.inverse, controls=found_labels(dataset, recipe.seed).names, motion=False, past=0, future=0
+            recipe.inverse,
+            controls=found_labels(dataset, recipe.seed).names,
+            motion=False,
+            past=0,
+            future=0,
+            held=FOUND_HELD,
         )
         return replace(recipe, actions=source, inverse=inverse)
     if source == "true":

@@ -54,7 +54,8 @@ def tiny() -> Recipe:
 
 def laptop() -> Recipe:
     """Full-colour CoinRun on a laptop's CPU overnight: patch 4, since a code for 8x8 pixels cannot hold its looks, four
-    tokens to a position of dynamics, so that a frame is 64 positions, and a LAM that sees steps of a pixel."""
+    tokens to a position of dynamics, so that a frame is 64 positions, and a LAM that sees steps of a pixel. No camera:
+    it was never tried where backgrounds move at a speed of their own."""
     recipe = tiny()
     return replace(
         recipe,
@@ -69,6 +70,7 @@ def laptop() -> Recipe:
         ),
         lam=replace(recipe.lam, patch=8),
         lam_fit=replace(recipe.lam_fit, steps=3_300, batch_size=32),
+        dynamics=replace(recipe.dynamics, motions=0),
         dynamics_fit=replace(
             recipe.dynamics_fit, steps=20_000, batch_size=2, execution=Execution(sample_every=1_000, save_every=100)
         ),

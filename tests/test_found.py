@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from minigenie.__main__ import main
 from minigenie.found import found_controls
+from minigenie.inverse import InverseConfig, InverseDynamics
 
 KEYS = ("noop", "left", "right", "jump", "jump-right")
 
@@ -78,3 +80,19 @@ def test_what_takes_no_labels_says_so(source, toy, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(command)
     assert f"{source} actions take none" in capsys.readouterr().err
+
+
+def test_what_nobody_can_tell_is_drawn_and_lasts(monkeypatch):
+    """Eight steps at which two controls are as likely, then eight at which one is: labelled for dynamics."""
+    model = InverseDynamics(InverseConfig(controls=("a", "b", "c"), motion=False, held=0.5), (64, 64))
+    chances = torch.tensor([[0.48, 0.48, 0.04]] * 8 + [[0.05, 0.9, 0.05]] * 8).expand(400, 16, 3)
+    monkeypatch.setattr(model, "_of_steps", lambda video: chances.log())
+    labels, video = model.label(torch.zeros(400, 17, 64, 64, 3)), torch.zeros(400, 17, 64, 64, 3)
+    told = labels[:, 7] < 2  # a third control is drawn now and then, and does not stay
+    assert told.all()
+    assert 0.4 < (labels[:, 7] == 0).float().mean() < 0.6
+    steady = (labels[:, 1:8] == labels[:, :7]) | (labels[:, :7] == 2)
+    assert steady.all()
+    assert (labels[:, 8:] == 1).float().mean() > 0.9
+    assert torch.equal(labels, model.label(video))
+    assert (model.infer(video)[:, 8:] == 1).all()
