@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from minigenie.nn.motion import warp
 from minigenie.nn.quantize import k_means
 
+STILL = 0.08  # pixels, below which it rests
 SPREAD = 0.2  # pixels: motions that lie so close count as nearly the same
 OF_ITS_OWN, OF_ITS_PLACE = 0.5, 0.5  # of a motion's embedding: what is its alone, what its neighbours share
 
@@ -68,6 +69,9 @@ class Camera(nn.Module):
 
 
 def typical_motions(footage: Float[Tensor, "n 2"], k: int) -> Float[Tensor, "k 2"]:
-    """k motions that stand for those of some footage."""
-    order = torch.randperm(len(footage), generator=torch.Generator().manual_seed(0))
-    return k_means(footage[order], k)
+    """k motions that stand for those of some footage: rest once, however often there is some, and means of others."""
+    moving = footage[footage.abs().amax(1) >= STILL]
+    if not len(moving) or k == 1:
+        return footage.new_zeros(k, 2)
+    order = torch.randperm(len(moving), generator=torch.Generator().manual_seed(0))
+    return torch.cat((footage.new_zeros(1, 2), k_means(moving[order], k - 1)))

@@ -49,7 +49,7 @@ HELD_OUT_LABELS = 512
 TAKEN_OVER = ("tokenizer.safetensors", *(f"encoded/{name}.npy" for name in ("tokens", "motions", "camera", "moved")))
 MOST_MOTIONS = 2**16  # from which the typical ones are taken
 MOST_LABELS = 20_000  # that inverse dynamics learns from
-FOUND_HELD = 0.5  # share of the likeliest control's chance above which a found one stays
+HELD = 0.5  # share of the likeliest control's chance above which one stays that was held before
 FOCUSING = 1_024  # pairs of frames that tell it where to look
 SURVEYED = 8  # shards, or as many as it takes to find enough pairs of frames
 
@@ -117,7 +117,7 @@ def with_actions(recipe: Recipe, dataset: Dataset, source: Actions, labels: int 
             motion=False,
             past=0,
             future=0,
-            held=FOUND_HELD,
+            held=HELD,
         )
         return replace(recipe, actions=source, inverse=inverse)
     if source == "true":
@@ -134,7 +134,7 @@ def with_actions(recipe: Recipe, dataset: Dataset, source: Actions, labels: int 
     else:
         names = checked(read_labels(dataset.folder, dataset)).names
         sidecar = hashlib.sha256((dataset.folder / LABELS).read_bytes()).hexdigest()
-    inverse = replace(recipe.inverse, controls=names)
+    inverse = replace(recipe.inverse, controls=names, held=0.0 if source == "true" else HELD)
     return replace(recipe, actions=source, inverse=inverse, labels=labels, sidecar=sidecar)
 
 
