@@ -12,7 +12,7 @@ from minigenie.data.dataset import Dataset
 from minigenie.eval.compare import rows
 from minigenie.eval.measure import evaluate
 from minigenie.eval.report import summary, write_report
-from minigenie.pipeline import train_world, with_actions
+from minigenie.pipeline import Recipe, train_world, with_actions
 from minigenie.recipes import tiny
 from minigenie.runtime import pick_device
 from minigenie.world import World
