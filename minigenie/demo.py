@@ -47,7 +47,7 @@ def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: i
         recipe = replace(recipe, **{name: replace(getattr(recipe, name), steps=1_000_000)})
     labels = min(LABELS, footage["train"].num_frames // 8)
     recipes = {
-        "world": with_actions(recipe, footage["train"], "labels", labels),
+        "world": with_actions(replace(recipe, shares=(0.22, 0.07, 0.71)), footage["train"], "labels", labels),
         "unlabelled": _unlabelled(recipe, footage["train"]),
     }
     for name, share in SHARES.items():
@@ -73,9 +73,8 @@ def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: i
 
 def _unlabelled(recipe: Recipe, footage: Dataset) -> Recipe:
     """Controls found by what the scene does out of rest; where it has no camera that moves, latent actions."""
-    recipe = replace(recipe, shares=(0.01, 0.2, 0.79))  # the tokenizer is there
     try:
-        return with_actions(recipe, footage, "found")
+        return with_actions(replace(recipe, shares=(0.01, 0.12, 0.87)), footage, "found")  # the tokenizer is there
     except ValueError:
         return replace(recipe, shares=(0.01, 0.4, 0.59))
 
