@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "minigenie"
 LAYERS = [
     ["config", "runtime"],
     ["data", "nn", "pictures", "maskgit"],
-    ["tokenizer", "lam", "inverse", "camera", "dynamics"],
+    ["tokenizer", "lam", "inverse", "found", "camera", "dynamics"],
     ["optim", "checkpoint", "metrics"],
     ["world", "encode"],
     ["train", "finish"],
