@@ -254,7 +254,7 @@ def test_undo_restores_the_very_state(folder):
 
 
 def test_the_past_and_the_recording_are_bounded(folder, monkeypatch):
-    monkeypatch.setattr("minigenie.play.player.PAST_BYTES", 200_000)
+    monkeypatch.setattr("minigenie.play.player.PAST_BYTES", 500_000)
     monkeypatch.setattr("minigenie.play.player.RECORD_FRAMES", 5)
     world = World.load(folder, "cpu")
     player = Player(world)
@@ -263,7 +263,7 @@ def test_the_past_and_the_recording_are_bounded(folder, monkeypatch):
     for _ in range(12):
         player.step(0)
     assert 1 <= len(player.past) < 12
-    assert sum(moment.world.size for moment in player.past) <= 200_000
+    assert sum(moment.world.size for moment in player.past) <= 500_000
     assert len(player.recorded) == 5
     assert not player.recording
     while player.undo():
