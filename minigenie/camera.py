@@ -14,10 +14,9 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minigenie.nn.motion import warp
+from minigenie.nn.motion import STILL, warp
 from minigenie.nn.quantize import k_means
 
-STILL = 0.08  # pixels, below which it rests
 SPREAD = 0.2  # pixels: motions that lie so close count as nearly the same
 OF_ITS_OWN, OF_ITS_PLACE = 0.5, 0.5  # of a motion's embedding: what is its alone, what its neighbours share
 

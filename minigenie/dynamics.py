@@ -195,8 +195,9 @@ class Dynamics(nn.Module):
         if self.camera is not None and given.motion is not None:
             action, motion = given.action[:, 1:].flatten(), given.motion[:, 1:].flatten()
             told = self.camera.logits(states.flatten(0, 1), self.embed_action(action))
-            loss = loss + MOTION_WEIGHT * self.camera.loss(told, motion)
-            metrics["motion"] = F.cross_entropy(told.detach(), motion)
+            of_motions = self.camera.loss(told, motion)
+            loss = loss + MOTION_WEIGHT * of_motions
+            metrics["motion"] = of_motions.detach()
         return loss, metrics
 
     @torch.no_grad()

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 
 from minigenie.data.dataset import Dataset
 from minigenie.data.labels import Labels
+from minigenie.nn.motion import STILL
 
-REST = 0.08  # pixels a step, below which the picture rests
 RESTED = 3  # steps of rest before a start
 AHEAD = 6  # steps by which is told where it goes
 HELD = 2  # steps from a start on that have the same control
@@ -29,9 +29,9 @@ def found_controls(dataset: Dataset, motions: Float[np.ndarray, "f 2"], seed: in
     """motions: of the picture's content from each frame to the next, [down, right] in pixels. ValueError, one line, if
     the footage has too few starts from rest."""
     windows = dataset.windows(RESTED + AHEAD + 1) + RESTED
-    moments = windows[(_steps(motions, windows, -RESTED, 0) < REST).all(1)]
+    moments = windows[(_steps(motions, windows, -RESTED, 0) < STILL).all(1)]
     speed, rng = _steps(motions, moments, 0, AHEAD), np.random.default_rng(seed)
-    still, starts = moments[(speed < REST).all(1)], moments[speed[:, 0] >= REST]
+    still, starts = moments[(speed < STILL).all(1)], moments[speed[:, 0] >= STILL]
     if len(starts) < FEWEST:
         raise ValueError(
             f"in {dataset.name} the picture starts from rest {len(starts)} times, too few to find controls by "
@@ -60,12 +60,12 @@ def _settling(dataset: Dataset, motions: Float[np.ndarray, "f 2"]) -> Int[np.nda
     windows = dataset.windows(SETTLING + RESTED + 2) + SETTLING
     speed = _steps(motions, windows, -1, RESTED + 1)
     falls = -motions[windows - 1, 0] > np.abs(motions[windows - 1, 1])
-    rests = windows[(speed[:, 0] >= REST) & (speed[:, 1:] < REST).all(1) & falls]
+    rests = windows[(speed[:, 0] >= STILL) & (speed[:, 1:] < STILL).all(1) & falls]
     return np.unique(np.concatenate([rests - step for step in range(1, SETTLING + 1)]))
 
 
 def _ways(path: Float[np.ndarray, "n 2"]) -> Int[np.ndarray, " n"]:
     """Which of WAYS the player goes when the content moves [down, right]: against it sideways, up when it moves down.
     Each axis counts in its own measure."""
-    up, left = (path / np.sqrt((path**2).mean(0)).clip(REST)).T
+    up, left = (path / np.sqrt((path**2).mean(0)).clip(STILL)).T
     return np.round(np.arctan2(up, -left) / (np.pi / 4)).astype(np.int64) % len(WAYS)

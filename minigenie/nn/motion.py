@@ -15,6 +15,7 @@ SEARCHED, REFINED = 32, 64  # pixels of a frame's shorter side, at which the sea
 REACH = 4  # of these, each way: an eighth of a frame
 TURNS = 3
 ROBUST = 0.5  # a difference of pixels beyond which they are taken to move by themselves
+STILL = 0.08  # pixels a step, below which the picture rests
 STIFF = 0.01  # keeps still what has no structure
 
 
