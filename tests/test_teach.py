@@ -348,6 +348,7 @@ def test_a_held_key_labels_the_clip_and_may_be_undone(page, session, data):
     saved = read_labels(data.folder, data)
     assert [saved.names[control] for control in saved.controls] == shown[session.lead :]
     assert saved.frames[-1] == clip.first + clip.length - 2
+    page.wait_for_function("clip.number === 1")
     looked_over(page)  # the second clip, in which nothing was held
     for _ in range(200):  # until its labels are drawn
         if "noop" in (drawn := set(page.evaluate("cells.map(cell => cell.dataset.control)"))):
