@@ -1,12 +1,14 @@
 """How far the picture moves as a whole, foretold before its tokens are.
 
-The camera's motion is one of a few hundred that the footage knows. Dynamics tells it first, from the frames so far and
-the action, and then fills in a frame for which it is known: the former frame, moved along, stands where a token is
-still hidden. Without that a camera that rests hardly ever starts: of all tokens the former one is the likeliest,
-although it is likelier that some change.
+The camera's motion is one of a few hundred that the footage knows. A small network of its own tells it first, from the
+frame at hand, the motions and actions that led to it, and the action to come; then dynamics fills in a frame for which
+it is known: the former frame, moved along, stands where a token is still hidden. Without that a camera that rests
+hardly ever starts: of all tokens the former one is the likeliest, although it is likelier that some change.
 
-Dimensions:  m frames   p positions of the transformer   d model width   k motions
+Dimensions:  m frames   n patches per frame   s steps that are looked back   k motions   d width
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,27 +16,54 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from minigenie.maskgit import draw
 from minigenie.nn.motion import STILL, warp
 from minigenie.nn.quantize import k_means
 
+PAST = 7  # steps that are looked back
+
+SEEN, CHANNELS, ACTION_DIM, DROPOUT = 8, 64, 16, 0.1  # SEEN: rows and columns of what is left of a picture, at most
+FINE = 0.3  # pixels, above which a motion's size is seen by its logarithm
 SPREAD = 0.2  # pixels: motions that lie so close count as nearly the same
 OF_ITS_OWN, OF_ITS_PLACE = 0.5, 0.5  # of a motion's embedding: what is its alone, what its neighbours share
 
 
+class History(NamedTuple):
+    """What a motion is told from. tokens: of the frame at hand. motions, actions: codes of the motions and actions of
+    the PAST steps that led to it, `Camera.unknown` and `Camera.no_action` before the beginning."""
+
+    tokens: Int[Tensor, "m n"]
+    motions: Int[Tensor, "m s"]
+    actions: Int[Tensor, "m s"]
+
+
 class Camera(nn.Module):
     """motions: [k 2], pixels [down, right] by which the picture's content moves. unknown: the code of a motion that
-    nobody knows."""
+    nobody knows. grid: rows and columns of a frame's tokens."""
 
     motions: Tensor
 
-    def __init__(self, num_motions: int, dim: int, num_heads: int) -> None:
+    def __init__(
+        self, num_motions: int, dim: int, num_codes: int, token_dim: int, grid: tuple[int, int], num_actions: int
+    ) -> None:
         super().__init__()
-        self.unknown, self.num_heads = num_motions, num_heads
+        self.unknown, self.no_action, self.grid = num_motions, num_actions, grid
         self.register_buffer("motions", torch.zeros(num_motions, 2))
         self.embed = nn.Embedding(num_motions + 1, dim)
-        self.norm = nn.LayerNorm(dim)
-        self.query, self.key_value = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
-        self.head = nn.Sequential(nn.Linear(3 * dim, dim), nn.GELU(), nn.Linear(dim, num_motions))
+        self.embed_token = nn.Embedding(num_codes, token_dim)
+        strides = [2 if max(grid) > side else 1 for side in (SEEN, 2 * SEEN)]
+        seen = [-(-side // (strides[0] * strides[1])) for side in grid]
+        self.picture = nn.Sequential(
+            nn.Conv2d(token_dim, CHANNELS, 3, stride=strides[0], padding=1), nn.GELU(),
+            nn.Conv2d(CHANNELS, CHANNELS, 3, stride=strides[1], padding=1), nn.GELU(),
+            nn.Flatten(), nn.Linear(CHANNELS * seen[0] * seen[1], dim),
+        )  # fmt: skip
+        self.embed_action = nn.Embedding(num_actions + 1, ACTION_DIM)
+        self.steps = nn.Linear(2 * PAST + ACTION_DIM * (PAST + 1), dim)
+        self.head = nn.Sequential(
+            nn.LayerNorm(2 * dim), nn.Linear(2 * dim, 2 * dim), nn.GELU(),
+            nn.Linear(2 * dim, 2 * dim), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(2 * dim, num_motions),
+        )  # fmt: skip
 
     @torch.no_grad()
     def know(self, motions: Float[Tensor, "k 2"]) -> None:
@@ -52,14 +81,33 @@ class Camera(nn.Module):
     def move(self, frames: Float[Tensor, "m h w c"], codes: Int[Tensor, " m"]) -> Float[Tensor, "m h w c"]:
         return warp(frames, self.motions[codes])[0]
 
-    def logits(self, hidden: Float[Tensor, "m p d"], action: Float[Tensor, "m d"]) -> Float[Tensor, "m k"]:
-        """Of the motion into the next frame. hidden: of the frame at hand. action: the embedding of the one to come, by
-        which it is looked at."""
-        hidden = self.norm(hidden)
-        query = rearrange(self.query(action), "m (h e) -> m h 1 e", h=self.num_heads)
-        key, value = rearrange(self.key_value(hidden), "m p (two h e) -> two m h p e", two=2, h=self.num_heads)
-        seen = rearrange(F.scaled_dot_product_attention(query, key, value), "m h 1 e -> m (h e)")
-        return self.head(torch.cat((seen, hidden.mean(1), action), dim=1)).float()
+    def history(self, tokens: Int[Tensor, "m n"], motions: Int[Tensor, "m t"], actions: Int[Tensor, "m t"]) -> History:
+        """Of a frame, and the motions and actions that led into it and those before."""
+        motions, actions = (
+            F.pad(motions, (PAST, 0), value=self.unknown),
+            F.pad(actions, (PAST, 0), value=self.no_action),
+        )
+        return History(tokens, motions[:, -PAST:], actions[:, -PAST:])
+
+    def logits(self, history: History, action: Int[Tensor, " m"]) -> Float[Tensor, "m k"]:
+        """Of the motion into the next frame. action: the one to come."""
+        tokens, motions, actions = history
+        picture = rearrange(self.embed_token(tokens), "m (y x) e -> m e y x", y=self.grid[0])
+        moved = F.pad(self.motions, (0, 0, 0, 1))[motions]
+        moved = moved.sign() * (1 + moved.abs() / FINE).log()
+        taken = self.embed_action(torch.cat((actions, action[:, None]), dim=1))
+        steps = self.steps(torch.cat((moved.flatten(1), taken.flatten(1)), dim=1))
+        return self.head(torch.cat((self.picture(picture), steps), dim=1)).float()
+
+    def tell(
+        self, history: History, action: Int[Tensor, " m"], uniform: Float[Tensor, " m"], temperature: float
+    ) -> Int[Tensor, " m"]:
+        """The code of the motion into the next frame. uniform: random numbers in [0, 1). temperature: 0 takes the
+        likeliest."""
+        logits = self.logits(history, action)
+        if not temperature:
+            return logits.argmax(-1)
+        return draw((logits / temperature).softmax(-1)[:, None], uniform[:, None])[:, 0]
 
     def loss(self, logits: Float[Tensor, "m k"], codes: Int[Tensor, " m"]) -> Tensor:
         """Cross-entropy, in which a motion's near neighbours are nearly right."""

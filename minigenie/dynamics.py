@@ -26,14 +26,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from minigenie.camera import Camera
-from minigenie.maskgit import draw, fill_surest
+from minigenie.camera import PAST, Camera, History
+from minigenie.maskgit import fill_surest
 from minigenie.nn.patches import patch_grid
 from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache
 from minigenie.tokenizer import TokenizerConfig
 
 SHOWN = -100  # a target that does not count
-MOTION_WEIGHT = 0.5  # of the loss of motions beside that of tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +103,11 @@ class Dynamics(nn.Module):
         self.transformer = STTransformer(config.transformer, self.grid)
         self.part = nn.Linear(dim, joined)
         self.head = nn.Linear(config.token_dim, self.num_codes)
-        self.camera = Camera(config.motions, dim, config.transformer.num_heads) if config.motions else None
+        self.camera = (
+            Camera(config.motions, dim, self.num_codes, config.token_dim, tokenizer.grid, num_actions)
+            if config.motions
+            else None
+        )
 
     @torch.no_grad()
     def start_from(self, codebook: Float[Tensor, "k c"]) -> None:
@@ -114,6 +117,8 @@ class Dynamics(nn.Module):
         self.embed_token.weight[:-1] = alike
         self.head.weight.copy_(alike / math.sqrt(self.config.token_dim))
         self.head.bias.zero_()
+        if self.camera is not None:
+            self.camera.embed_token.weight.copy_(alike)
 
     def _enter(self, tokens: Int[Tensor, "b t n"], given: Given) -> Float[Tensor, "b t p d"]:
         """Tokens and what is given of their frames, as positions of the transformer: a group of tokens each."""
@@ -155,36 +160,21 @@ class Dynamics(nn.Module):
         """A step of MaskGIT: `fill_surest` by the logits of `step`. rest: the arguments that it takes after them."""
         return fill_surest(tokens, self.mask_id, self.step(tokens, given, past), *rest)
 
-    def commit(self, tokens: Int[Tensor, "b n"], given: Given, past: TimeCache) -> Float[Tensor, "b p d"]:
-        """The frame joins the past. Its hidden states, from which the next motion is told."""
-        hidden = self._step(tokens, given, past)
+    def commit(self, tokens: Int[Tensor, "b n"], given: Given, past: TimeCache) -> None:
+        """The frame joins the past."""
+        self._step(tokens, given, past)
         past.commit()
-        return hidden
-
-    def tell_motion(
-        self,
-        hidden: Float[Tensor, "b p d"],
-        action: Int[Tensor, " b"],
-        uniform: Float[Tensor, " b"],
-        temperature: float,
-    ) -> Int[Tensor, " b"]:
-        """The code of the motion into the next frame. hidden: of the frame at hand. uniform: random numbers in [0, 1).
-        temperature: 0 takes the likeliest."""
-        assert self.camera is not None
-        logits = self.camera.logits(hidden, self.embed_action(action))
-        if not temperature:
-            return logits.argmax(-1)
-        return draw((logits / temperature).softmax(-1)[:, None], uniform[:, None])[:, 0]
 
     def _step(self, tokens: Tensor, given: Given, past: TimeCache) -> Float[Tensor, "b p d"]:
         return self.transformer.step(self._enter(tokens[:, None], given.map(lambda each: each[:, None]))[:, 0], past)
 
     def forward(self, batch: dict[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """batch: "tokens" int [b t n] and what `given` takes -> loss (cross-entropy of masked tokens, and of motions),
-        metrics."""
+        metrics. With a camera it learns from these clips' motions, or from those of other steps, of which "step_tokens"
+        [m n] are the frames, "step_motions" and "step_actions" [m PAST+1] the steps before and that to come."""
         tokens, given = batch["tokens"].long(), self.given(batch)
         streams = self._clean_and_masked if self.config.context == "clean" else self._all_masked
-        states, masked, targets, hide = streams(tokens, given)
+        masked, targets, hide = streams(tokens, given)
         # how many tokens are hidden, only a CPU knows without waiting for what it was asked before
         hidden, targets = counted(self._leave(masked), targets, hide, static=tokens.device.type != "cpu")
         logits = self.head(hidden).float()
@@ -193,12 +183,22 @@ class Dynamics(nn.Module):
         right = (seen.gather(-1, targets.clamp(min=0)[:, None])[:, 0] == seen.amax(dim=-1)) & counts
         metrics = {"cross_entropy": loss.detach(), "accuracy": right.sum() / counts.sum()}
         if self.camera is not None and given.motion is not None:
-            action, motion = given.action[:, 1:].flatten(), given.motion[:, 1:].flatten()
-            told = self.camera.logits(states.flatten(0, 1), self.embed_action(action))
-            of_motions = self.camera.loss(told, motion)
-            loss = loss + MOTION_WEIGHT * of_motions
+            of_motions = self._loss_of_motions(self.camera, batch, given.motion)
+            loss = loss + of_motions
             metrics["motion"] = of_motions.detach()
         return loss, metrics
+
+    def _loss_of_motions(self, camera: Camera, batch: dict[str, Tensor], motion: Int[Tensor, "b t"]) -> Tensor:
+        if "step_tokens" in batch:
+            frames, motions, actions = (batch[f"step_{name}"].long() for name in ("tokens", "motions", "actions"))
+        else:
+            frames = batch["tokens"][:, :-1].flatten(0, 1).long()
+            motions, actions = (
+                F.pad(each, (PAST, 0), value=none).unfold(1, PAST + 1, 1).flatten(0, 1)
+                for each, none in ((motion[:, 1:], camera.unknown), (batch["actions"].long(), self.no_action))
+            )
+        told = camera.logits(History(frames, motions[:, :-1], actions[:, :-1]), actions[:, -1])
+        return camera.loss(told, motions[:, -1])
 
     @torch.no_grad()
     def control(self, batch: dict[str, Tensor]) -> Tensor:
@@ -213,16 +213,14 @@ class Dynamics(nn.Module):
                 losses.append(self(batch | {"actions": choice})[0])
         return losses[1] - losses[0]
 
-    def _all_masked(self, tokens: Tensor, given: Given) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Hidden states of frames that are known (here: none is) and of those with masked tokens, what these should
-        tell, and where."""
+    def _all_masked(self, tokens: Tensor, given: Given) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states of frames with masked tokens, what they should tell, and where."""
         rate = torch.empty(len(tokens), 1, 1, device=tokens.device).uniform_(self.config.min_mask, 1)
         hide = torch.rand(tokens.shape, device=tokens.device) < rate
         hide[:, 0] = False
-        hidden = self.hidden(tokens.masked_fill(hide, self.mask_id), given)
-        return hidden, hidden, tokens, hide
+        return self.hidden(tokens.masked_fill(hide, self.mask_id), given), tokens, hide
 
-    def _clean_and_masked(self, tokens: Tensor, given: Given) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _clean_and_masked(self, tokens: Tensor, given: Given) -> tuple[Tensor, Tensor, Tensor]:
         past, present = tokens[:, :-1], tokens[:, 1:]
         hide = cosine_mask(present)
         twice = given.map(lambda each: torch.cat((each[:, :-1], each[:, 1:]), dim=1))
@@ -230,7 +228,7 @@ class Dynamics(nn.Module):
             twice = twice._replace(moved=self._corrupted(twice.moved))
         entered = self._enter(torch.cat((self._corrupted(past), present.masked_fill(hide, self.mask_id)), dim=1), twice)
         hidden = self.transformer(entered, *two_streams(past.shape[1], tokens.device))
-        return hidden[:, : past.shape[1]], hidden[:, past.shape[1] :], present, hide
+        return hidden[:, past.shape[1] :], present, hide
 
     def _corrupted(self, tokens: Int[Tensor, "b t n"]) -> Int[Tensor, "b t n"]:
         swap = torch.rand(tokens.shape, device=tokens.device) < self.config.corrupt * torch.rand(

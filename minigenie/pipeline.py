@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from minigenie import __version__
-from minigenie.camera import Camera, typical_motions
+from minigenie.camera import PAST, Camera, typical_motions
 from minigenie.checkpoint import load_model, save_model
 from minigenie.config import from_dict, to_dict
 from minigenie.data.controls import controls_of
@@ -48,6 +48,7 @@ HELD_OUT_CLIPS = 32
 HELD_OUT_LABELS = 512
 TAKEN_OVER = ("tokenizer.safetensors", *(f"encoded/{name}.npy" for name in ("tokens", "motions", "camera", "moved")))
 MOST_MOTIONS = 2**16  # from which the typical ones are taken
+STEPS = 32  # of the footage, from which the camera learns beside each clip
 MOST_LABELS = 20_000  # that inverse dynamics learns from
 HELD = 0.5  # share of the likeliest control's chance above which one stays that was held before
 FOCUSING = 1_024  # pairs of frames that tell it where to look
@@ -297,7 +298,12 @@ class Run:
             return model
 
         camera, seen = self.camera(tokenizer)
-        batch = partial(self._integers, {"tokens": tokens, "actions": actions, **seen})
+        clips = partial(self._integers, {"tokens": tokens, "actions": actions, **seen})
+
+        def batch(config: FitConfig, step: int, some: range) -> dict[str, Tensor]:
+            steps = self._steps(tokens, actions, seen["motions"], camera, config, step, some) if camera else {}
+            return clips(config, step, some) | steps
+
         model = self._train("dynamics", make, batch, partial(sample_dynamics, tokenizer=tokenizer), tokenizer, lam)
         assert isinstance(model, Dynamics)
         return model
@@ -458,6 +464,27 @@ class Run:
         upto = {name: frames if name == "tokens" else frames[:, :-1] for name in arrays}
         return {name: torch.from_numpy(array[upto[name]].astype(np.int64)) for name, array in arrays.items()}
 
+    def _steps(
+        self,
+        tokens: np.ndarray,
+        actions: np.ndarray,
+        motions: np.ndarray,
+        camera: Camera,
+        config: FitConfig,
+        step: int,
+        clips: range,
+    ) -> dict[str, Tensor]:
+        """What the camera learns from beside some clips: single steps of the footage, and those before them."""
+        windows = self.windows(2)
+        batch = sample_batch(len(windows), seed=self.recipe.seed, step=step, batch_size=STEPS * config.batch_size)
+        frames = windows[batch[STEPS * clips.start : STEPS * clips.stop]]
+        back = frames[:, None] + np.arange(-PAST, 1)
+        before = back < self.dataset.episode_starts[self.dataset.episodes_of(frames)][:, None]
+        known = {"motions": (motions, camera.unknown), "actions": (actions, camera.no_action)}
+        steps = {name: np.where(before, unknown, of[back].astype(np.int64)) for name, (of, unknown) in known.items()}
+        steps["tokens"] = tokens[frames].astype(np.int64)
+        return {f"step_{name}": torch.from_numpy(each) for name, each in steps.items()}
+
 
 def seen_by_camera(camera: Camera, tokenizer: VideoTokenizer, frames: Tensor) -> dict[str, Tensor]:
     """Of clips, uint8 [b t h w c], what `Run.camera` knows of the dataset: "motions" [b t-1], "moved" [b t-1 n]."""
@@ -507,10 +534,8 @@ def surroundings(dataset: Dataset, frames: np.ndarray, recipe: Recipe, watcher: 
     """The motions of the picture at the steps around those that lead on from `frames`: [frames s 2]. Beyond an
     episode's ends nothing moves."""
     model = InverseDynamics(recipe.inverse, recipe.tokenizer.frame_size)
-    first = dataset.episode_starts
-    last = first + np.array([episode.length for episode in dataset.episodes]) - 1
-    order = np.argsort(first)
-    episode = order[np.searchsorted(first[order], frames, side="right") - 1]
+    first, episode = dataset.episode_starts, dataset.episodes_of(frames)
+    last = first + np.array([each.length for each in dataset.episodes]) - 1
     steps = frames[:, None] + np.arange(-recipe.inverse.past, recipe.inverse.future + 1)
     inside = (steps >= first[episode][:, None]) & (steps < last[episode][:, None])
     seen, place = np.unique(steps[inside], return_inverse=True)

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from minigenie.camera import History
 from minigenie.checkpoint import load_model
 from minigenie.config import from_dict, parse_json
 from minigenie.dynamics import Dynamics, DynamicsConfig, Given
@@ -190,22 +191,27 @@ class World:
         return self._recording(leading_in).cpu()
 
     def _imagine(self, action: Int[Tensor, " b"], past: "Past") -> UInt8[Tensor, "b h w c"]:
-        given = self._foretell(action, past.hidden, past.frame)
+        given = self._foretell(action, past.history, past.frame)
         tokens = self._sample(partial(self.dynamics.fill, given, past.dynamics), past.b)
-        past.hidden.copy_(self.dynamics.commit(tokens, given, past.dynamics))
+        self.dynamics.commit(tokens, given, past.dynamics)
         past.frame.copy_(self.tokenizer.decode_next(tokens, past.decoder))
+        past.remember(tokens, given)
         return to_uint8(past.frame)
 
-    def _foretell(
-        self, action: Int[Tensor, " b"], hidden: Float[Tensor, "b p d"], frame: Float[Tensor, "b h w c"]
-    ) -> Given:
+    def _foretell(self, action: Int[Tensor, " b"], history: History, frame: Float[Tensor, "b h w c"]) -> Given:
         """What is given of the next frame: the action, and what follows from it and from the frame at hand."""
         camera = self.dynamics.camera
         if camera is None:
             return Given(action)
         uniform = torch.rand(len(action), generator=self._generator, device=self.device)
-        code = self.dynamics.tell_motion(hidden, action, uniform, self.config.sampling.temperature)
+        code = camera.tell(history, action, uniform, self.config.sampling.temperature)
         return Given(action, code, self.tokenizer.encode(camera.move(frame, code)[:, None])[:, 0])
+
+    def _history(self, tokens: Int[Tensor, "b n"], given: Given) -> History:
+        """given: of the frame that these tokens are, and of those before."""
+        if self.dynamics.camera is None or given.motion is None:
+            return History(tokens, given.action[:, :0], given.action[:, :0])
+        return self.dynamics.camera.history(tokens, given.motion, given.action)
 
     @torch.no_grad()
     def rollout(
@@ -233,13 +239,12 @@ class World:
         tokens = self.tokenizer.encode(to_float(video[:, -keep:]))
         given = self._given(video[:, -keep:], tokens)
         for column in actions.unbind(1):
-            past, given = tokens[:, -keep:], given.map(lambda each: each[:, -keep:])
-            frame = self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]
+            past, frame = tokens[:, -keep:], self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]
             chosen = self._check_actions(column, len(video))
-            coming = self._foretell(chosen, self.dynamics.hidden(past, given)[:, -1], frame)
-            given = given.then(coming)
+            given = given.then(self._foretell(chosen, self._history(tokens[:, -1], given), frame))
+            seen = given.map(lambda each: each[:, -keep - 1 :])
 
-            def fill(present: Tensor, *rest: Any, past: Tensor = past, given: Given = given) -> Tensor:
+            def fill(present: Tensor, *rest: Any, past: Tensor = past, given: Given = seen) -> Tensor:
                 logits = self.dynamics.logits(torch.cat((past, present[:, None]), dim=1), given)[:, -1]
                 return fill_surest(present, self.dynamics.mask_id, logits, *rest)
 
@@ -313,9 +318,9 @@ class World:
         tokens = torch.stack([self.tokenizer.encode_next(frame, encoder) for frame in to_float(video).unbind(1)], 1)
         given = self._given(video, tokens)
         for i in range(t):
-            hidden = self.dynamics.commit(tokens[:, i], given.map(itemgetter((slice(None), i))), dynamics)
+            self.dynamics.commit(tokens[:, i], given.map(itemgetter((slice(None), i))), dynamics)
             frame = self.tokenizer.decode_next(tokens[:, i], decoder)
-        return Past(dynamics, decoder, hidden, frame)
+        return Past(dynamics, decoder, frame, *self._history(tokens[:, -1], given))
 
     def _given(self, video: UInt8[Tensor, "b t h w c"], tokens: Int[Tensor, "b t n"]) -> Given:
         """Of true frames: the actions that lead into them, inferred ones, and how far the camera went."""
@@ -339,16 +344,28 @@ class World:
 
 
 class Past(NamedTuple):
-    """What b worlds remember. hidden, frame: of the newest frame, what dynamics thinks of it and how it looks."""
+    """What b worlds remember. frame: the newest one, float. tokens, motions, actions: its History."""
 
     dynamics: TimeCache
     decoder: TimeCache
-    hidden: Float[Tensor, "b p d"]
     frame: Float[Tensor, "b h w c"]
+    tokens: Int[Tensor, "b n"]
+    motions: Int[Tensor, "b s"]
+    actions: Int[Tensor, "b s"]
 
     @property
     def b(self) -> int:
         return len(self.frame)
+
+    @property
+    def history(self) -> History:
+        return History(self.tokens, self.motions, self.actions)
+
+    def remember(self, tokens: Int[Tensor, "b n"], given: Given) -> None:
+        self.tokens.copy_(tokens)
+        if given.motion is not None:
+            for steps, newest in ((self.motions, given.motion), (self.actions, given.action)):
+                steps.copy_(torch.cat((steps[:, 1:], newest[:, None]), dim=1))
 
     def copy_(self, other: "Past") -> None:
         for mine, its in zip(self, other, strict=True):
@@ -357,8 +374,8 @@ class Past(NamedTuple):
     def put(self, worlds: Int[Tensor, " k"], other: "Past") -> None:
         self.dynamics.put(worlds, other.dynamics)
         self.decoder.put(worlds, other.decoder)
-        self.hidden.index_copy_(0, worlds, other.hidden)
-        self.frame.index_copy_(0, worlds, other.frame)
+        for mine, its in zip(self[2:], other[2:], strict=True):
+            mine.index_copy_(0, worlds, its)
 
 
 class Recording:

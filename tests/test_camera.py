@@ -1,62 +1,89 @@
 """How far the picture moves as a whole, told before its tokens are."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from conftest import small_recipe
 from test_motion import scenery
 from torch.testing import assert_close
 
-from minigenie.camera import SPREAD, Camera, typical_motions
+from minigenie.camera import PAST, SPREAD, Camera, History, typical_motions
 from minigenie.nn.motion import motion
 
 WAYS = torch.tensor([[0.0, 0.0], [0.0, 3.0], [0.0, -3.0], [3.0, 0.0], [-3.0, 0.0]])
 
 
-def camera(motions):
-    made = Camera(len(motions), 32, 2)
+def camera(motions, grid=(8, 8)):
+    made = Camera(len(motions), 32, num_codes=32, token_dim=16, grid=grid, num_actions=8)
     made.know(motions)
     return made
 
 
-def test_it_learns_to_tell_the_motion_that_an_action_makes():
-    """A video that shifts by its action's direction: dynamics tells the motion right, for each action."""
-    recipe = small_recipe()
-    model = replace(recipe, dynamics=replace(recipe.dynamics, motions=len(WAYS))).make_dynamics().train()
-    model.camera.know(WAYS)
-    optimizer, first = torch.optim.Adam(model.parameters(), lr=3e-3), None
-    for _ in range(60):
-        actions, tokens = torch.randint(len(WAYS), (8, 3)), torch.randint(32, (8, 4, 64))
-        batch = {"tokens": tokens, "actions": actions, "motions": actions, "moved": tokens[:, :-1]}
-        loss, metrics = model(batch)
-        first = first or float(metrics["motion"])
+def histories(number, grid=(8, 8), motions=5):
+    steps = (number, PAST)
+    return History(
+        torch.randint(32, (number, grid[0] * grid[1])), torch.randint(motions, steps), torch.randint(8, steps)
+    )
+
+
+def taught(made, history, action, motions, steps=150):
+    optimizer = torch.optim.Adam(made.parameters(), lr=3e-3)
+    for _ in range(steps):
+        loss = made.loss(made.logits(history, action), motions)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert metrics["motion"] < 0.1 * first
-    hidden = model.eval().hidden(tokens[:5], model.given({name: each[:5] for name, each in batch.items()}))[:, -1]
-    for temperature in (0.0, 1.0):
-        told = model.tell_motion(hidden, torch.arange(5), torch.rand(5), temperature)
-        assert told.tolist() == [0, 1, 2, 3, 4]
+    return made.eval()
+
+
+def test_it_learns_to_tell_the_motion_that_an_action_makes():
+    """A picture that shifts by its action's direction, in footage never seen: the motion is told right."""
+    action = torch.randint(5, (256,))
+    made = taught(camera(WAYS), histories(256), action, action)
+    for temperature in (0.0, 0.3):
+        told = made.tell(histories(200), torch.arange(200) % 5, torch.rand(200), temperature)
+        assert (told == torch.arange(200) % 5).float().mean() > 0.9
 
 
 def test_it_learns_that_the_motion_goes_on():
-    """The picture moves as it did before, whatever the action: that is in the frame at hand's hidden states."""
-    recipe = small_recipe()
-    model = replace(recipe, dynamics=replace(recipe.dynamics, motions=len(WAYS))).make_dynamics().train()
-    model.camera.know(WAYS)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(100):
-        motions, tokens = torch.randint(len(WAYS), (16, 1)).expand(-1, 3), torch.randint(32, (16, 4, 64))
-        actions = torch.randint(8, (16, 3))
-        loss, _ = model({"tokens": tokens, "actions": actions, "motions": motions, "moved": tokens[:, :-1]})
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    given = model.eval().given({"actions": actions, "motions": motions, "moved": tokens[:, :-1]})
-    told = model.tell_motion(model.hidden(tokens, given)[:, -1], actions[:, -1], torch.rand(16), 0.0)
-    assert (told == motions[:, -1]).float().mean() > 0.9
+    """The picture moves as it did before, whatever the action."""
+    history = histories(512)
+    made = taught(camera(WAYS), history, torch.randint(8, (512,)), history.motions[:, -1])
+    unseen = histories(200)
+    told = made.tell(unseen, torch.randint(8, (200,)), torch.rand(200), 0.0)
+    assert (told == unseen.motions[:, -1]).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (4, 6), (9, 16), (30, 17)])
+def test_it_learns_that_the_picture_decides(grid):
+    """A token somewhere in the picture is a wall: there the camera stands, elsewhere it goes by its action."""
+    history, action, wall = histories(256, grid), torch.randint(1, 5, (256,)), torch.rand(256) < 0.5
+    history.tokens[:, grid[1] + 2] = torch.where(wall, 0, 1 + history.tokens[:, 0] % 31)
+    made = taught(camera(WAYS, grid), history, action, torch.where(wall, 0, action))
+    told = made.tell(history, action, torch.rand(256), 0.0)
+    assert (told == torch.where(wall, 0, action)).float().mean() > 0.95
+
+
+def test_a_motion_is_drawn_as_likely_as_it_is_told():
+    made, history = camera(WAYS).eval(), History(*(each.expand(4096, -1) for each in histories(1)))
+    uniform, action = (torch.arange(4096) + 0.5) / 4096, torch.zeros(4096).long()
+    logits = 20 * made.logits(history, action)[0]
+    made.head[-1].weight.data *= 20
+    made.head[-1].bias.data *= 20
+    for temperature in (0.5, 1.0, 2.0):
+        share = torch.bincount(made.tell(history, action, uniform, temperature), minlength=5) / 4096
+        assert_close(share, (logits / temperature).softmax(-1), atol=2e-3, rtol=0)
+    assert made.tell(history, action, uniform, 0.0).unique().tolist() == [int(logits.argmax())]
+
+
+@pytest.mark.parametrize("known", [0, 3, PAST, PAST + 2])
+def test_before_the_beginning_nothing_is_known(known):
+    made, tokens = camera(WAYS), torch.randint(32, (2, 64))
+    motions, actions = torch.randint(5, (2, known)), torch.randint(8, (2, known))
+    history, upto = made.history(tokens, motions, actions), min(known, PAST)
+    assert history.motions.shape == history.actions.shape == (2, PAST)
+    assert (history.motions[:, PAST - upto :] == motions[:, known - upto :]).all()
+    assert (history.actions[:, PAST - upto :] == actions[:, known - upto :]).all()
+    assert (history.motions[:, : PAST - upto] == made.unknown).all()
+    assert (history.actions[:, : PAST - upto] == made.no_action).all()
 
 
 def test_near_neighbours_are_nearly_right():
@@ -150,6 +177,8 @@ def test_neighbours_start_with_alike_embeddings():
 
 @pytest.mark.parametrize("cut", [1, 3])
 def test_every_frame_is_told_of_alone(cut):
-    made, hidden, action = camera(WAYS).eval(), torch.randn(6, 16, 32), torch.randn(6, 32)
-    parts = [made.logits(*each) for each in zip(hidden.split(cut), action.split(cut), strict=True)]
-    assert_close(torch.cat(parts), made.logits(hidden, action), rtol=1e-4, atol=1e-5)
+    made, history, action = camera(WAYS).eval(), histories(6), torch.randint(8, (6,))
+    parts = [
+        made.logits(History(*(each[i : i + cut] for each in history)), action[i : i + cut]) for i in range(0, 6, cut)
+    ]
+    assert_close(torch.cat(parts), made.logits(history, action), rtol=1e-4, atol=1e-5)

@@ -5,6 +5,7 @@ import torch
 from conftest import small_recipe
 from torch.testing import assert_close
 
+from minigenie.camera import PAST
 from minigenie.dynamics import SHOWN, DynamicsConfig, Given, cosine_mask, counted
 from minigenie.nn.st_transformer import TimeCache
 
@@ -32,17 +33,15 @@ def clip():
 @pytest.mark.parametrize("motions", [0, 8])
 @pytest.mark.parametrize("group", [1, 2])
 def test_the_cache_answers_as_the_naive_reference(clip, group, motions):
-    """Tokens, and what the next motion is told from."""
     model = dynamics(group=group, motions=motions)
     tokens, given = clip["tokens"], model.given(clip)
     masked = tokens.clone()
     masked[:, -1] = model.mask_id
     past = TimeCache(model.transformer, 2, 4)
     for i in range(4):
-        at_hand = model.commit(tokens[:, i], given.map(lambda each, i=i: each[:, i]), past)
+        model.commit(tokens[:, i], given.map(lambda each, i=i: each[:, i]), past)
     at_last = model.step(masked[:, -1], given.map(lambda each: each[:, -1]), past)
     assert_close(at_last, model.logits(masked, given)[:, -1], rtol=1e-4, atol=1e-5)
-    assert_close(at_hand, model.hidden(tokens, given)[:, 3], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("motions", [0, 8])
@@ -52,7 +51,7 @@ def test_two_streams_are_every_frame_as_it_will_be_imagined(clip, group, motions
     model = dynamics(group=group, corrupt=0.0, motions=motions)
     tokens, given = clip["tokens"], model.given(clip)
     torch.manual_seed(2)
-    clean, hidden, targets, hide = model._clean_and_masked(tokens, given)
+    hidden, targets, hide = model._clean_and_masked(tokens, given)
     torch.manual_seed(2)
     assert_close(hide, cosine_mask(tokens[:, 1:]))
     assert_close(targets, tokens[:, 1:])
@@ -61,7 +60,6 @@ def test_two_streams_are_every_frame_as_it_will_be_imagined(clip, group, motions
         upto = torch.cat((tokens[:, : i + 1], masked[:, i : i + 1]), 1)
         naive = model.logits(upto, given.map(lambda each, i=i: each[:, : i + 2]))[:, -1]
         assert_close(at_once[:, i], naive, rtol=1e-4, atol=1e-5)
-    assert_close(clean, model.hidden(tokens, given)[:, :-1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("motions", [0, 8])
@@ -108,16 +106,21 @@ def test_motions_need_a_clean_context():
         DynamicsConfig(motions=-1)
 
 
-def test_a_motion_is_drawn_as_likely_as_it_is_told():
-    model = dynamics(motions=8)
-    hidden, action = (each.expand(4096, *each.shape[1:]) for each in (torch.randn(1, 16, 32), torch.zeros(1).long()))
-    uniform = (torch.arange(4096) + 0.5) / 4096
-    logits = model.camera.logits(hidden[:1], model.embed_action(action[:1]))[0]
-    for temperature in (0.5, 1.0, 2.0):
-        drawn = model.tell_motion(hidden, action, uniform, temperature)
-        share = torch.bincount(drawn, minlength=8) / 4096
-        assert_close(share, (logits / temperature).softmax(-1), atol=1e-3, rtol=0)
-    assert model.tell_motion(hidden, action, uniform, 0.0).unique().tolist() == [int(logits.argmax())]
+def test_motions_are_learnt_from_clips_or_from_steps(clip):
+    """A clip is as many steps as it has motions, each told from those before it."""
+    model, camera = dynamics(motions=8), dynamics(motions=8).camera
+    steps = {"tokens": [], "motions": [], "actions": []}
+    for row in range(2):
+        for i in range(4):
+            steps["tokens"].append(clip["tokens"][row, i])
+            for name, unknown in (("motions", camera.unknown), ("actions", camera.no_action)):
+                before = torch.full((PAST - i,), unknown)
+                steps[name].append(torch.cat((before, clip[name][row, : i + 1])))
+    stacked = {f"step_{name}": torch.stack(rows) for name, rows in steps.items()}
+    of_clips, of_steps = (float(model(batch)[1]["motion"]) for batch in (clip, clip | stacked))
+    assert_close(of_clips, of_steps)
+    others = stacked | {"step_motions": (stacked["step_motions"] + 1) % 8}
+    assert abs(float(model(clip | others)[1]["motion"]) - of_clips) > 1e-3
 
 
 def test_mask_rates_follow_the_cosine():
@@ -147,7 +150,9 @@ def test_control_is_what_the_right_actions_are_worth_and_no_draw_of_luck(clip, c
     before = torch.get_rng_state()
     assert float(model.control(clip)) == float(model.control(clip)) != 0
     assert torch.equal(torch.get_rng_state(), before)
-    torch.nn.init.zeros_(model.embed_action.weight)
+    for name, parameter in model.named_parameters():
+        if "embed_action" in name:
+            torch.nn.init.zeros_(parameter)
     assert float(model.control(clip)) == 0
 
 

@@ -104,7 +104,7 @@ def test_actions_are_those_of_their_clips(footage, tmp_path, pairs):
 def seen(footage, tmp_path_factory):
     """The footage's motions, a camera that knows them, and their codes."""
     motions = encode_motions(footage, tmp_path_factory.mktemp("seen") / "motions.npy", CPU)
-    camera = Camera(16, 32, 2)
+    camera = Camera(16, 32, num_codes=32, token_dim=16, grid=(8, 8), num_actions=8)
     camera.know(typical_motions(torch.tensor(motions), 16))
     return motions, camera, camera.nearest(torch.tensor(motions)).numpy().astype(np.uint16)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import av
 import numpy as np
@@ -17,12 +18,13 @@ from conftest import small_recipe
 from torch.testing import assert_close
 
 from minigenie.__main__ import main
+from minigenie.camera import PAST
 from minigenie.checkpoint import load_tensors
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.labels import write_labels
 from minigenie.metrics import read_metrics
 from minigenie.nn.patches import to_float
-from minigenie.pipeline import Joint, Run, Watcher, control_metrics, seen_by_camera, train_world, with_actions
+from minigenie.pipeline import STEPS, Joint, Run, Watcher, control_metrics, seen_by_camera, train_world, with_actions
 from minigenie.train import Interrupted
 from minigenie.world import World
 
@@ -251,6 +253,29 @@ def test_what_is_seen_of_clips_is_what_is_known_of_the_dataset(toy, tmp_path):
     again = run.camera(tokenizer)[1]
     assert all((again[name] == known[name]).all() for name in known)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run/encoded").iterdir()} == before
+
+
+def test_the_camera_learns_from_single_steps_of_the_footage(toy, tmp_path):
+    """Each with the steps before it, as far as its episode goes back; parts of a batch are parts of them."""
+    run, config = Run(toy, small_recipe(), tmp_path / "run", CPU, None, False, Watcher()), small_recipe().dynamics_fit
+    frames, camera = np.arange(toy.num_frames), small_recipe().make_dynamics().camera
+    tokens = np.repeat(frames[:, None], 64, axis=1)
+    make = partial(run._steps, tokens, frames % 8, frames % 256, camera, config)
+    steps = make(3, range(config.batch_size))
+    for at_hand, motions, actions in zip(
+        *(steps[f"step_{name}"] for name in ("tokens", "motions", "actions")), strict=True
+    ):
+        t = int(at_hand[0])
+        first = max(start for start in toy.episode_starts if start <= t)
+        before = range(t - PAST, t + 1)
+        assert motions.tolist() == [i % 256 if i >= first else camera.unknown for i in before]
+        assert actions.tolist() == [i % 8 if i >= first else camera.no_action for i in before]
+        assert t + 1 in frames
+        assert t + 1 not in toy.episode_starts
+    assert len(steps["step_tokens"]) == STEPS * config.batch_size
+    parts = [make(3, range(i, i + 1)) for i in range(config.batch_size)]
+    assert all((torch.cat([part[name] for part in parts]) == steps[name]).all() for name in steps)
+    assert (make(4, range(config.batch_size))["step_tokens"] != steps["step_tokens"]).any()
 
 
 @pytest.mark.parametrize("name", ["motions", "camera", "moved"])

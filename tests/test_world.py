@@ -13,6 +13,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from minigenie import World
+from minigenie.camera import PAST
 from minigenie.maskgit import SamplingConfig
 from minigenie.nn.patches import to_float
 from minigenie.nn.st_transformer import TimeCache
@@ -73,6 +74,32 @@ def test_the_motion_told_is_the_motion_drawn(video, frames, monkeypatch):
         assert (seen[-1].action == column).all()
         assert (seen[-1].moved == tokenizer.encode(camera.move(before, seen[-1].motion)[:, None])[:, 0]).all()
     assert len(torch.stack([given.motion for given in seen]).unique()) > 1
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_a_motion_is_told_from_all_that_led_to_it(video, frames, monkeypatch):
+    """The tokens of the frame at hand, and the motions and actions so far, the newest last."""
+    made, seen, told = opinionated(small_config(8)), [], []
+    camera, sample = made.dynamics.camera, made._sample
+    tell, unknown, no_action = camera.tell, camera.unknown, camera.no_action
+    monkeypatch.setattr(made, "_sample", lambda *rest: told.append(sample(*rest)) or told[-1])
+    monkeypatch.setattr(
+        camera,
+        "tell",
+        lambda past, *rest: seen.append([each.clone() for each in past] + [tell(past, *rest)]) or seen[-1][-1],
+    )
+    made.reset(video[:, :frames])
+    known = made._given(video[:, :frames], made.tokenizer.encode(to_float(video[:, :frames])))
+    motions, actions = (
+        torch.cat((torch.full((2, PAST), none), each[:, 1:]), 1)
+        for none, each in zip((unknown, no_action), (known.motion, known.action), strict=True)
+    )
+    for i, column in enumerate(ACTIONS.unbind(1)):
+        made.step(column)
+        assert i == 0 or (seen[i][0] == told[i - 1]).all()
+        assert (seen[i][1] == motions[:, -PAST:]).all()
+        assert (seen[i][2] == actions[:, -PAST:]).all()
+        motions, actions = torch.cat((motions, seen[i][3][:, None]), 1), torch.cat((actions, column[:, None]), 1)
 
 
 def test_of_true_frames_the_camera_is_seen():
@@ -148,11 +175,11 @@ def test_a_snapshot_is_a_moment_to_come_back_to(world, video):
         world.restore(moment)
         futures.append(torch.stack([world.step([2, 3]), world.step([4, 5])]))
     assert_close(*futures)
-    assert moment.size > world._past.frame.nbytes + world._past.hidden.nbytes
+    assert moment.size > world._past.frame.nbytes + world._past.tokens.nbytes
 
 
 def tensors(past):
-    return [*past.dynamics._tensors(), *past.decoder._tensors(), past.hidden, past.frame]
+    return [*past.dynamics._tensors(), *past.decoder._tensors(), *past[2:]]
 
 
 def test_a_worlds_past_stays_where_it_is(world, video):

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from minigenie.bench.machine import Call, Item, Measurement, count_flops, dtypes_of, timed
 from minigenie.bench.play import REFERENCE, SMALL
+from minigenie.camera import PAST
 from minigenie.dynamics import DynamicsConfig
 from minigenie.lam import LAMConfig, LatentActionModel
 from minigenie.nn.quantize import QuantizerConfig
 from minigenie.nn.st_transformer import STConfig
 from minigenie.optim import OptimConfig, make_optimizers, set_learning_rate
-from minigenie.pipeline import Joint, Recipe
+from minigenie.pipeline import STEPS, Joint, Recipe
 from minigenie.recipes import paper, recipe_named
 from minigenie.runtime import autocast
 from minigenie.tokenizer import TokenizerConfig
@@ -161,10 +162,13 @@ def step_call(model: nn.Module, batch: dict[str, Tensor], config: FitConfig, dev
 
 
 def _noise(recipe: Recipe, frames: torch.Size, device: torch.device) -> dict[str, Tensor]:
-    tokenizer, before = recipe.tokenizer, (frames[0], frames[1] - 1)
+    tokenizer, before, rows = recipe.tokenizer, (frames[0], frames[1] - 1), STEPS * frames[0]
     camera = {
         "motions": torch.randint(max(1, recipe.dynamics.motions), before, device=device),
         "moved": torch.randint(tokenizer.quantizer.num_codes, (*before, tokenizer.num_patches), device=device),
+        "step_tokens": torch.randint(tokenizer.quantizer.num_codes, (rows, tokenizer.num_patches), device=device),
+        "step_motions": torch.randint(max(1, recipe.dynamics.motions), (rows, PAST + 1), device=device),
+        "step_actions": torch.randint(recipe.num_actions, (rows, PAST + 1), device=device),
     }
     return (camera if recipe.dynamics.motions else {}) | {
         "frames": torch.randint(256, (*frames, *tokenizer.frame_size, 3), dtype=torch.uint8, device=device),

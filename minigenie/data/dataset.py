@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, NamedTuple
@@ -254,7 +254,7 @@ class Dataset:
                 copy.unlink()
         return dataset
 
-    @property
+    @cached_property
     def episode_starts(self) -> np.ndarray:
         """The first frame of every episode, counted through all shards: int64 [episodes]."""
         return np.array([self._firsts[episode.shard] + episode.offset for episode in self.episodes])
@@ -278,6 +278,11 @@ class Dataset:
             )
         before = np.cumsum(counts) - counts  # windows of all earlier episodes
         return np.repeat(firsts - before, counts) + np.arange(counts.sum())
+
+    def episodes_of(self, frames: np.ndarray) -> np.ndarray:
+        """Which episode each of `frames` lies in, counted through all shards."""
+        order = np.argsort(self.episode_starts)
+        return order[np.searchsorted(self.episode_starts[order], frames, side="right") - 1]
 
     def shards_of(self, frames: np.ndarray) -> np.ndarray:
         """Which shard each of `frames` lies in, counted through all shards."""
