@@ -80,15 +80,20 @@ def encode_actions(
     path: Path,
     watch: Watch = lambda done, total: None,
     batch_frames: int | None = None,
+    motions: np.ndarray | None = None,
 ) -> np.ndarray:
-    """actions[i] leads from frame i to frame i + 1: uint8 [f], mapped from `path`; an episode's last one is 0."""
+    """actions[i] leads from frame i to frame i + 1: uint8 [f], mapped from `path`; an episode's last one is 0. motions:
+    those of `encode_motions`, if they are known; inverse dynamics need not measure them then."""
     device = next(lam.parameters()).device
 
     def encode(frames: np.ndarray) -> Tensor:
         if isinstance(lam, LatentActionModel) and lam.config.input == "tokens":
             return lam.infer(torch.from_numpy(tokens[frames].astype(np.int64)).to(device))
         video = _see(dataset, frames, device)
-        return lam.label(video) if isinstance(lam, InverseDynamics) else lam.infer(video)
+        if isinstance(lam, LatentActionModel):
+            return lam.infer(video)
+        known = None if motions is None else torch.from_numpy(motions[frames[:, :-1]]).to(device) / lam.scale
+        return lam.label(video, known)
 
     before, after = lam.sees
     batches = _batches(

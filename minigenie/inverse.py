@@ -115,18 +115,23 @@ class InverseDynamics(nn.Module):
         return self.head(torch.cat((picture, self.motion(around.flatten(1))), dim=-1))
 
     @torch.no_grad()
-    def infer(self, video: Float[Tensor, "b t h w c"]) -> Int[Tensor, "b steps"]:
-        """Frames, float in [0, 1] -> the likeliest control of each step. Beyond the video's ends nothing moves."""
-        return self._of_steps(video).argmax(-1)
+    def infer(
+        self, video: Float[Tensor, "b t h w c"], motions: Float[Tensor, "b steps 2"] | None = None
+    ) -> Int[Tensor, "b steps"]:
+        """Frames, float in [0, 1] -> the likeliest control of each step. motions: as `motions` has them, if they are
+        known. Beyond the video's ends nothing moves."""
+        return self._of_steps(video, motions).argmax(-1)
 
     @torch.no_grad()
-    def label(self, video: Float[Tensor, "b t h w c"]) -> Int[Tensor, "b steps"]:
+    def label(
+        self, video: Float[Tensor, "b t h w c"], motions: Float[Tensor, "b steps 2"] | None = None
+    ) -> Int[Tensor, "b steps"]:
         """As `infer`, for dynamics to learn from. With config.held a control is drawn by its chance, and stays as long
         as it is not much less likely than another: what nobody can tell is then not always told alike. Of a fall, that
         nothing is held, and of none that something is, so that a world made of it falls whatever is held."""
         if not self.config.held:
-            return self.infer(video)
-        chances = self._of_steps(video).softmax(-1)
+            return self.infer(video, motions)
+        chances = self._of_steps(video, motions).softmax(-1)
         generator = torch.Generator(chances.device).manual_seed(0)
         drawn = torch.multinomial(chances.flatten(0, 1), 1, generator=generator).view(chances.shape[:2])
         for step in range(1, drawn.shape[1]):
@@ -135,8 +140,11 @@ class InverseDynamics(nn.Module):
             drawn[:, step] = torch.where(likely, before, drawn[:, step])
         return drawn
 
-    def _of_steps(self, video: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b steps k"]:
-        moved = F.pad(self.motions(video), (0, 0, self.config.past, self.config.future))
+    def _of_steps(
+        self, video: Float[Tensor, "b t h w c"], motions: Float[Tensor, "b steps 2"] | None
+    ) -> Float[Tensor, "b steps k"]:
+        motions = self.motions(video) if motions is None else motions
+        moved = F.pad(motions, (0, 0, self.config.past, self.config.future))
         around = moved.unfold(1, self.config.past + 1 + self.config.future, 1).transpose(-1, -2)
         logits = self.logits(video[:, :-1].flatten(0, 1), video[:, 1:].flatten(0, 1), around.flatten(0, 1))
         return logits.view(len(video), video.shape[1] - 1, -1)

@@ -263,6 +263,14 @@ class Run:
         """The motions of the picture around each label: [labels s 2]."""
         return surroundings(self.dataset, self.labels.frames, self.recipe, self.watcher)
 
+    @cached_property
+    def motions(self) -> np.ndarray | None:
+        """How far the picture moves from each frame to the next: [f 2]. None if no camera wants to know."""
+        if not self.recipe.dynamics.motions:
+            return None
+        watch = partial(self.watcher.work, "motions")
+        return encode_motions(self.dataset, self.out / "encoded/motions.npy", self.device, watch)
+
     def actions(self, lam: ActionModel, tokens: np.ndarray) -> np.ndarray:
         path = self.out / "encoded/actions.npy"
         if self.recipe.actions == "true":
@@ -270,7 +278,9 @@ class Run:
         watch = partial(self.watcher.work, "actions")
         clip_frames = self.recipe.lam_fit.clip_frames if lam.looks_back else CLIP
         with autocast(self.device, self.recipe.lam_fit.execution.precision):
-            found = encode_actions(self.dataset, lam.to(self.device), tokens, clip_frames, path, watch)
+            found = encode_actions(
+                self.dataset, lam.to(self.device), tokens, clip_frames, path, watch, motions=self.motions
+            )
         if self.recipe.actions in ("found", "labels"):  # what is known need not be guessed
             found = found.copy()
             found[self.labels.frames] = self.labels.controls
@@ -311,11 +321,9 @@ class Run:
     def camera(self, tokenizer: VideoTokenizer) -> tuple[Camera | None, dict[str, np.ndarray]]:
         """The camera's typical motions; and of every frame which of them leads on, and its tokens moved by that."""
         camera = self.recipe.make_dynamics().camera
-        if camera is None:
+        if camera is None or self.motions is None:
             return None, {}
-        watch = partial(self.watcher.work, "motions")
-        motions = encode_motions(self.dataset, self.out / "encoded/motions.npy", self.device, watch)
-        path = self.out / "encoded/camera.npy"
+        motions, path = self.motions, self.out / "encoded/camera.npy"
         if self.rank == 0 and not path.exists():
             frames = np.random.default_rng(self.recipe.seed).permutation(self.windows(2))[:MOST_MOTIONS]
             content = io.BytesIO()

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from minigenie.data.labels import recorded_labels
-from minigenie.encode import encode_actions
+from minigenie.encode import encode_actions, encode_motions
 from minigenie.inverse import InverseConfig, InverseDynamics
 from minigenie.nn.patches import to_float
 from minigenie.pipeline import Run, Watcher, recorded, with_actions
@@ -28,6 +28,11 @@ def test_a_whole_video_at_once_or_in_pieces(toy, tmp_path):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     encoded = encode_actions(toy, model, np.zeros((toy.num_frames, 0)), 16, tmp_path / "actions.npy", batch_frames=64)
+    motions = encode_motions(toy, tmp_path / "motions.npy", torch.device("cpu"))
+    known = encode_actions(
+        toy, model, np.zeros((toy.num_frames, 0)), 16, tmp_path / "known.npy", batch_frames=64, motions=motions
+    )
+    assert (known == encoded).mean() > 0.99
     same = []
     for i, first in enumerate(toy.episode_starts):
         frames = to_float(torch.from_numpy(toy.episode_frames(i).copy()))
