@@ -18,11 +18,11 @@ from minigenie.runtime import pick_device
 from minigenie.world import World
 
 FULL_MINUTES = 8.0  # a shorter demo has less of everything
-TRAINING_SHARE = 0.8  # of the time; the rest collects, encodes, measures and draws
+TRAINING_SHARE = 0.78  # of the time; the rest collects, encodes, measures and draws
 FRAMES: dict[Literal["train", "test"], int] = {"train": 64_000, "test": 8_000}
 LABELS = 1_000  # of 64,000 frames
 GIVEN = {"world": "with labels", "unlabelled": "without labels"}
-SHARES = {"world": 0.7, "unlabelled": 0.3}  # of the time of training; the second takes over the first one's tokenizer
+SHARES = {"world": 0.62, "unlabelled": 0.38}  # of the time of training; the second takes over the first one's tokenizer
 
 
 def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: int) -> None:
