@@ -12,29 +12,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-RANDOM = 1e6  # noise beside which it does not matter how sure a token is
-
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """steps: passes per frame (the paper: 25). temperature: of the tokens, 0 takes the likeliest (the paper: 1).
-    choice_noise: Gumbel noise on which tokens are kept, annealed to 0 over the steps. seeds: if not 0, the first of
-    several steps draws so many tokens, at random places and at temperature 1, and the others follow them. Without them
-    a player who rests hardly ever starts: of all tokens the former one is the likeliest, although it is likelier that
-    some change."""
+    choice_noise: Gumbel noise on which tokens are kept, annealed to 0 over the steps."""
 
     steps: int = 25
     temperature: float = 1.0
     choice_noise: float = 1.0
-    seeds: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; a frame takes at least 1")
         if self.temperature < 0 or self.choice_noise < 0:
             raise ValueError(f"temperature {self.temperature} and choice_noise {self.choice_noise} must be 0 or more")
-        if self.seeds < 0:
-            raise ValueError(f"seeds is {self.seeds}; it must be 0 or more")
 
 
 @cache  # a recorded frame reads these very tensors
@@ -93,16 +85,10 @@ def sample_frame(
 ) -> Int[Tensor, "b n"]:
     """masked: a frame of nothing but the mask token. fill: tokens, and what else `fill_surest` takes after the logits
     -> tokens. Every patch is filled exactly once; after step s of S, 1 - cos(pi/2 s/S) of them are."""
-    seeds = config.seeds if config.steps > 1 else 0
-    keeps, noises = schedule(config.steps - bool(seeds), masked.shape[1], masked.device)
+    keeps, noises = schedule(config.steps, masked.shape[1], masked.device)
     uniforms = torch.rand(len(keeps), 2, *masked.shape, generator=generator, device=masked.device)
     temperature = torch.full_like(noises[0], config.temperature) if config.temperature else None
     tokens = masked
-    if seeds:
-        uniform = torch.rand(2, *masked.shape, generator=generator, device=masked.device)
-        one = torch.ones_like(noises[0])
-        tokens = fill(tokens, uniform, (seeds * one).to(keeps.dtype), RANDOM * one, one)
-        keeps = keeps.clamp(min=min(seeds + 1, masked.shape[1]))
     for uniform, keep, noise in zip(uniforms, keeps, noises * config.choice_noise, strict=True):
         tokens = fill(tokens, uniform, keep, noise, temperature)
     return tokens
