@@ -27,7 +27,7 @@ def tiny() -> Recipe:
     )
     of_lam = replace(optim, muon_decay=0.0, decay="linear")
     often = Execution(sample_every=100, save_every=100)
-    fit = FitConfig(steps=500, batch_size=32, clip_frames=8, optim=optim, execution=often)
+    fit = FitConfig(steps=1_000, batch_size=32, clip_frames=8, optim=optim, execution=often)
     narrow = STConfig(num_blocks=2, dim=128, num_heads=4)
     return Recipe(
         # Without an encoder network a patch's token depends on that patch alone: what stands still keeps its token.
@@ -44,9 +44,9 @@ def tiny() -> Recipe:
             decoder=replace(narrow, num_blocks=1, attend_time=False),
             quantizer=QuantizerConfig(num_codes=8, code_dim=32, warmup=0.4),
         ),
-        lam_fit=replace(fit, batch_size=64, clip_frames=2, optim=of_lam),
+        lam_fit=replace(fit, steps=800, batch_size=64, clip_frames=2, optim=of_lam),
         dynamics=DynamicsConfig(group=2, transformer=STConfig(num_blocks=4, dim=192, num_heads=6), motions=256),
-        dynamics_fit=replace(fit, steps=1000, batch_size=4, clip_frames=8, optim=replace(optim, lr=4e-3)),
+        dynamics_fit=replace(fit, steps=3_000, batch_size=4, clip_frames=8, optim=replace(optim, lr=4e-3)),
         sampling=SamplingConfig(steps=1, temperature=0.0, choice_noise=0.0),
         context_frames=7,
     )
