@@ -115,4 +115,4 @@ def test_every_command_is_in_the_readme():
     from minigenie.__main__ import COMMANDS
 
     text = (ROOT / "README.md").read_text()
-    assert all(f"minigenie {name}" in text for name in COMMANDS)
+    assert all(f"`minigenie {name}`" in text or f"`{name}`" in text for name in COMMANDS)
