@@ -81,9 +81,11 @@ def encode_actions(
     watch: Watch = lambda done, total: None,
     batch_frames: int | None = None,
     motions: np.ndarray | None = None,
+    likeliest: bool = False,
 ) -> np.ndarray:
     """actions[i] leads from frame i to frame i + 1: uint8 [f], mapped from `path`; an episode's last one is 0. motions:
-    those of `encode_motions`, if they are known; inverse dynamics need not measure them then."""
+    those of `encode_motions`, if they are known; inverse dynamics need not measure them then. likeliest: what inverse
+    dynamics hold to be true of each step, not labels for dynamics to learn from (`InverseDynamics.label`)."""
     device = next(lam.parameters()).device
 
     def encode(frames: np.ndarray) -> Tensor:
@@ -93,7 +95,7 @@ def encode_actions(
         if isinstance(lam, LatentActionModel):
             return lam.infer(video)
         known = None if motions is None else torch.from_numpy(motions[frames[:, :-1]]).to(device) / lam.scale
-        return lam.label(video, known)
+        return lam.infer(video, known) if likeliest else lam.label(video, known)
 
     before, after = lam.sees
     batches = _batches(

@@ -1,6 +1,7 @@
 """The map from latent actions to keys, the expert, and the experiment around them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from minigenie.data import collect as module
 from minigenie.data.collect import PROCGEN_ACTIONS, Settings, available, collect, expert_for, procgen_game
 from minigenie.data.dataset import Dataset
 from minigenie.data.expert import tiles_from_left
-from minigenie.eval.agents import Imitation, draw_keys, imitate, measure_map, play, tally, wilson
+from minigenie.eval.agents import Imitation, draw_keys, imitate, measure_map, named_keys, play, tally, wilson
 from minigenie.pipeline import train_world
+from minigenie.world import World
 
 needs_procgen = pytest.mark.skipif(bool(available()), reason=str(available()))
 LOOK = {"mode": "easy", "backgrounds": False, "themes": False}
@@ -42,6 +44,20 @@ def coinrun_world(tmp_path_factory):
 
 
 # The map.
+
+
+def named_world(actions, controls):
+    recipe = small_recipe()
+    config = replace(recipe, actions=actions, inverse=replace(recipe.inverse, controls=controls))
+    return World(config, config.make_tokenizer(), config.make_lam(), config.make_dynamics(), "cpu")
+
+
+def test_actions_that_are_named_after_keys_need_no_map():
+    table = named_keys(named_world("labels", ("noop", "jump-right", "left")))
+    assert table.argmax(1).tolist() == [4, 8, 1]
+    assert (table.sum(1) == 1).all()
+    assert named_keys(named_world("found", ("noop", "up-right"))) is None
+    assert named_keys(named_world("latent", ())) is None
 
 
 def test_latent_actions_that_are_keys_by_other_names_are_all_understood():

@@ -140,7 +140,8 @@ def imitate(
     assert true_keys is not None
     keys = true_keys[:, -1]
     told, untold = np.split(np.random.default_rng(sizes.seed).permutation(len(starts)), [sizes.labels])
-    table = tally(latents[told], keys[told], world.num_actions)
+    named = named_keys(world)
+    table = tally(latents[told], keys[told], world.num_actions) if named is None else named
 
     def clone(name: str, windows: np.ndarray, choices: np.ndarray, num_choices: int) -> Policy:
         with line(f"train {name}", "steps") as progress:
@@ -168,7 +169,7 @@ def imitate(
         "settings": read_settings(out),
         "generator": video.manifest["generator"],
         "expert_video": {"frames": video.num_frames, "episodes": len(video.episodes), "transitions": len(starts)},
-        "map": measure_map(table, latents, keys, told, untold),
+        "map": measure_map(table, latents, keys, told, untold) | ({} if named is None else {"labels": 0}),
         "players": {name: measure_play(played) for name, played in games.items()},
     }
     write_atomic(out / "imitation.json", json.dumps(report, indent=1).encode())
@@ -212,10 +213,19 @@ def infer(world: World, video: Dataset, folder: Path, line: Line) -> np.ndarray:
     with line("infer latent actions", "frames") as progress:
         if world.config.sees_tokens:
             tokens = encode_tokens(video, world.tokenizer, world.config.context_frames, folder / "tokens.npy")
-        return encode_actions(video, world.lam, tokens, clip_frames, folder / "actions.npy", progress)
+        path = folder / "actions.npy"
+        return encode_actions(video, world.lam, tokens, clip_frames, path, progress, likeliest=True)
 
 
 # From latent actions to keys.
+
+
+def named_keys(world: World) -> np.ndarray | None:
+    """A table as `tally` makes it, where the world's actions are named after keys, so that none need be told."""
+    names = world.config.inverse.controls
+    if world.config.actions == "latent" or not set(names) <= set(PROCGEN_ACTIONS):
+        return None
+    return np.eye(NUM_KEYS, dtype=np.int64)[[PROCGEN_ACTIONS[name] for name in names]]
 
 
 def tally(latents: np.ndarray, keys: np.ndarray, num_latents: int) -> np.ndarray:
