@@ -1,6 +1,7 @@
 """Imports only go down, and `import minigenie` stays light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,9 +65,9 @@ def test_from_footage_to_report_it_takes_neither_pyav_nor_a_server():
 
 
 def test_nothing_is_unpickled():
-    """No torch.load, no pickle, no allow_pickle=True in the package."""
+    """No pickle, no allow_pickle=True in the package, and torch.load only of tensors."""
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
         assert "import pickle" not in text
-        assert "torch.load(" not in text
+        assert text.count("torch.load(") == len(re.findall(r"torch\.load\(.*weights_only=True", text))
         assert "allow_pickle=True" not in text

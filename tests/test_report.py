@@ -93,6 +93,23 @@ def test_worlds_side_by_side(measured, tmp_path, capsys):
     assert ["tokenizer SSIM", *[headline(report)["tokenizer SSIM"]] * 2] in rows(reports)
 
 
+def test_a_report_with_measures_that_are_gone_still_stands_beside_others(measured, tmp_path, capsys):
+    old = tmp_path / "old"
+    shutil.copytree(measured, old)
+    report = json.loads((old / "report.json").read_text())
+    for way in ("from_1", "from_4", "repeat_last"):
+        far = report["long_rollouts"][way]
+        far |= {"fid": 1.5, "fvd": 2.5}
+        far |= {name.replace("ssim", "lpips"): value for name, value in far.items() if name.startswith("ssim")}
+    report["notes"].append("not measured: FVD (its weights are missing)")
+    (old / "report.json").write_text(json.dumps(report))
+    main(["info", str(old)])
+    assert "not measured: FVD" in capsys.readouterr().out
+    main(["eval", str(measured), str(old), "--compare", "--out", str(tmp_path)])
+    assert "note" not in capsys.readouterr().out
+    assert all(one == other for _, one, other in rows(read_reports([measured, old])))
+
+
 def test_worlds_measured_on_different_footage_are_no_fair_comparison(measured):
     report = json.loads((measured / "report.json").read_text())
     other = {**report, "dataset": {**report["dataset"], "split": "elsewhere"}, "seed": 9}

@@ -48,12 +48,8 @@ DRIFT_CLIPS, DRIFT_HORIZON = 8, 200
 INVERSE_PAIRS, INVERSE_STEPS = 6000, 400  # at most
 PERCEPTUAL = {  # by key in the report: what it is called, how it is loaded, whether it compares pairs
     "st_lpips": ("ST-LPIPS", "load_stlpips", True),
-    "lpips": ("LPIPS", "load_lpips", True),
     "frechet": ("Frechet distance (efficientnet-lite0)", "load_features", False),
-    "fid": ("FID", "load_inception", False),
-    "fvd": ("FVD", "load_i3d", False),
 }
-FVD_FRAMES = 9  # at least
 UNMEASURED = "not measured: "
 COLLAPSED = 2.0  # perplexity of the actions: fewer than two do all the work
 
@@ -415,9 +411,8 @@ def _long_rollouts(sitting: Sitting, starts: np.ndarray, horizon: int) -> tuple[
     ways = {**seen, "repeat_last": repeated}
     report = {name: quality(sitting, frames, future, episodes, sitting.distances) for name, frames in ways.items()}
     for name, features in sitting.features.items():
-        if name != "fvd" or future.shape[1] >= FVD_FRAMES:
-            for way, distance in _frechet(sitting, ways, future, features, name == "fvd").items():
-                report[way][name] = distance
+        for way, distance in _frechet(sitting, ways, future, features).items():
+            report[way][name] = distance
     some = _some(video)
     imagined = torch.cat((video[some, :PROMPT], seen[f"from_{PROMPT}"][some]), dim=1)
     return {"clips": len(video), "frames": future.shape[1], **report}, (video[some], imagined)
@@ -449,16 +444,12 @@ def _frechet(
     ways: dict[str, UInt8[Tensor, "b t h w c"]],
     truth: UInt8[Tensor, "b t h w c"],
     features: Features,
-    videos: bool,
 ) -> dict[str, float]:
-    """Distance of all frames, or of all clips if `videos`, to the true ones as distributions."""
+    """Distance of all frames to the true ones as distributions."""
     from minigenie.eval.perceptual import frechet
 
     def seen(clips: Tensor) -> np.ndarray:
-        def of(clip: Tensor) -> Tensor:
-            return features(to_float(clip[None] if videos else clip))
-
-        return torch.cat(sitting.each(of, clips)).numpy()
+        return torch.cat(sitting.each(lambda clip: features(to_float(clip)), clips)).numpy()
 
     real, *others = map(seen, (truth, *ways.values()))
     return {way: frechet(other, real) for way, other in zip(ways, others, strict=True)}

@@ -91,13 +91,8 @@ def curves(title: str, across: str, shown: Sequence[Curve], level: float | None 
 
 
 def quality_plots(long: dict[str, Any]) -> list[str]:
-    """PSNR, SSIM, and perceptual distances where measured, frame by frame, from 1 and from 4 true frames."""
-    titles = {
-        "pooled_psnr": "PSNR (dB), pooled",
-        "ssim": "SSIM",
-        "st_lpips": "ST-LPIPS, less is better",
-        "lpips": "LPIPS, less is better",
-    }
+    """PSNR, SSIM, and ST-LPIPS where measured, frame by frame, from 1 and from 4 true frames."""
+    titles = {"pooled_psnr": "PSNR (dB), pooled", "ssim": "SSIM", "st_lpips": "ST-LPIPS, less is better"}
     ways = {"from_4": "from 4 true frames", "from_1": "from 1", "repeat_last": REPEATED}
     return [
         curves(
