@@ -21,7 +21,7 @@ from minigenie.world import Snapshot, World
 
 PAST_BYTES, PAST_MOMENTS = 64 << 20, 200  # what undo can go back to
 RECORD_BYTES, RECORD_FRAMES = 64 << 20, 1_800  # 2 minutes at 15 frames/s
-MOST_STEPS, MOST_TEMPERATURE = 64, 2.0
+MAX_STEPS, MAX_TEMPERATURE = 64, 2.0
 CLIP_FRAMES = 33  # of the split view
 
 
@@ -64,7 +64,7 @@ class Player:
     def most_steps(self) -> int:
         """MaskGIT fills in one token a step at least."""
         rows, columns = self.world.config.tokenizer.grid
-        return min(rows * columns, MOST_STEPS)
+        return min(rows * columns, MAX_STEPS)
 
     def reset(self, start: np.ndarray, seed: int, clip: Clip | None = None) -> None:
         """Begin anew from one frame, uint8 [h w c]; with a clip: its first, to be followed by its own actions."""
@@ -100,8 +100,8 @@ class Player:
         """How the frames from now on are sampled. ValueError if it cannot be."""
         if not 1 <= steps <= self.most_steps:
             raise ValueError(f"steps is {steps}; a frame takes 1 to {self.most_steps}")
-        if not 0 <= temperature <= MOST_TEMPERATURE:
-            raise ValueError(f"temperature is {temperature}; use 0 to {MOST_TEMPERATURE}")
+        if not 0 <= temperature <= MAX_TEMPERATURE:
+            raise ValueError(f"temperature is {temperature}; use 0 to {MAX_TEMPERATURE}")
         sampling = replace(self.world.config.sampling, steps=steps, temperature=temperature)
         self.world.config = replace(self.world.config, sampling=sampling)
 

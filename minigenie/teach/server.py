@@ -18,13 +18,13 @@ from starlette.routing import Route
 from minigenie.config import parse_json
 from minigenie.data.dataset import Dataset
 from minigenie.data.labels import FILE
-from minigenie.play.door import HEADERS, OwnPageOnly, error_response
+from minigenie.play.auth import PAGE_HEADERS, AuthMiddleware, error_response
 from minigenie.play.server import listen, read_body, run
 from minigenie.teach.agreement import Agreement, quick_agreement
 from minigenie.teach.session import Session
 
 PAGE = Path(__file__).with_name("page.html")
-MOST_BYTES = 1 << 16  # of a request
+MAX_REQUEST_BYTES = 1 << 16  # of a request
 
 
 class Judge:
@@ -53,7 +53,7 @@ class Judge:
 def make_app(
     session: Session, host: str = "127.0.0.1", token: str | None = None, ready: Callable[[], Any] = lambda: None
 ) -> Starlette:
-    """The whole server. token: without which nobody comes in. ready: called when it listens."""
+    """The whole server. token: without it every request is refused. ready: called when it listens."""
     judge = Judge(session)
 
     @contextlib.asynccontextmanager
@@ -65,26 +65,28 @@ def make_app(
 
     def state() -> Response:
         found = judge.found and judge.found._asdict()
-        return JSONResponse({**session.describe(), "agreement": found, "judging": judge.works}, headers=HEADERS)
+        return JSONResponse({**session.describe(), "agreement": found, "judging": judge.works}, headers=PAGE_HEADERS)
 
     def page(_: Request) -> Response:
-        return Response(PAGE.read_bytes(), media_type="text/html", headers=HEADERS)
+        return Response(PAGE.read_bytes(), media_type="text/html", headers=PAGE_HEADERS)
 
     def picture(request: Request) -> Response:
         try:
-            return Response(session.picture(request.path_params["number"]), media_type="image/png", headers=HEADERS)
+            return Response(
+                session.picture(request.path_params["number"]), media_type="image/png", headers=PAGE_HEADERS
+            )
         except ValueError as error:
             return error_response(str(error), 404)
 
     def take(_: Request) -> Response:
-        return JSONResponse(session.handed(session.take()), headers=HEADERS)
+        return JSONResponse(session.handed(session.take()), headers=PAGE_HEADERS)
 
     def changing(change: Callable[[dict[str, Any]], None]) -> Callable[[Request], Any]:
         """A request with a JSON object that changes something, and is answered with the new state."""
 
         async def answer(request: Request) -> Response:
             try:
-                content = parse_json(await read_body(request, MOST_BYTES))
+                content = parse_json(await read_body(request, MAX_REQUEST_BYTES))
                 if not isinstance(content, dict):
                     raise ValueError("a request must be a JSON object")
                 await asyncio.get_running_loop().run_in_executor(None, change, content)
@@ -111,7 +113,7 @@ def make_app(
         Route("/undo", changing(lambda content: session.undo(content.get("clip"))), methods=["POST"]),
         Route("/controls", changing(lambda content: session.rename(content.get("controls"))), methods=["POST"]),
     ]
-    return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(OwnPageOnly, host=host, token=token)])
+    return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(AuthMiddleware, host=host, token=token)])
 
 
 def serve(
