@@ -232,13 +232,13 @@ def _train(
     from minigenie.console import training
     from minigenie.data.dataset import Dataset
     from minigenie.pipeline import train_world
-    from minigenie.runtime import pick_device, processes
+    from minigenie.runtime import pick_device, process_group
 
     if max_minutes is not None and not max_minutes > 0:
         raise ValueError(f"max_minutes is {max_minutes}; give training some time")
     device = pick_device(device_name)
     _note_precision(recipe.dynamics_fit.execution.precision, device)
-    with processes(device) as (rank, _), training() as watcher:
+    with process_group(device) as (rank, _), training() as watcher:
         dataset = Dataset.open(folder, verify=rank == 0)
         max_seconds = max_minutes and max_minutes * 60
         seen_by = watcher if rank == 0 else None

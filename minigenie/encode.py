@@ -31,7 +31,7 @@ from minigenie.lam import LatentActionModel
 from minigenie.nn.motion import motion
 from minigenie.nn.patches import to_float
 from minigenie.nn.st_transformer import TimeCache
-from minigenie.runtime import hash_text, on_any_process, wait_for_all
+from minigenie.runtime import any_rank, barrier, hash_text
 from minigenie.tokenizer import VideoTokenizer
 
 BATCH_FRAMES, CUDA_BATCH_FRAMES = 256, 1024
@@ -205,7 +205,7 @@ def _fill(
             _reserve(unfinished, header, math.prod(shape) * kind.itemsize)
         return True
 
-    if on_any_process(rank == 0 and begin()):
+    if any_rank(rank == 0 and begin()):
         done = _noted(unfinished, plan)
         frames = np.cumsum([int((batch[:, 3] - batch[:, 2]).sum()) for batch in batches]).tolist()
         with open(unfinished, "r+b") as file:  # not mapped: hosts would overwrite each other's part of a page
@@ -223,12 +223,12 @@ def _fill(
                     saved = time.monotonic()
             file.flush()
             os.fsync(file.fileno())
-        wait_for_all()  # what each had to do is done
+        barrier()  # what each had to do is done
         if rank == 0:
             unfinished.replace(path)
     if rank == 0:
         _remove_notes(unfinished)
-    wait_for_all()
+    barrier()
 
 
 def _write(

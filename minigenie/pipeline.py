@@ -37,7 +37,7 @@ from minigenie.nn.motion import motion
 from minigenie.nn.patches import to_float, to_uint8
 from minigenie.nn.quantize import VectorQuantizer
 from minigenie.pictures import grid
-from minigenie.runtime import autocast, wait_for_all
+from minigenie.runtime import autocast, barrier
 from minigenie.tokenizer import VideoTokenizer
 from minigenie.train import FitConfig, Progress, Sample, fit
 from minigenie.world import FORMAT, VERSION, ActionModel, Actions, World, WorldConfig, read_config
@@ -167,7 +167,7 @@ def train_world(
     run = Run(dataset, recipe, out, device, max_seconds, shard, watcher or Watcher())
     if beside and run.rank == 0:
         take_over(beside, out)
-    wait_for_all()
+    barrier()
     tokenizer = run.tokenizer()
     tokens = run.tokens(tokenizer)
     lam: ActionModel
@@ -207,7 +207,7 @@ class Run:
             begin(out, recipe, dataset)
             if all(line["stage"] != "data" for line in read_metrics(out / "metrics.jsonl")):
                 MetricsLog(out / "metrics.jsonl", "data", 0, 0).add(0, 0, None, survey(dataset, recipe.seed))
-        wait_for_all()
+        barrier()
 
     def tokenizer(self) -> VideoTokenizer:
         model = self._train("tokenizer", self.recipe.make_tokenizer, self._frames, sample_tokenizer)
@@ -329,7 +329,7 @@ class Run:
             content = io.BytesIO()
             np.save(content, typical_motions(torch.from_numpy(motions[frames]), camera.unknown).numpy())
             write_atomic(path, content.getvalue())
-        wait_for_all()
+        barrier()
         camera.know(torch.tensor(kept_motions(path, camera.unknown)))
         parts = np.array_split(motions, -(-len(motions) // MOST_MOTIONS))
         codes = np.concatenate([camera.nearest(torch.tensor(part)).numpy().astype(np.uint16) for part in parts])
@@ -356,7 +356,7 @@ class Run:
         if self.rank == 0:
             save_model(paths[0], lam)
             save_model(paths[1], dynamics)
-        wait_for_all()
+        barrier()
         return lam, dynamics
 
     def _train(
@@ -376,7 +376,7 @@ class Run:
         self._fit(stage, model, batch, sample, self.recipe.shares[STAGES.index(stage) :][:1], *before)
         if self.rank == 0:
             save_model(path, model)
-        wait_for_all()
+        barrier()
         return model
 
     def _fit(

@@ -206,13 +206,13 @@ from test_encode import CONTEXT, tokenizer
 from minigenie import encode
 from minigenie.camera import Camera, typical_motions
 from minigenie.data.dataset import Dataset
-from minigenie.runtime import processes
+from minigenie.runtime import process_group
 
 folder, path, strike = sys.argv[2], encode.Path(sys.argv[3]), int(sys.argv[4])
 encode.SAVE_EVERY = 0
 torch.set_num_threads(1)
 torch.manual_seed(0)
-with processes(torch.device("cpu")) as (rank, _):
+with process_group(torch.device("cpu")) as (rank, _):
     mine = []
     def watch(done, total):
         mine.append(done)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from minigenie.runtime import dtype_of, fast_bfloat16, give_memory_back, keep_memory
+from minigenie.runtime import dtype_of, fast_bfloat16, keep_memory, release_memory
 
 Watch = Callable[[float, float], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -223,7 +223,7 @@ def forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    give_memory_back()
+    release_memory()
     if (own := Path("/proc/self/clear_refs")).exists():
         try:
             own.write_text("5")

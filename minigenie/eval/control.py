@@ -33,7 +33,7 @@ from minigenie.eval.inverse import keys_of
 from minigenie.eval.motion import shifts
 from minigenie.eval.statistics import bootstrap, interval_of_columns
 from minigenie.inverse import InverseDynamics
-from minigenie.runtime import in_parallel
+from minigenie.runtime import parallel_map
 
 STATES, FEWEST = 32, 2
 PROMPT = 4  # true frames that the world is given, all of them at rest
@@ -136,7 +136,7 @@ def play(
 
 def paths(video: UInt8[Tensor, "n x t h w c"], device: torch.device) -> Paths:
     """Where the player is after each frame but the first."""
-    moved = torch.cat(list(in_parallel(shifts, video, device=device))).unflatten(0, video.shape[:2])
+    moved = torch.cat(list(parallel_map(shifts, video, device=device))).unflatten(0, video.shape[:2])
     return (moved.cumsum(2).flip(-1) * torch.tensor([-1, 1])).numpy()
 
 

@@ -34,7 +34,7 @@ from minigenie.eval.statistics import bootstrap, by_horizon, entropy, interval, 
 from minigenie.inverse import InverseDynamics
 from minigenie.nn.patches import to_float, to_uint8
 from minigenie.pipeline import seen_by_camera
-from minigenie.runtime import Result, in_parallel
+from minigenie.runtime import Result, parallel_map
 from minigenie.world import CONFIG_KEYS, MODELS, World
 
 VERSION = 2  # of the report; 1 resampled single clips, and measured drift beside single frames
@@ -109,7 +109,7 @@ class Sitting:
         return torch.cat(self.each(play, frames.split(BATCH), actions.split(BATCH), count(self.seed)))
 
     def each(self, call: Callable[..., Result], *parts: Iterable[Any]) -> list[Result]:
-        return list(in_parallel(call, *parts, device=self.world.device))
+        return list(parallel_map(call, *parts, device=self.world.device))
 
     def infer_actions(self, video: UInt8[Tensor, "b t h w c"]) -> Int[Tensor, "b steps"]:
         return torch.cat(self.each(self.world.infer_actions, video.split(BATCH)))

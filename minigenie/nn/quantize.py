@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minigenie.runtime import like, whole
+from minigenie.runtime import full_tensor, shard_like
 
 DISTANCES = 2**19  # at a time, on a CPU
 
@@ -129,7 +129,7 @@ class VectorQuantizer(nn.Module):
         if self._seen is None:
             return
         seen, self._seen = self._seen, None
-        codebook = whole(self.codebook)
+        codebook = full_tensor(self.codebook)
         if self.ready:
             codebook = self._follow(codebook, seen)
         else:
@@ -137,7 +137,7 @@ class VectorQuantizer(nn.Module):
             self.share.fill_(1 / self.config.num_codes)
             self.placed.fill_(True)
             self.ready = True
-        self.codebook.copy_(like(self.codebook, codebook))
+        self.codebook.copy_(shard_like(self.codebook, codebook))
 
     def _follow(self, codebook: Float[Tensor, "k c"], seen: "Seen") -> Float[Tensor, "k c"]:
         k, decay = self.config.num_codes, self.config.decay
