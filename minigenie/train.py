@@ -311,7 +311,7 @@ def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], config: Fi
         optimizer.zero_grad(set_to_none=True)
     for part in model.modules():
         if isinstance(part, VectorQuantizer):
-            part.settle()
+            part.update_codebook()
     return norm
 
 

@@ -52,7 +52,7 @@ class Player:
     """`reset`, then `step` and `undo`; `view` is what is seen now, replaced as a whole."""
 
     def __init__(self, base: World) -> None:
-        self.world = base.twin()
+        self.world = base.fresh_copy()
         self.view: View | None = None
         self.past: deque[Moment] = deque(maxlen=PAST_MOMENTS)
         self.recorded: list[np.ndarray] = []
@@ -71,7 +71,7 @@ class Player:
         self.world.reset(start[None, None], seed)
         self.seed, self.clip = seed, clip
         self.past.clear()
-        self._see(start, None, 0)
+        self._show(start, None, 0)
 
     def step(self, action: int) -> None:
         """One frame on. In the split view the clip says which action, and begins again at its end."""
@@ -85,7 +85,7 @@ class Player:
         self.past.append(before)
         while len(self.past) * before.world.size > PAST_BYTES and len(self.past) > 1:
             self.past.popleft()
-        self._see(frame, action, before.view.number + 1)
+        self._show(frame, action, before.view.number + 1)
 
     def undo(self) -> bool:
         """Back by one frame, to the very state it was in. False at the beginning of what is kept."""
@@ -111,7 +111,7 @@ class Player:
             self.recorded = [self.view.frame] if self.view else []
         self.recording = on
 
-    def _see(self, frame: np.ndarray, action: int | None, number: int) -> None:
+    def _show(self, frame: np.ndarray, action: int | None, number: int) -> None:
         self.view = View(frame, action, number, self.clip.frames[number] if self.clip else None)
         if self.recording:
             self.recorded.append(frame)

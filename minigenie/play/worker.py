@@ -55,7 +55,7 @@ class Worker:
 def with_fewer_steps(world: World, steps: int) -> World:
     """The same world, at no frame yet, with no more than `steps` MaskGIT steps a frame."""
     sampling = world.config.sampling
-    return world.twin(replace(sampling, steps=min(steps, sampling.steps)), record=False)
+    return world.fresh_copy(replace(sampling, steps=min(steps, sampling.steps)), cuda_graph=False)
 
 
 def timed(call: Callable[[], Result]) -> tuple[Result, float]:

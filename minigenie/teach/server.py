@@ -27,7 +27,7 @@ PAGE = Path(__file__).with_name("page.html")
 MAX_REQUEST_BYTES = 1 << 16  # of a request
 
 
-class Judge:
+class AgreementChecker:
     """Asks the classifier in a thread of its own, whenever there are enough new labels."""
 
     def __init__(self, session: Session) -> None:
@@ -37,14 +37,14 @@ class Judge:
         self.task: asyncio.Task | None = None
 
     @property
-    def works(self) -> bool:
+    def is_running(self) -> bool:
         return self.task is not None and not self.task.done()
 
-    def look(self) -> None:
-        if not self.works and (labels := self.session.due()):
-            self.task = asyncio.create_task(self._judge(labels))
+    def check_if_due(self) -> None:
+        if not self.is_running and (labels := self.session.labels_to_check()):
+            self.task = asyncio.create_task(self._check(labels))
 
-    async def _judge(self, labels: Any) -> None:
+    async def _check(self, labels: Any) -> None:
         with contextlib.suppress(ValueError):  # of one clip
             call = partial(quick_agreement, self.session.dataset, labels)
             self.found = await asyncio.get_running_loop().run_in_executor(self.worker, call)
@@ -54,18 +54,20 @@ def make_app(
     session: Session, host: str = "127.0.0.1", token: str | None = None, ready: Callable[[], Any] = lambda: None
 ) -> Starlette:
     """The whole server. token: without it every request is refused. ready: called when it listens."""
-    judge = Judge(session)
+    checker = AgreementChecker(session)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        judge.look()
+        checker.check_if_due()
         ready()
         yield
-        judge.worker.shutdown(cancel_futures=True)
+        checker.worker.shutdown(cancel_futures=True)
 
     def state() -> Response:
-        found = judge.found and judge.found._asdict()
-        return JSONResponse({**session.describe(), "agreement": found, "judging": judge.works}, headers=PAGE_HEADERS)
+        found = checker.found and checker.found._asdict()
+        return JSONResponse(
+            {**session.describe(), "agreement": found, "judging": checker.is_running}, headers=PAGE_HEADERS
+        )
 
     def page(_: Request) -> Response:
         return Response(PAGE.read_bytes(), media_type="text/html", headers=PAGE_HEADERS)
@@ -78,8 +80,8 @@ def make_app(
         except ValueError as error:
             return error_response(str(error), 404)
 
-    def take(_: Request) -> Response:
-        return JSONResponse(session.handed(session.take()), headers=PAGE_HEADERS)
+    def next_clip(_: Request) -> Response:
+        return JSONResponse(session.describe_clip(session.next_clip()), headers=PAGE_HEADERS)
 
     def changing(change: Callable[[dict[str, Any]], None]) -> Callable[[Request], Any]:
         """A request with a JSON object that changes something, and is answered with the new state."""
@@ -96,7 +98,7 @@ def make_app(
                 return error_response(f"nothing is changed: {error}", 400)
             except OSError as error:
                 return error_response(f"nothing is saved: {error}", 500)
-            judge.look()
+            checker.check_if_due()
             return state()
 
         return answer
@@ -108,7 +110,7 @@ def make_app(
         Route("/", page),
         Route("/state", lambda _: state()),
         Route("/clip/{number:int}.png", picture),
-        Route("/next", take, methods=["POST"]),
+        Route("/next", next_clip, methods=["POST"]),
         Route("/labels", changing(save), methods=["POST"]),
         Route("/undo", changing(lambda content: session.undo(content.get("clip"))), methods=["POST"]),
         Route("/controls", changing(lambda content: session.rename(content.get("controls"))), methods=["POST"]),
