@@ -232,13 +232,13 @@ def _train(
     from minigenie.console import training
     from minigenie.data.dataset import Dataset
     from minigenie.pipeline import train_world
-    from minigenie.runtime import pick_device, processes
+    from minigenie.runtime import pick_device, process_group
 
     if max_minutes is not None and not max_minutes > 0:
         raise ValueError(f"max_minutes is {max_minutes}; give training some time")
     device = pick_device(device_name)
     _note_precision(recipe.dynamics_fit.execution.precision, device)
-    with processes(device) as (rank, _), training() as watcher:
+    with process_group(device) as (rank, _), training() as watcher:
         dataset = Dataset.open(folder, verify=rank == 0)
         max_seconds = max_minutes and max_minutes * 60
         seen_by = watcher if rank == 0 else None
@@ -387,7 +387,7 @@ def evaluate(
     from minigenie.data.dataset import Dataset
     from minigenie.eval.measure import evaluate as measure
     from minigenie.eval.report import summary, write_report
-    from minigenie.world import World, beside, locate
+    from minigenie.world import World, locate, output_folder
 
     if len(paths) != 2:
         raise ValueError(
@@ -396,7 +396,7 @@ def evaluate(
     if clips < 2:
         raise ValueError(f"clips is {clips}; an interval takes at least 2")
     world, dataset = locate(paths[0]), paths[1]
-    folder = beside(world, out)
+    folder = output_folder(world, out)
     loaded, footage = World.load(world, device, precision), Dataset.open(dataset)
     _note_precision(precision, loaded.device)
     if footage.frame_size != loaded.frame_shape[:2]:
@@ -415,10 +415,10 @@ def evaluate(
 def _compare(worlds: tuple[str, ...], out: Path | None) -> None:
     from minigenie.console import table
     from minigenie.eval.compare import differences, read_reports, rows, write_comparison
-    from minigenie.world import beside, locate
+    from minigenie.world import locate, output_folder
 
     folders = list(map(locate, worlds))
-    folder = beside(folders[0], out)
+    folder = output_folder(folders[0], out)
     reports = read_reports(folders)
     table(["", *reports], rows(reports))
     for line in differences(reports):
@@ -570,11 +570,11 @@ def imitate(
     from minigenie.console import table, working
     from minigenie.eval.agents import Imitation, summary, table_rows
     from minigenie.eval.agents import imitate as run
-    from minigenie.world import beside, locate
+    from minigenie.world import locate, output_folder
 
     sizes = Imitation(expert_frames=expert_frames, labels=labels, levels=levels, steps=steps, seed=seed)
     world = locate(world)
-    folder = beside(world, out, "imitation")
+    folder = output_folder(world, out, "imitation")
     report = run(world, folder, sizes, device, working)
     print("\n".join(summary(report)))
     table(["player", "levels solved", "95 % interval", "mean return", "mean steps"], table_rows(report))

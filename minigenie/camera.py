@@ -16,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minigenie.maskgit import draw
+from minigenie.maskgit import sample_weighted
 from minigenie.nn.motion import STILL, warp
 from minigenie.nn.quantize import k_means
 
@@ -66,7 +66,7 @@ class Camera(nn.Module):
         )  # fmt: skip
 
     @torch.no_grad()
-    def know(self, motions: Float[Tensor, "k 2"]) -> None:
+    def set_motions(self, motions: Float[Tensor, "k 2"]) -> None:
         """Take these motions. They start with embeddings that are alike where they are."""
         self.motions.copy_(motions)
         places = self.motions / self.motions.std(0).clamp(min=1e-3)
@@ -99,7 +99,7 @@ class Camera(nn.Module):
         steps = self.steps(torch.cat((moved.flatten(1), taken.flatten(1)), dim=1))
         return self.head(torch.cat((self.picture(picture), steps), dim=1)).float()
 
-    def tell(
+    def sample_motion(
         self, history: History, action: Int[Tensor, " m"], uniform: Float[Tensor, " m"], temperature: float
     ) -> Int[Tensor, " m"]:
         """The code of the motion into the next frame. uniform: random numbers in [0, 1). temperature: 0 takes the
@@ -107,7 +107,7 @@ class Camera(nn.Module):
         logits = self.logits(history, action)
         if not temperature:
             return logits.argmax(-1)
-        return draw((logits / temperature).softmax(-1)[:, None], uniform[:, None])[:, 0]
+        return sample_weighted((logits / temperature).softmax(-1)[:, None], uniform[:, None])[:, 0]
 
     def loss(self, logits: Float[Tensor, "m k"], codes: Int[Tensor, " m"]) -> Tensor:
         """Cross-entropy, in which a motion's near neighbours are nearly right."""

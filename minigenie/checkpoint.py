@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from minigenie.config import parse_json
 from minigenie.data.dataset import write_atomic
-from minigenie.runtime import like, whole
+from minigenie.runtime import full_tensor, shard_like
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -70,10 +70,10 @@ class Checkpoints:
         self, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], notes: dict[str, Any], write: bool
     ) -> None:
         """On every process, since a sharded model has a part of its state on each; the one that is to `write` does."""
-        tensors = {f"model/{name}": whole(tensor) for name, tensor in model.state_dict().items()}
+        tensors = {f"model/{name}": full_tensor(tensor) for name, tensor in model.state_dict().items()}
         for i, optimizer in enumerate(optimizers):
             for parameter, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer/{i}/{parameter}/{name}": whole(tensor) for name, tensor in state.items()}
+                tensors |= {f"optimizer/{i}/{parameter}/{name}": full_tensor(tensor) for name, tensor in state.items()}
         if write:
             save_tensors(self.folder / f"step-{step:08d}.safetensors", tensors, {"step": step, **notes})
             for old in self.paths()[: -self.keep]:
@@ -120,8 +120,9 @@ class Checkpoint(NamedTuple):
                     if name.startswith(f"optimizer/{i}/"):
                         number, key = name.split("/")[2:]
                         pattern = parameters[int(number)]
-                        cut = like(pattern, tensor.to(pattern.device)) if tensor.shape == pattern.shape else tensor
-                        states.setdefault(int(number), {})[key] = cut
+                        if tensor.shape == pattern.shape:
+                            tensor = shard_like(pattern, tensor.to(pattern.device))
+                        states.setdefault(int(number), {})[key] = tensor
                 if states:
                     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 

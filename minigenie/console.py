@@ -33,7 +33,7 @@ class Line:
         self.task = self.bar.add_task(what, total=1.0, note="")
 
     def update(self, fraction: float, note: str = "") -> None:
-        """fraction: done, 0 to 1. The time to go is reckoned from what this sitting has seen."""
+        """fraction: done, 0 to 1. The time to go is reckoned from what this process has seen."""
         if self.first is None:
             self.first = fraction
         now = time.monotonic()

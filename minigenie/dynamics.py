@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from minigenie.camera import PAST, Camera, History
-from minigenie.maskgit import fill_surest
+from minigenie.maskgit import fill_most_confident
 from minigenie.nn.patches import patch_grid
 from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache
 from minigenie.tokenizer import TokenizerConfig
@@ -110,7 +110,7 @@ class Dynamics(nn.Module):
         )
 
     @torch.no_grad()
-    def start_from(self, codebook: Float[Tensor, "k c"]) -> None:
+    def init_from_codebook(self, codebook: Float[Tensor, "k c"]) -> None:
         """Begin with the tokenizer's geometry: codes that look alike start with alike embeddings and logits."""
         project = torch.randn(codebook.shape[1], self.config.token_dim) / math.sqrt(codebook.shape[1])
         alike = ((codebook - codebook.mean(0)) / codebook.std()).float() @ project
@@ -120,7 +120,7 @@ class Dynamics(nn.Module):
         if self.camera is not None:
             self.camera.embed_token.weight.copy_(alike)
 
-    def _enter(self, tokens: Int[Tensor, "b t n"], given: Given) -> Float[Tensor, "b t p d"]:
+    def _embed(self, tokens: Int[Tensor, "b t n"], given: Given) -> Float[Tensor, "b t p d"]:
         """Tokens and what is given of their frames, as positions of the transformer: a group of tokens each."""
         side = self.config.group
         embedded = self.embed_token(tokens)
@@ -132,7 +132,7 @@ class Dynamics(nn.Module):
             leading_in = leading_in + self.camera.embed(given.motion)
         return self.join(joined) + self.place + leading_in[:, :, None]
 
-    def _leave(self, hidden: Float[Tensor, "b t p d"]) -> Float[Tensor, "b t n e"]:
+    def _ungroup(self, hidden: Float[Tensor, "b t p d"]) -> Float[Tensor, "b t n e"]:
         side = self.config.group
         return rearrange(self.part(hidden), "b t (y x) (p q e) -> b t (y p x q) e", y=self.grid[0], p=side, q=side)
 
@@ -146,19 +146,19 @@ class Dynamics(nn.Module):
         return Given(action, motion, F.pad(batch["moved"].long(), (0, 0, 1, 0)))
 
     def hidden(self, tokens: Int[Tensor, "b t n"], given: Given) -> Float[Tensor, "b t p d"]:
-        return self.transformer(self._enter(tokens, given))
+        return self.transformer(self._embed(tokens, given))
 
     def logits(self, tokens: Int[Tensor, "b t n"], given: Given) -> Float[Tensor, "b t n k"]:
         """The naive reference: a whole clip at once."""
-        return self.head(self._leave(self.hidden(tokens, given))).float()
+        return self.head(self._ungroup(self.hidden(tokens, given))).float()
 
     def step(self, tokens: Int[Tensor, "b n"], given: Given, past: TimeCache) -> Float[Tensor, "b n k"]:
         """Logits of one frame, of which `tokens` are filled in so far, after those in the past."""
-        return self.head(self._leave(self._step(tokens, given, past)[:, None])[:, 0]).float()
+        return self.head(self._ungroup(self._step(tokens, given, past)[:, None])[:, 0]).float()
 
     def fill(self, given: Given, past: TimeCache, tokens: Int[Tensor, "b n"], *rest: Any) -> Int[Tensor, "b n"]:
-        """A step of MaskGIT: `fill_surest` by the logits of `step`. rest: the arguments that it takes after them."""
-        return fill_surest(tokens, self.mask_id, self.step(tokens, given, past), *rest)
+        """A step of MaskGIT: `fill_most_confident` by the logits of `step`. rest: its arguments after these."""
+        return fill_most_confident(tokens, self.mask_id, self.step(tokens, given, past), *rest)
 
     def commit(self, tokens: Int[Tensor, "b n"], given: Given, past: TimeCache) -> None:
         """The frame joins the past."""
@@ -166,7 +166,7 @@ class Dynamics(nn.Module):
         past.commit()
 
     def _step(self, tokens: Tensor, given: Given, past: TimeCache) -> Float[Tensor, "b p d"]:
-        return self.transformer.step(self._enter(tokens[:, None], given.map(lambda each: each[:, None]))[:, 0], past)
+        return self.transformer.step(self._embed(tokens[:, None], given.map(lambda each: each[:, None]))[:, 0], past)
 
     def forward(self, batch: dict[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """batch: "tokens" int [b t n] and what `given` takes -> loss (cross-entropy of masked tokens, and of motions),
@@ -176,7 +176,7 @@ class Dynamics(nn.Module):
         streams = self._clean_and_masked if self.config.context == "clean" else self._all_masked
         masked, targets, hide = streams(tokens, given)
         # how many tokens are hidden, only a CPU knows without waiting for what it was asked before
-        hidden, targets = counted(self._leave(masked), targets, hide, static=tokens.device.type != "cpu")
+        hidden, targets = select_hidden(self._ungroup(masked), targets, hide, static=tokens.device.type != "cpu")
         logits = self.head(hidden).float()
         loss, seen, counts = F.cross_entropy(logits, targets, ignore_index=SHOWN), logits.detach(), targets != SHOWN
         # amax takes a third of argmax's time on a CPU
@@ -226,7 +226,7 @@ class Dynamics(nn.Module):
         twice = given.map(lambda each: torch.cat((each[:, :-1], each[:, 1:]), dim=1))
         if twice.moved is not None:
             twice = twice._replace(moved=self._corrupted(twice.moved))
-        entered = self._enter(torch.cat((self._corrupted(past), present.masked_fill(hide, self.mask_id)), dim=1), twice)
+        entered = self._embed(torch.cat((self._corrupted(past), present.masked_fill(hide, self.mask_id)), dim=1), twice)
         hidden = self.transformer(entered, *two_streams(past.shape[1], tokens.device))
         return hidden[:, past.shape[1] :], present, hide
 
@@ -237,7 +237,7 @@ class Dynamics(nn.Module):
         return torch.where(swap, torch.randint_like(tokens, self.num_codes), tokens)
 
 
-def counted(
+def select_hidden(
     hidden: Float[Tensor, "b t n e"], targets: Int[Tensor, "b t n"], hide: Bool[Tensor, "b t n"], static: bool
 ) -> tuple[Float[Tensor, "m e"], Int[Tensor, " m"]]:
     """Hidden states and targets where tokens are hidden. static: all of them, whose number is known beforehand; those

@@ -31,7 +31,7 @@ from minigenie.lam import LatentActionModel
 from minigenie.nn.motion import motion
 from minigenie.nn.patches import to_float
 from minigenie.nn.st_transformer import TimeCache
-from minigenie.runtime import hash_text, on_any_process, wait_for_all
+from minigenie.runtime import any_rank, barrier, hash_text
 from minigenie.tokenizer import VideoTokenizer
 
 BATCH_FRAMES, CUDA_BATCH_FRAMES = 256, 1024
@@ -60,16 +60,18 @@ def encode_tokens(
 
     def encode(frames: np.ndarray) -> Tensor:
         if not lead:
-            return tokenizer.encode(_see(dataset, frames, device))
+            return tokenizer.encode(_load_frames(dataset, frames, device))
         past = TimeCache(tokenizer.encoder, len(frames), context_frames)
-        return torch.stack([tokenizer.encode_next(_see(dataset, column, device), past) for column in frames.T], dim=1)
+        return torch.stack(
+            [tokenizer.encode_next(_load_frames(dataset, column, device), past) for column in frames.T], dim=1
+        )
 
     pieces = _pieces(dataset, 8 * lead or CLIP, lead=lead)
     held = -(-lead // 4)  # every block keeps keys and values, which take a quarter of what its feed-forward does
     batches = _batches(pieces, batch_frames or _batch_frames(device), held)
     shape = (dataset.num_frames, tokenizer.config.num_patches)
-    _fill(path, _kind(tokenizer.config.quantizer.num_codes), shape, batches, encode, watch)
-    return _kept(path, shape, tokenizer.config.quantizer.num_codes)
+    _encode_to_file(path, _token_dtype(tokenizer.config.quantizer.num_codes), shape, batches, encode, watch)
+    return _load_integers(path, shape, tokenizer.config.quantizer.num_codes)
 
 
 def encode_actions(
@@ -91,18 +93,18 @@ def encode_actions(
     def encode(frames: np.ndarray) -> Tensor:
         if isinstance(lam, LatentActionModel) and lam.config.input == "tokens":
             return lam.infer(torch.from_numpy(tokens[frames].astype(np.int64)).to(device))
-        video = _see(dataset, frames, device)
+        video = _load_frames(dataset, frames, device)
         if isinstance(lam, LatentActionModel):
             return lam.infer(video)
         known = None if motions is None else torch.from_numpy(motions[frames[:, :-1]]).to(device) / lam.scale
         return lam.infer(video, known) if likeliest else lam.label(video, known)
 
-    before, after = lam.sees
+    before, after = lam.step_context
     batches = _batches(
         _pieces(dataset, clip_frames, overlap=1, lead=before, tail=after), batch_frames or _batch_frames(device)
     )
-    _fill(path, np.dtype(np.uint8), (dataset.num_frames,), batches, encode, watch)
-    return _kept(path, (dataset.num_frames,), lam.config.num_actions)
+    _encode_to_file(path, np.dtype(np.uint8), (dataset.num_frames,), batches, encode, watch)
+    return _load_integers(path, (dataset.num_frames,), lam.config.num_actions)
 
 
 def encode_motions(
@@ -112,13 +114,13 @@ def encode_motions(
     one 0, mapped from `path`."""
 
     def encode(frames: np.ndarray) -> Tensor:
-        video = _see(dataset, frames, device)
+        video = _load_frames(dataset, frames, device)
         return motion(video[:, :-1].flatten(0, 1), video[:, 1:].flatten(0, 1)).view(len(video), -1, 2)
 
     batches = _batches(_pieces(dataset, CLIP, overlap=1), _batch_frames(device))
     shape = (dataset.num_frames, 2)
-    _fill(path, np.dtype(np.float32), shape, batches, encode, watch)
-    return kept_motions(path, shape[0])
+    _encode_to_file(path, np.dtype(np.float32), shape, batches, encode, watch)
+    return load_motions(path, shape[0])
 
 
 def encode_moved(
@@ -134,18 +136,18 @@ def encode_moved(
     device, num_codes = next(tokenizer.parameters()).device, tokenizer.config.quantizer.num_codes
 
     def encode(frames: np.ndarray) -> Tensor:
-        video = _see(dataset, frames, device)
+        video = _load_frames(dataset, frames, device)
         code = torch.from_numpy(codes[frames].astype(np.int64)).to(device)
         moved = camera.move(video.flatten(0, 1), code.flatten())
         return tokenizer.encode(moved[:, None]).view(len(video), video.shape[1], -1)
 
     shape = (dataset.num_frames, tokenizer.config.num_patches)
     batches = _batches(_pieces(dataset, CLIP), _batch_frames(device))
-    _fill(path, _kind(num_codes), shape, batches, encode, watch)
-    return _kept(path, shape, num_codes)
+    _encode_to_file(path, _token_dtype(num_codes), shape, batches, encode, watch)
+    return _load_integers(path, shape, num_codes)
 
 
-def _kind(num_codes: int) -> np.dtype:
+def _token_dtype(num_codes: int) -> np.dtype:
     return np.dtype(np.uint16 if num_codes <= 65536 else np.uint32)
 
 
@@ -153,7 +155,7 @@ def _batch_frames(device: torch.device) -> int:
     return CUDA_BATCH_FRAMES if device.type == "cuda" else BATCH_FRAMES
 
 
-def _see(dataset: Dataset, frames: np.ndarray, device: torch.device) -> Tensor:
+def _load_frames(dataset: Dataset, frames: np.ndarray, device: torch.device) -> Tensor:
     """Frames by their numbers [...], counted through all shards: float [... h w c]."""
     seen = torch.from_numpy(dataset.clips(frames.ravel(), 1)).to(device)
     return to_float(seen.view(*frames.shape, *seen.shape[2:]))
@@ -184,7 +186,7 @@ def _batches(pieces: np.ndarray, batch_frames: int, held: int = 0) -> list[np.nd
 
 
 @torch.no_grad()
-def _fill(
+def _encode_to_file(
     path: Path,
     kind: np.dtype,
     shape: tuple[int, ...],
@@ -202,13 +204,13 @@ def _fill(
         if path.exists():
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not (unfinished.exists() and _noted(unfinished, plan)):
+        if not (unfinished.exists() and _batches_done(unfinished, plan)):
             _remove_notes(unfinished)
             _reserve(unfinished, header, math.prod(shape) * kind.itemsize)
         return True
 
-    if on_any_process(rank == 0 and begin()):
-        done = _noted(unfinished, plan)
+    if any_rank(rank == 0 and begin()):
+        done = _batches_done(unfinished, plan)
         frames = np.cumsum([int((batch[:, 3] - batch[:, 2]).sum()) for batch in batches]).tolist()
         with open(unfinished, "r+b") as file:  # not mapped: hosts would overwrite each other's part of a page
             saved = time.monotonic()
@@ -225,12 +227,12 @@ def _fill(
                     saved = time.monotonic()
             file.flush()
             os.fsync(file.fileno())
-        wait_for_all()  # what each had to do is done
+        barrier()  # what each had to do is done
         if rank == 0:
             unfinished.replace(path)
     if rank == 0:
         _remove_notes(unfinished)
-    wait_for_all()
+    barrier()
 
 
 def _write(
@@ -244,7 +246,7 @@ def _write(
         file.write(row[start:stop].tobytes())
 
 
-def _noted(unfinished: Path, plan: int) -> set[int]:
+def _batches_done(unfinished: Path, plan: int) -> set[int]:
     """Which batches of this plan the notes say are done."""
     done: set[int] = set()
     for note in unfinished.parent.glob(f"{unfinished.name}.*.json"):
@@ -283,7 +285,7 @@ def _reserve(path: Path, header: bytes, size: int) -> None:
         ) from None
 
 
-def kept_motions(path: Path, number: int) -> np.ndarray:
+def load_motions(path: Path, number: int) -> np.ndarray:
     """[number 2], [down, right] in pixels. ValueError, one line, if these are others or none."""
     array = load_npy(path, MAKE_AGAIN)
     if array.shape != (number, 2) or array.dtype != np.float32 or not np.isfinite(array).all():
@@ -293,7 +295,7 @@ def kept_motions(path: Path, number: int) -> np.ndarray:
     return array
 
 
-def _kept(path: Path, shape: tuple[int, ...], below: int) -> np.ndarray:
+def _load_integers(path: Path, shape: tuple[int, ...], below: int) -> np.ndarray:
     """What was encoded before. ValueError, one line, if it is not of this dataset and this model."""
     array = load_npy(path, MAKE_AGAIN)
     if array.shape != shape or array.dtype.kind != "u" or array.max(initial=0) >= below:

@@ -91,8 +91,8 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.int64]):
         render_mode: str | None = None,
         device: str | None = None,
     ) -> None:
-        self._players = Players(1, world, reward, render_mode, device)
-        self.world = self._players.world
+        self._batch = BatchedWorld(1, world, reward, render_mode, device)
+        self.world = self._batch.world
         self.observation_space, self.action_space = spaces(self.world)
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "render_fps": self.world.fps}
@@ -101,16 +101,16 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.int64]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        return self._players.begin(self.np_random, options)[0], {}
+        return self._batch.reset(self.np_random, options)[0], {}
 
     def step(self, action: int | np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if not self.action_space.contains(action):
             raise ValueError(f"action {action!r} is out of range; use an integer 0 to {self.world.num_actions - 1}")
-        frames, rewards = self._players.advance(np.array([action]))
+        frames, rewards = self._batch.step(np.array([action]))
         return frames[0], float(rewards[0]), False, False, {}
 
     def render(self) -> np.ndarray | None:
-        return self._players.frames[0].copy() if self.render_mode else None
+        return self._batch.frames[0].copy() if self.render_mode else None
 
 
 class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -152,8 +152,8 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise ValueError(f"num_envs is {num_envs}; it must be at least 1")
         if max_episode_steps < 1 and max_episode_steps != -1:
             raise ValueError(f"max_episode_steps is {max_episode_steps}; give at least 1, or -1 for no limit")
-        self._players = Players(num_envs, world, reward, render_mode, device)
-        self.world = self._players.world
+        self._batch = BatchedWorld(num_envs, world, reward, render_mode, device)
+        self.world = self._batch.world
         self.single_observation_space, self.single_action_space = spaces(self.world)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -167,14 +167,14 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        frames = self._players.begin(self.np_random, options)
+        frames = self._batch.reset(self.np_random, options)
         self._prompt = (options or {}).get("prompt")
         self._steps[(options or {}).get("reset_mask", slice(None))] = 0
         return frames, {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         over = self._steps == self.max_episode_steps
-        frames, rewards = self._players.advance(actions)
+        frames, rewards = self._batch.step(actions)
         self._steps += 1
         if over.any():
             frames, _ = self.reset(options={"prompt": self._prompt, "reset_mask": over})
@@ -183,10 +183,10 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return frames, rewards, never, self._steps == self.max_episode_steps, {}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        return tuple(self._players.frames.copy()) if self.render_mode else None
+        return tuple(self._batch.frames.copy()) if self.render_mode else None
 
 
-class Players:
+class BatchedWorld:
     """b agents in one world, which both environments wrap. `frames`: what they see, uint8 [b h w c]."""
 
     def __init__(self, b: int, folder: str | Path, reward: Reward, render_mode: str | None, device: str | None) -> None:
@@ -198,7 +198,7 @@ class Players:
         self.prompts = [read_prompt(path, shape)[0].numpy() for path in sorted((self.folder / "prompts").glob("*.png"))]
         self.frames = np.zeros((b, *shape), dtype=np.uint8)
 
-    def begin(self, rng: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
+    def reset(self, rng: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
         """Everyone anew, from options["prompt"] or prompts of the world's own; or only those in options["reset_mask"].
         Frames are the caller's to keep."""
         options = options or {}
@@ -210,7 +210,7 @@ class Players:
         some = np.asarray(options.get("reset_mask", np.ones(b, dtype=bool)))
         if some.shape != (b,) or some.dtype != bool:
             raise ValueError(f"the reset_mask is {some!r}; give {b} booleans, one for each member")
-        videos = self._draw(rng) if prompt is None else self._given(prompt)
+        videos = self._draw_prompts(rng) if prompt is None else self._prompt_videos(prompt)
         if some.all():
             self.world.reset(videos, seed=int(rng.integers(2**31)))
         elif some.any():
@@ -218,18 +218,18 @@ class Players:
         self.frames = np.where(some[:, None, None, None], videos[:, -1], self.frames)
         return self.frames.copy()
 
-    def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The next frames, and the rewards of going there: actions int [b] -> uint8 [b h w c], float [b]."""
         before, self.frames = self.frames, self.world.step(actions).numpy()
         rewards = np.array([self.reward(*pair) for pair in zip(before, self.frames, strict=True)], dtype=float)
         return self.frames.copy(), rewards
 
-    def _draw(self, rng: np.random.Generator) -> np.ndarray:
+    def _draw_prompts(self, rng: np.random.Generator) -> np.ndarray:
         if not self.prompts:
             raise ValueError(f'{self.folder} has no pictures in prompts/; give one: reset(options={{"prompt": ...}})')
         return np.stack([self.prompts[i] for i in rng.integers(len(self.prompts), size=len(self.frames))])
 
-    def _given(self, prompt: Any) -> np.ndarray:
+    def _prompt_videos(self, prompt: Any) -> np.ndarray:
         """A path, [h w c], [t h w c] or, for each its own, [b t h w c] -> uint8 [b t h w c]."""
         b, shape = len(self.frames), self.world.frame_shape
         given = read_prompt(prompt, shape)[0].numpy() if isinstance(prompt, str | Path) else np.array(prompt)

@@ -19,9 +19,9 @@ RESTED = 3  # steps of rest before a start
 AHEAD = 6  # steps by which is told where it goes
 HELD = 2  # steps from a start on that have the same control
 SETTLING = 4  # steps before a rest, in which nothing is held any more
-RARE = 0.05  # share of starts below which a way is an accident
+RARE = 0.05  # share of starts below which a direction is an accident
 FEWEST = 60  # starts
-WAYS = ("right", "up-right", "up", "up-left", "left", "down-left", "down", "down-right")
+DIRECTIONS = ("right", "up-right", "up", "up-left", "left", "down-left", "down", "down-right")
 NOTHING = "noop"
 
 
@@ -37,17 +37,17 @@ def found_controls(dataset: Dataset, motions: Float[np.ndarray, "f 2"], seed: in
             f"in {dataset.name} the picture starts from rest {len(starts)} times, too few to find controls by "
             f"({FEWEST} are needed); take --actions latent"
         )
-    ways = _ways(np.stack([motions[starts + step] for step in range(AHEAD)], axis=1).sum(1))
-    common = np.flatnonzero(np.bincount(ways, minlength=len(WAYS)) >= RARE * len(starts))
-    starts, ways = starts[np.isin(ways, common)], ways[np.isin(ways, common)]
+    directions = _directions(np.stack([motions[starts + step] for step in range(AHEAD)], axis=1).sum(1))
+    common = np.flatnonzero(np.bincount(directions, minlength=len(DIRECTIONS)) >= RARE * len(starts))
+    starts, directions = starts[np.isin(directions, common)], directions[np.isin(directions, common)]
     named = np.concatenate([starts + step for step in range(HELD)])
-    controls = np.tile(1 + np.searchsorted(common, ways), HELD)
+    controls = np.tile(1 + np.searchsorted(common, directions), HELD)
     idle = np.setdiff1d(rng.permutation(still)[: len(starts) // 4], named)
     settling = np.setdiff1d(rng.permutation(_settling(dataset, motions))[: len(starts) // 9], np.union1d(named, idle))
     frames = np.concatenate([named, idle, settling])
     controls = np.concatenate([controls, np.zeros(len(idle) + len(settling), np.int64)])
     frames, first = np.unique(frames, return_index=True)
-    return Labels((NOTHING, *(WAYS[way] for way in common)), frames, controls[first])
+    return Labels((NOTHING, *(DIRECTIONS[direction] for direction in common)), frames, controls[first])
 
 
 def _steps(motions: Float[np.ndarray, "f 2"], frames: Int[np.ndarray, " n"], first: int, end: int) -> np.ndarray:
@@ -64,8 +64,8 @@ def _settling(dataset: Dataset, motions: Float[np.ndarray, "f 2"]) -> Int[np.nda
     return np.unique(np.concatenate([rests - step for step in range(1, SETTLING + 1)]))
 
 
-def _ways(path: Float[np.ndarray, "n 2"]) -> Int[np.ndarray, " n"]:
-    """Which of WAYS the player goes when the content moves [down, right]: against it sideways, up when it moves down.
-    Each axis counts in its own measure."""
+def _directions(path: Float[np.ndarray, "n 2"]) -> Int[np.ndarray, " n"]:
+    """Which of DIRECTIONS the player goes when the content moves [down, right]: against it sideways, up when it moves
+    down. Each axis counts in its own measure."""
     up, left = (path / np.sqrt((path**2).mean(0)).clip(STILL)).T
-    return np.round(np.arctan2(up, -left) / (np.pi / 4)).astype(np.int64) % len(WAYS)
+    return np.round(np.arctan2(up, -left) / (np.pi / 4)).astype(np.int64) % len(DIRECTIONS)

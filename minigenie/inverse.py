@@ -83,21 +83,21 @@ class InverseDynamics(nn.Module):
         return False
 
     @property
-    def sees(self) -> tuple[int, int]:
+    def step_context(self) -> tuple[int, int]:
         return self.config.past, self.config.future
 
-    def small(self, frames: Float[Tensor, "b h w c"]) -> Float[Tensor, "b y x c"]:
+    def downscale(self, frames: Float[Tensor, "b h w c"]) -> Float[Tensor, "b y x c"]:
         return rearrange(F.avg_pool2d(rearrange(frames, "b h w c -> b c h w"), self.scale), "b c y x -> b y x c")
 
     def motions(self, video: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b t-1 2"]:
         """Of the picture, [down, right] in pixels as it is seen here."""
-        before, after = (self.small(frames.flatten(0, 1)) for frames in (video[:, :-1], video[:, 1:]))
+        before, after = (self.downscale(frames.flatten(0, 1)) for frames in (video[:, :-1], video[:, 1:]))
         return motion(before, after).view(len(video), -1, 2)
 
     @torch.no_grad()
-    def look_at(self, before: Float[Tensor, "b h w c"], after: Float[Tensor, "b h w c"]) -> None:
+    def fit_focus(self, before: Float[Tensor, "b h w c"], after: Float[Tensor, "b h w c"]) -> None:
         """Set the focus by some pairs of frames: how much of each place motion leaves unexplained, 1 at the most."""
-        before, after = self.small(before), self.small(after)
+        before, after = self.downscale(before), self.downscale(after)
         left = (after - warp(before, motion(before, after))[0]).abs().mean(-1).mean(0)
         left = F.avg_pool2d(left[None, None], BLUR, 1, BLUR // 2, count_include_pad=False)[0, 0]
         self.focus.copy_(left / left.max().clamp(min=1e-6))
@@ -106,7 +106,7 @@ class InverseDynamics(nn.Module):
         self, before: Float[Tensor, "b h w c"], after: Float[Tensor, "b h w c"], around: Float[Tensor, "b s 2"]
     ) -> Float[Tensor, "b k"]:
         """around: the motions of the steps around, this one the `past`-th."""
-        before, after = self.small(before), self.small(after)
+        before, after = self.downscale(before), self.downscale(after)
         unexplained = after - warp(before, around[:, self.config.past])[0]
         seen = torch.cat((before - 0.5, after - 0.5, LOUD * unexplained), dim=-1) * self.focus[..., None]
         picture = self.picture(rearrange(seen, "b h w c -> b c h w"))
@@ -120,7 +120,7 @@ class InverseDynamics(nn.Module):
     ) -> Int[Tensor, "b steps"]:
         """Frames, float in [0, 1] -> the likeliest control of each step. motions: as `motions` has them, if they are
         known. Beyond the video's ends nothing moves."""
-        return self._of_steps(video, motions).argmax(-1)
+        return self._step_logits(video, motions).argmax(-1)
 
     @torch.no_grad()
     def label(
@@ -131,7 +131,7 @@ class InverseDynamics(nn.Module):
         nothing is held, and of none that something is, so that a world made of it falls whatever is held."""
         if not self.config.held:
             return self.infer(video, motions)
-        chances = self._of_steps(video, motions).softmax(-1)
+        chances = self._step_logits(video, motions).softmax(-1)
         generator = torch.Generator(chances.device).manual_seed(0)
         drawn = torch.multinomial(chances.flatten(0, 1), 1, generator=generator).view(chances.shape[:2])
         for step in range(1, drawn.shape[1]):
@@ -140,7 +140,7 @@ class InverseDynamics(nn.Module):
             drawn[:, step] = torch.where(likely, before, drawn[:, step])
         return drawn
 
-    def _of_steps(
+    def _step_logits(
         self, video: Float[Tensor, "b t h w c"], motions: Float[Tensor, "b steps 2"] | None
     ) -> Float[Tensor, "b steps k"]:
         motions = self.motions(video) if motions is None else motions

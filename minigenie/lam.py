@@ -93,11 +93,11 @@ class LatentActionModel(nn.Module):
         return not self.config.pairs
 
     @property
-    def sees(self) -> tuple[int, int]:
+    def step_context(self) -> tuple[int, int]:
         """Steps before and after that an action depends on, as far as their number is fixed."""
         return 0, 0
 
-    def _see(self, video: Tensor) -> Tensor:
+    def _model_input(self, video: Tensor) -> Tensor:
         """Frames [b t h w c] as patches [b t n values], or tokens [b t n] as they are; cut into pairs if asked."""
         if self.config.input == "pixels":
             video = patchify(video - 0.5, self.config.patch)
@@ -133,7 +133,7 @@ class LatentActionModel(nn.Module):
 
     def infer(self, video: Tensor) -> Int[Tensor, "b steps"]:
         """video: frames [b t h w c], float in [0, 1], or tokens [b t n] -> actions [b t-1], 0..num_actions-1."""
-        codes = self.quantizer.nearest(self._actions(self._see(video)))
+        codes = self.quantizer.nearest(self._actions(self._model_input(video)))
         return codes.view(len(video), -1)
 
     def video(self, batch: dict[str, Tensor]) -> Tensor:
@@ -146,18 +146,18 @@ class LatentActionModel(nn.Module):
     def learn(self, batch: dict[str, Tensor], progress: float) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Loss, metrics, and the actions that `infer` would find, [b t-1]."""
         video = self.video(batch)
-        seen = self._see(video)
+        seen = self._model_input(video)
         quantized = self.quantizer(self._actions(seen), progress)
         errors = self._errors(self._predict(seen[:, :-1], quantized.vectors), seen)
         loss, error = (self._weights(seen) * errors).mean(), errors.detach().mean()
         metrics = {"psnr": -10 * error.log10()} if self.config.input == "pixels" else {"cross_entropy": error}
-        return loss + quantized.loss * 0.1, metrics | self.quantizer.use(), quantized.codes.view(len(video), -1)
+        return loss + quantized.loss * 0.1, metrics | self.quantizer.usage(), quantized.codes.view(len(video), -1)
 
     @torch.no_grad()
     def control(self, batch: dict[str, Tensor]) -> Tensor:
         """How much better the decoder predicts with the inferred action than with a random one: delta-PSNR in dB for
         pixels, nats of cross-entropy for tokens."""
-        seen = self._see(self.video(batch))
+        seen = self._model_input(self.video(batch))
         codes = self.quantizer.nearest(self._actions(seen))
         right, wrong = (
             self._errors(self._predict(seen[:, :-1], self.quantizer.lookup(choice)), seen).mean()
@@ -167,7 +167,7 @@ class LatentActionModel(nn.Module):
 
     def predict_frames(self, video: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b t-1 h w c"]:
         """The decoder's own view of frames 2..t, for pictures during training. Pixels only."""
-        seen = self._see(video)
+        seen = self._model_input(video)
         patches = self._predict(seen[:, :-1], self.quantizer.lookup(self.quantizer.nearest(self._actions(seen))))
         frames = unpatchify(patches + 0.5, self.config.patch, self.frame_size[0])
         return frames.reshape(len(video), -1, *frames.shape[2:])

@@ -1,4 +1,4 @@
-"""MaskGIT decoding (arXiv:2202.04200): fill in a frame over a few steps, the surest tokens first.
+"""MaskGIT decoding (arXiv:2202.04200): fill in a frame over a few steps, the most confident tokens first.
 
 Dimensions:  b batch   n patches of a frame   k codes
 """
@@ -29,7 +29,7 @@ class SamplingConfig:
             raise ValueError(f"temperature {self.temperature} and choice_noise {self.choice_noise} must be 0 or more")
 
 
-@cache  # a recorded frame reads these very tensors
+@cache  # a captured step reads these very tensors
 def schedule(steps: int, n: int, device: torch.device) -> tuple[Int[Tensor, " steps"], Float[Tensor, " steps"]]:
     """For each step, how many of n patches are filled in after it, and the share of the noise that is left. One patch a
     step at least, so never more steps than patches."""
@@ -38,7 +38,7 @@ def schedule(steps: int, n: int, device: torch.device) -> tuple[Int[Tensor, " st
     return torch.tensor([*keep[:-1], n], device=device), torch.tensor([1 - share for share in done], device=device)
 
 
-def fill_surest(
+def fill_most_confident(
     tokens: Int[Tensor, "b n"],
     mask_id: int,
     logits: Float[Tensor, "b n k"],
@@ -47,24 +47,24 @@ def fill_surest(
     noise: Float[Tensor, ""],
     temperature: Float[Tensor, ""] | None,
 ) -> Int[Tensor, "b n"]:
-    """Draw a token for every patch that is still `mask_id` and keep the surest, until `keep` of a frame are filled in.
-    uniform: random numbers in [0, 1). noise: scale of the Gumbel noise on how sure each is. temperature: None takes the
-    likeliest token."""
+    """Draw a token for every patch that is still `mask_id` and keep the most confident, until `keep` of a frame are
+    filled in. uniform: random numbers in [0, 1). noise: scale of the Gumbel noise on the confidence. temperature: None
+    takes the likeliest token."""
     centred = logits - logits.amax(dim=-1, keepdim=True)
     if temperature is None:
         choice = centred.argmax(dim=-1)
     else:
-        choice = draw((centred * temperature.reciprocal()).exp_(), uniform[0])
-    sureness = centred.gather(-1, choice[..., None])[..., 0] - centred.exp_().sum(dim=-1).log()
-    sureness = sureness - noise * (-uniform[1].clamp(min=1e-20).log()).clamp(min=1e-20).log()
+        choice = sample_weighted((centred * temperature.reciprocal()).exp_(), uniform[0])
+    confidence = centred.gather(-1, choice[..., None])[..., 0] - centred.exp_().sum(dim=-1).log()
+    confidence = confidence - noise * (-uniform[1].clamp(min=1e-20).log()).clamp(min=1e-20).log()
     open_still = tokens == mask_id
-    order = sureness.masked_fill(~open_still, torch.inf).argsort(dim=-1, descending=True, stable=True)
+    order = confidence.masked_fill(~open_still, torch.inf).argsort(dim=-1, descending=True, stable=True)
     first = (torch.arange(tokens.shape[1], device=keep.device) < keep).expand(order.shape)
     chosen = torch.zeros_like(open_still).scatter(1, order, first)
     return torch.where(open_still & chosen, choice, tokens)
 
 
-def draw(weights: Float[Tensor, "b n k"], uniform: Float[Tensor, "b n"]) -> Int[Tensor, "b n"]:
+def sample_weighted(weights: Float[Tensor, "b n k"], uniform: Float[Tensor, "b n"]) -> Int[Tensor, "b n"]:
     """One of k with a chance in proportion to its weight: where the cumulated weights pass the random number. First the
     run of up to 64 is found, then the place in it, which spares cumulating most of them."""
     runs = weights.unflatten(-1, (-1, math.gcd(weights.shape[-1], 64)))
@@ -83,8 +83,8 @@ def sample_frame(
     config: SamplingConfig,
     generator: torch.Generator,
 ) -> Int[Tensor, "b n"]:
-    """masked: a frame of nothing but the mask token. fill: tokens, and what else `fill_surest` takes after the logits
-    -> tokens. Every patch is filled exactly once; after step s of S, 1 - cos(pi/2 s/S) of them are."""
+    """masked: a frame of nothing but the mask token. fill: tokens, and what else `fill_most_confident` takes after the
+    logits -> tokens. Every patch is filled exactly once; after step s of S, 1 - cos(pi/2 s/S) of them are."""
     keeps, noises = schedule(config.steps, masked.shape[1], masked.device)
     uniforms = torch.rand(len(keeps), 2, *masked.shape, generator=generator, device=masked.device)
     temperature = torch.full_like(noises[0], config.temperature) if config.temperature else None

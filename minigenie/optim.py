@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from minigenie.runtime import dtype_of, like, whole
+from minigenie.runtime import dtype_of, full_tensor, shard_like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +96,12 @@ class Muon(torch.optim.Optimizer):
         grads: list[Tensor] = [p.grad for p in params if p.grad is not None]
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         ahead = torch._foreach_lerp(grads, momenta, group["momentum"])
-        matrices = torch.stack([whole(matrix) for matrix in ahead])
+        matrices = torch.stack([full_tensor(matrix) for matrix in ahead])
         updates = orthogonal(matrices.to(dtype_of(matrices.device, "auto")))
         rows, columns = params[0].shape
         for p, update in zip(params, updates, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(like(p, update.to(p.dtype)), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+            p.add_(shard_like(p, update.to(p.dtype)), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
 
 # The Polar Express (arXiv:2505.16932): the best quintics, one after the other, for singular values in [0.001, 1].

@@ -25,9 +25,9 @@ from minigenie.config import from_dict, to_dict
 from minigenie.data.controls import controls_of
 from minigenie.data.dataset import MANIFEST, Dataset, sample_batch, write_atomic
 from minigenie.data.labels import FILE as LABELS
-from minigenie.data.labels import Labels, checked, read_labels, recorded_labels
+from minigenie.data.labels import Labels, check_labels, read_labels, recorded_labels
 from minigenie.dynamics import Dynamics
-from minigenie.encode import CLIP, encode_actions, encode_motions, encode_moved, encode_tokens, kept_motions
+from minigenie.encode import CLIP, encode_actions, encode_motions, encode_moved, encode_tokens, load_motions
 from minigenie.finish import finish
 from minigenie.found import found_controls
 from minigenie.inverse import InverseDynamics
@@ -37,7 +37,7 @@ from minigenie.nn.motion import motion
 from minigenie.nn.patches import to_float, to_uint8
 from minigenie.nn.quantize import VectorQuantizer
 from minigenie.pictures import grid
-from minigenie.runtime import autocast, wait_for_all
+from minigenie.runtime import autocast, barrier
 from minigenie.tokenizer import VideoTokenizer
 from minigenie.train import FitConfig, Progress, Sample, fit
 from minigenie.world import FORMAT, VERSION, ActionModel, Actions, World, WorldConfig, read_config
@@ -46,7 +46,7 @@ STAGES = ("tokenizer", "lam", "dynamics")
 MEASURES = ("psnr", "cross_entropy", "accuracy")  # of a model's metrics, those that footage decides
 HELD_OUT_CLIPS = 32
 HELD_OUT_LABELS = 512
-TAKEN_OVER = ("tokenizer.safetensors", *(f"encoded/{name}.npy" for name in ("tokens", "motions", "camera", "moved")))
+REUSED = ("tokenizer.safetensors", *(f"encoded/{name}.npy" for name in ("tokens", "motions", "camera", "moved")))
 MOST_MOTIONS = 2**16  # from which the typical ones are taken
 STEPS = 32  # of the footage, from which the camera learns beside each clip
 MOST_LABELS = 20_000  # that inverse dynamics learns from
@@ -133,7 +133,7 @@ def with_actions(recipe: Recipe, dataset: Dataset, source: Actions, labels: int 
     elif labels:
         names, sidecar = recorded_labels(dataset, labels, recipe.seed).names, ""
     else:
-        names = checked(read_labels(dataset.folder, dataset)).names
+        names = check_labels(read_labels(dataset.folder, dataset)).names
         sidecar = hashlib.sha256((dataset.folder / LABELS).read_bytes()).hexdigest()
     inverse = replace(recipe.inverse, controls=names, held=0.0 if source == "true" else HELD)
     return replace(recipe, actions=source, inverse=inverse, labels=labels, sidecar=sidecar)
@@ -166,8 +166,8 @@ def train_world(
     """
     run = Run(dataset, recipe, out, device, max_seconds, shard, watcher or Watcher())
     if beside and run.rank == 0:
-        take_over(beside, out)
-    wait_for_all()
+        reuse_stages(beside, out)
+    barrier()
     tokenizer = run.tokenizer()
     tokens = run.tokens(tokenizer)
     lam: ActionModel
@@ -204,10 +204,10 @@ class Run:
             getattr(recipe, f"{stage}_fit").parts(processes)
         self.held_out = held_out(dataset)
         if self.rank == 0:
-            begin(out, recipe, dataset)
+            prepare_folder(out, recipe, dataset)
             if all(line["stage"] != "data" for line in read_metrics(out / "metrics.jsonl")):
                 MetricsLog(out / "metrics.jsonl", "data", 0, 0).add(0, 0, None, survey(dataset, recipe.seed))
-        wait_for_all()
+        barrier()
 
     def tokenizer(self) -> VideoTokenizer:
         model = self._train("tokenizer", self.recipe.make_tokenizer, self._frames, sample_tokenizer)
@@ -235,14 +235,14 @@ class Run:
             assert isinstance(model, InverseDynamics)
             if not (self.out / "lam.safetensors").exists():
                 frames = self.labels.frames[:: max(1, len(self.labels.frames) // FOCUSING)]
-                model.look_at(*to_float(torch.from_numpy(self.dataset.clips(frames, 2))).unbind(1))
+                model.fit_focus(*to_float(torch.from_numpy(self.dataset.clips(frames, 2))).unbind(1))
             return model
 
         def batch(config: FitConfig, step: int, clips: range) -> dict[str, Tensor]:
             rows = sample_batch(
                 len(self.labels.frames), seed=self.recipe.seed, step=step, batch_size=config.batch_size
             )[clips.start : clips.stop]
-            return labelled(self.dataset, self.labels, rows, self.surroundings)
+            return label_batch(self.dataset, self.labels, rows, self.motions_around_labels)
 
         model = self._train("lam", make, batch, sample_inverse)
         assert isinstance(model, InverseDynamics)
@@ -252,16 +252,16 @@ class Run:
     def labels(self) -> Labels:
         """What inverse dynamics learns from."""
         if self.recipe.actions == "labels" and not self.recipe.labels:
-            return checked(read_labels(self.dataset.folder, self.dataset))
+            return check_labels(read_labels(self.dataset.folder, self.dataset))
         if self.recipe.actions == "found":
             return found_labels(self.dataset, self.recipe.seed)
         most = min(MOST_LABELS, len(self.windows(2)))
         return recorded_labels(self.dataset, self.recipe.labels or most, self.recipe.seed)
 
     @cached_property
-    def surroundings(self) -> Tensor:
+    def motions_around_labels(self) -> Tensor:
         """The motions of the picture around each label: [labels s 2]."""
-        return surroundings(self.dataset, self.labels.frames, self.recipe, self.watcher)
+        return motions_around(self.dataset, self.labels.frames, self.recipe, self.watcher)
 
     @cached_property
     def motions(self) -> np.ndarray | None:
@@ -290,7 +290,7 @@ class Run:
         """The control that leads on from every frame."""
         found = np.zeros(self.dataset.num_frames, np.uint8)
         for frames in np.array_split(self.windows(2), -(-len(self.windows(2)) // 2**16)):
-            found[frames] = recorded(self.dataset, frames, 2)[:, 0]
+            found[frames] = recorded_controls(self.dataset, frames, 2)[:, 0]
         return found
 
     def dynamics(
@@ -302,9 +302,9 @@ class Run:
     ) -> Dynamics:
         def make() -> Dynamics:
             model = self.recipe.make_dynamics()
-            model.start_from(tokenizer.quantizer.codebook.cpu())
+            model.init_from_codebook(tokenizer.quantizer.codebook.cpu())
             if model.camera is not None and camera is not None:
-                model.camera.know(camera.motions.cpu())
+                model.camera.set_motions(camera.motions.cpu())
             return model
 
         camera, seen = self.camera(tokenizer)
@@ -329,8 +329,8 @@ class Run:
             content = io.BytesIO()
             np.save(content, typical_motions(torch.from_numpy(motions[frames]), camera.unknown).numpy())
             write_atomic(path, content.getvalue())
-        wait_for_all()
-        camera.know(torch.tensor(kept_motions(path, camera.unknown)))
+        barrier()
+        camera.set_motions(torch.tensor(load_motions(path, camera.unknown)))
         parts = np.array_split(motions, -(-len(motions) // MOST_MOTIONS))
         codes = np.concatenate([camera.nearest(torch.tensor(part)).numpy().astype(np.uint16) for part in parts])
         watch = partial(self.watcher.work, "moved tokens")
@@ -345,7 +345,7 @@ class Run:
         paths = self.out / "lam.safetensors", self.out / "dynamics.safetensors"
         if all(path.exists() for path in paths):
             return load_model(paths[0], lambda: lam), load_model(paths[1], lambda: dynamics)
-        dynamics.start_from(tokenizer.quantizer.codebook.cpu())
+        dynamics.init_from_codebook(tokenizer.quantizer.codebook.cpu())
         model = Joint(lam, dynamics)
 
         def batch(config: FitConfig, step: int, clips: range) -> dict[str, Tensor]:
@@ -356,7 +356,7 @@ class Run:
         if self.rank == 0:
             save_model(paths[0], lam)
             save_model(paths[1], dynamics)
-        wait_for_all()
+        barrier()
         return lam, dynamics
 
     def _train(
@@ -376,7 +376,7 @@ class Run:
         self._fit(stage, model, batch, sample, self.recipe.shares[STAGES.index(stage) :][:1], *before)
         if self.rank == 0:
             save_model(path, model)
-        wait_for_all()
+        barrier()
         return model
 
     def _fit(
@@ -389,12 +389,12 @@ class Run:
         *before: nn.Module,
     ) -> None:
         config: FitConfig = getattr(self.recipe, f"{stage}_fit")
-        shown = self._placed(batch(config, 0, config.parts()[0]))
-        unseen = self._unseen(model, config, *before)
+        shown = self._to_device(batch(config, 0, config.parts()[0]))
+        unseen = self._held_out_batch(model, config, *before)
         # two passes a clip, where a step takes about three: at most 2 % of the time of training
         asked = min(HELD_OUT_CLIPS, max(1, 3 * config.batch_size * config.execution.sample_every // 100))
 
-        def look(model: nn.Module) -> Sample:
+        def sample_and_measure(model: nn.Module) -> Sample:
             found = sample(model, shown)
             with autocast(self.device, config.execution.precision):
                 numbers = held_out_metrics(model, unseen) | control_metrics(model, unseen or shown, asked)
@@ -410,24 +410,24 @@ class Run:
             device=self.device,
             max_seconds=self.max_seconds and self.max_seconds * sum(shares) / sum(self.recipe.shares),
             shard=self.shard,
-            sample=look,
+            sample=sample_and_measure,
             watch=self.watcher.progress,
         )
 
     @torch.no_grad()
-    def _unseen(self, model: nn.Module, config: FitConfig, *before: nn.Module) -> dict[str, Tensor] | None:
+    def _held_out_batch(self, model: nn.Module, config: FitConfig, *before: nn.Module) -> dict[str, Tensor] | None:
         """Some held-out clips, as a batch of what `model` learns from."""
         if self.held_out is None:
             return None
         if isinstance(model, InverseDynamics):
-            return self._unseen_labels()
+            return self._held_out_labels()
         try:
             windows = self.held_out.windows(config.clip_frames)
         except ValueError:  # all of it is shorter
             return None
         number = min(HELD_OUT_CLIPS, len(windows), config.execution.part)
         starts = np.random.default_rng(self.recipe.seed).choice(windows, number, replace=False)
-        batch = self._placed({"frames": torch.from_numpy(self.held_out.clips(starts, config.clip_frames))})
+        batch = self._to_device({"frames": torch.from_numpy(self.held_out.clips(starts, config.clip_frames))})
         for earlier in before:
             if isinstance(earlier, VideoTokenizer):
                 batch["tokens"] = earlier.to(self.device).encode(to_float(batch["frames"]))
@@ -436,7 +436,7 @@ class Run:
             elif isinstance(earlier, ActionModel):
                 batch["actions"] = earlier.to(self.device).infer(earlier.video(batch))
         if self.recipe.actions == "true" and "actions" in batch and self._same_controls(self.held_out):
-            batch["actions"] = self._placed({"": recorded(self.held_out, starts, config.clip_frames)})[""]
+            batch["actions"] = self._to_device({"": recorded_controls(self.held_out, starts, config.clip_frames)})[""]
         return batch
 
     def _same_controls(self, dataset: Dataset) -> bool:
@@ -444,16 +444,16 @@ class Run:
         controls = controls_of(dataset)
         return controls is not None and controls.names == self.recipe.inverse.controls
 
-    def _unseen_labels(self) -> dict[str, Tensor] | None:
+    def _held_out_labels(self) -> dict[str, Tensor] | None:
         """Recorded actions of held-out footage, if there are some and they are the same controls."""
         if self.held_out is None or not self._same_controls(self.held_out):
             return None
         number = min(HELD_OUT_LABELS, len(self.held_out.windows(2)))
         labels = recorded_labels(self.held_out, number, self.recipe.seed)
-        around = surroundings(self.held_out, labels.frames, self.recipe)
-        return self._placed(labelled(self.held_out, labels, np.arange(number), around))
+        around = motions_around(self.held_out, labels.frames, self.recipe)
+        return self._to_device(label_batch(self.held_out, labels, np.arange(number), around))
 
-    def _placed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def _starts(self, config: FitConfig, step: int, clips: range) -> np.ndarray:
@@ -503,7 +503,7 @@ def seen_by_camera(camera: Camera, tokenizer: VideoTokenizer, frames: Tensor) ->
     return {"motions": codes.view(len(video), -1), "moved": moved.view(len(video), video.shape[1] - 1, -1)}
 
 
-def recorded(dataset: Dataset, starts: np.ndarray, length: int) -> Tensor:
+def recorded_controls(dataset: Dataset, starts: np.ndarray, length: int) -> Tensor:
     """The controls that were recorded with some clips: int64 [b length-1]."""
     controls, actions = controls_of(dataset), dataset.clip_actions(starts, length)
     assert controls is not None
@@ -525,10 +525,10 @@ def found_labels(dataset: Dataset, seed: int) -> Labels:
         looked_at += length
         if looked_at >= MOST_MOTIONS:
             break
-    return checked(found_controls(dataset, motions, seed))
+    return check_labels(found_controls(dataset, motions, seed))
 
 
-def labelled(dataset: Dataset, labels: Labels, rows: np.ndarray, around: Tensor) -> dict[str, Tensor]:
+def label_batch(dataset: Dataset, labels: Labels, rows: np.ndarray, around: Tensor) -> dict[str, Tensor]:
     """Some labels, as a batch of inverse dynamics. around: the motions around all of them."""
     return {
         "frames": torch.from_numpy(dataset.clips(labels.frames[rows], 2)),
@@ -538,7 +538,7 @@ def labelled(dataset: Dataset, labels: Labels, rows: np.ndarray, around: Tensor)
 
 
 @torch.no_grad()
-def surroundings(dataset: Dataset, frames: np.ndarray, recipe: Recipe, watcher: Watcher | None = None) -> Tensor:
+def motions_around(dataset: Dataset, frames: np.ndarray, recipe: Recipe, watcher: Watcher | None = None) -> Tensor:
     """The motions of the picture at the steps around those that lead on from `frames`: [frames s 2]. Beyond an
     episode's ends nothing moves."""
     model = InverseDynamics(recipe.inverse, recipe.tokenizer.frame_size)
@@ -572,7 +572,7 @@ def check_fits(recipe: Recipe, dataset: Dataset) -> None:
         recipe.make_tokenizer(), recipe.make_lam(), recipe.make_dynamics()
 
 
-def begin(out: Path, recipe: Recipe, dataset: Dataset) -> None:
+def prepare_folder(out: Path, recipe: Recipe, dataset: Dataset) -> None:
     """Write config.json into a new or empty folder, or see that the one there is of this very run. How it is executed
     and how long it goes on may have changed."""
     config = {
@@ -596,9 +596,9 @@ def begin(out: Path, recipe: Recipe, dataset: Dataset) -> None:
                 "go on with this version, only be played: choose another folder"
             ) from None
         for key in config:
-            old, new = (_decides(key, each.get(key)) for each in ({**there, **before}, config))
+            old, new = (_without_schedule(key, each.get(key)) for each in ({**there, **before}, config))
             if key != "minigenie" and old != new:
-                what = next((f"{key}.{k}" for k in _differing(old, new)), key)
+                what = next((f"{key}.{k}" for k in _differing_keys(old, new)), key)
                 raise FileExistsError(f"{out} holds a run with another {what}; choose another folder or delete it")
         if before != to_dict(recipe):
             write_atomic(out / "config.json", json.dumps(config, indent=1).encode())
@@ -625,24 +625,24 @@ def survey(dataset: Dataset, seed: int, pairs: int = 1024) -> dict[str, float]:
     return {"frames": dataset.num_frames, "episodes": len(dataset.episodes), "teleports": teleports}
 
 
-def take_over(other: Path, out: Path) -> None:
+def reuse_stages(other: Path, out: Path) -> None:
     """Tokenizer and tokens of a run whose config says that they are the same."""
     here, there = read_config(out), read_config(other)
     same = [here[key] == there[key] for key in ("dataset", "tokenizer", "context_frames", "seed")]
     if not all(same) or here["dynamics"]["motions"] != there["dynamics"].get("motions"):
         raise ValueError(f"{other} is a run on other footage or with another tokenizer; train {out} on its own")
-    for name in TAKEN_OVER:
+    for name in REUSED:
         if (other / name).exists() and not (out / name).exists():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(out / name, (other / name).read_bytes())
 
 
-def _decides(key: str, value: Any) -> Any:
+def _without_schedule(key: str, value: Any) -> Any:
     """What of a run's config decides its results."""
     return {k: v for k, v in value.items() if k not in ("execution", "steps")} if key.endswith("_fit") else value
 
 
-def _differing(there: Any, here: Any) -> list[str]:
+def _differing_keys(there: Any, here: Any) -> list[str]:
     both = isinstance(there, dict) and isinstance(here, dict)
     return [key for key in here if there.get(key) != here[key]] if both else []
 

@@ -76,7 +76,7 @@ def compiled(call: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     return torch.compile(call, fullgraph=True, dynamic=False, options=options)
 
 
-def in_parallel(call: Callable[..., Result], *parts: Iterable[Any], device: torch.device) -> Iterator[Result]:
+def parallel_map(call: Callable[..., Result], *parts: Iterable[Any], device: torch.device) -> Iterator[Result]:
     """As `map`, without gradients. On a CPU as many calls at once as torch has threads, each on one of them: small
     models gain little from threads within an operation."""
     threads = torch.get_num_threads()
@@ -89,7 +89,7 @@ def in_parallel(call: Callable[..., Result], *parts: Iterable[Any], device: torc
 
 
 @contextmanager
-def fastest_threads(choosing: bool, every: int = 40, trial: int = 2) -> Iterator[Callable[[], None]]:
+def autotuned_threads(choosing: bool, every: int = 40, trial: int = 2) -> Iterator[Callable[[], None]]:
     """Call after each step: now and then steps run on one thread and on all of them, those between on whichever was
     faster. Small models hardly gain from threads, and beside a busy program these mostly wait for each other."""
     counts = (torch.get_num_threads(), 1)
@@ -116,7 +116,7 @@ def fastest_threads(choosing: bool, every: int = 40, trial: int = 2) -> Iterator
 
 
 @contextmanager
-def signals_noted() -> Iterator[Callable[[], bool]]:
+def deferred_signals() -> Iterator[Callable[[], bool]]:
     """Inside, Ctrl-C and SIGTERM do not strike but are noted, so that a step and a save end whole."""
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
@@ -139,8 +139,8 @@ def keep_memory() -> None:
     _glibc("mallopt", M_TRIM_THRESHOLD, -1)  # never
 
 
-def give_memory_back() -> None:
-    """What `keep_memory` has kept so far."""
+def release_memory() -> None:
+    """Give the system back what `keep_memory` has kept so far."""
     _glibc("malloc_trim", 0)
 
 
@@ -162,7 +162,7 @@ def hash_text(text: str) -> int:
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[tuple[int, int]]:
+def process_group(device: torch.device) -> Iterator[tuple[int, int]]:
     """Join the other processes of `torchrun`, if it started this one. Yields (rank, world_size)."""
     if "RANK" not in os.environ:
         yield 0, 1
@@ -185,13 +185,13 @@ def processes(device: torch.device) -> Iterator[tuple[int, int]]:
         dist.destroy_process_group()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that FSDP has cut up, on every process; any other as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """All of a tensor that FSDP has sharded, on every process; any other as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def like(pattern: Tensor, tensor: Tensor) -> Tensor:
-    """A whole tensor that is the same on every process, cut up as `pattern` is."""
+def shard_like(pattern: Tensor, tensor: Tensor) -> Tensor:
+    """A full tensor that is the same on every process, sharded as `pattern` is."""
     if not hasattr(pattern, "full_tensor"):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -200,29 +200,29 @@ def like(pattern: Tensor, tensor: Tensor) -> Tensor:
     return distribute_tensor(tensor, pattern.device_mesh, pattern.placements, src_data_rank=None)
 
 
-def mean_of_all(values: dict[str, Tensor]) -> dict[str, float]:
+def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, float]:
     """Numbers of this process, as their mean over all processes."""
-    together = torch.stack([whole(value).float() for value in values.values()])
+    together = torch.stack([full_tensor(value).float() for value in values.values()])
     if dist.is_initialized():
         dist.all_reduce(together)
         together /= dist.get_world_size()
     return dict(zip(values, together.tolist(), strict=True))
 
 
-def slowest(seconds: float) -> float:
+def max_over_ranks(value: float) -> float:
     """The largest of all processes' values, the same on each."""
     if not dist.is_initialized():
-        return seconds
-    value = torch.tensor(seconds)
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return float(value)
+        return value
+    largest = torch.tensor(value)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return float(largest)
 
 
-def on_any_process(fact: bool) -> bool:
+def any_rank(condition: bool) -> bool:
     """Whether it is true on one of them, so that all stop together."""
-    return slowest(float(fact)) > 0
+    return max_over_ranks(float(condition)) > 0
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()

@@ -98,4 +98,4 @@ class VideoTokenizer(nn.Module):
         quantized = self.quantizer(self._vectors(frames), progress)
         mse = F.mse_loss(self._pixels(quantized.vectors).float(), frames)
         metrics = {"psnr": -10 * mse.detach().log10(), "commitment": quantized.loss.detach()}
-        return mse + quantized.loss * 0.1, metrics | self.quantizer.use()
+        return mse + quantized.loss * 0.1, metrics | self.quantizer.usage()

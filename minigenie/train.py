@@ -35,18 +35,18 @@ from minigenie.optim import OptimConfig, learning_rate_share, make_optimizers, s
 from minigenie.pictures import save_picture
 from minigenie.runtime import (
     Precision,
+    any_rank,
     autocast,
+    autotuned_threads,
     can_compile,
     compiled,
-    fastest_threads,
-    give_memory_back,
+    deferred_signals,
+    full_tensor,
     keep_memory,
-    mean_of_all,
-    on_any_process,
+    max_over_ranks,
+    mean_over_ranks,
+    release_memory,
     seed_step,
-    signals_noted,
-    slowest,
-    whole,
 )
 
 LOG_EVERY = 10  # steps
@@ -114,7 +114,7 @@ class OutOfMemory(ValueError):
 
 
 class Progress(NamedTuple):
-    """What a step tells whoever watches. fraction: of this stage, 0 to 1. seconds: spent on it, over all sittings."""
+    """What a step tells whoever watches. fraction: of this stage, 0 to 1. seconds: spent on it, breaks left out."""
 
     stage: str
     step: int
@@ -148,7 +148,7 @@ def fit(
 
     batch_of(step, clips): some of the clips that make up a step's batch, on the CPU; a thread of its own calls it.
     max_seconds: end by then, with the whole schedule run through; what the first step takes, be it to compile, does not
-    count. shard: cut weights, gradients and optimizer state up over the processes. Writes folder/metrics.jsonl,
+    count. shard: weights, gradients and optimizer state over the processes. Writes folder/metrics.jsonl,
     folder/samples, folder/checkpoints/STAGE.
     The process keeps the memory that it frees (runtime.keep_memory), and at the end gives back what it kept by then.
     Raises Interrupted after a signal, Diverged if the loss is not finite, OutOfMemory: the last good checkpoint stays.
@@ -162,7 +162,7 @@ def fit(
     latest = checkpoints.load()
     latest.restore_model(model)
     model.to(device).train()
-    trained = sharded(model) if shard else model
+    trained = shard_model(model) if shard else model
     optimizers = make_optimizers(trained, config.optim)
     latest.restore_optimizers(optimizers)
     step, spent, began = latest.step, float(latest.notes.get("seconds", 0.0)), math.inf
@@ -175,7 +175,7 @@ def fit(
     quantizers = [part for part in trained.modules() if isinstance(part, VectorQuantizer)]
 
     def seconds() -> float:
-        """Of training, over all sittings, each from the end of its first step on."""
+        """Of training, breaks left out; after each start from the end of the first step on."""
         return spent + max(0.0, time.monotonic() - began)
 
     def make_batch(step: int) -> list[dict[str, Tensor]]:
@@ -190,7 +190,7 @@ def fit(
 
     def check() -> dict[str, float]:
         """The step's metrics; not at every step, since on a GPU it waits for what was only asked for."""
-        numbers = mean_of_all(metrics)
+        numbers = mean_over_ranks(metrics)
         if not math.isfinite(numbers["loss"]) or not math.isfinite(numbers["grad_norm"]):
             name = "muon_lr" if config.optim.optimizer == "muon" else "lr"
             raise Diverged(
@@ -210,21 +210,21 @@ def fit(
     def gather() -> nn.Module:
         """The model with all of its latest weights."""
         if trained is not model:
-            model.load_state_dict({name: whole(tensor) for name, tensor in trained.state_dict().items()})
+            model.load_state_dict({name: full_tensor(tensor) for name, tensor in trained.state_dict().items()})
         return model
 
     def unplaced() -> bool:
         return not all(part.ready for part in quantizers)
 
     choosing = max_seconds is not None and device.type == "cpu" and not dist.is_initialized()
-    with signals_noted() as stopping, fastest_threads(choosing) as lap, ahead(make_batch, step) as batches:
+    with deferred_signals() as stopping, autotuned_threads(choosing) as lap, prefetch(make_batch, step) as batches:
         while (fraction := _fraction(step, config.steps, seconds(), max_seconds)) < 1 or unplaced():
             set_learning_rate(optimizers, config.optim, learning_rate_share(config.optim, step, fraction))
             try:
                 metrics = backward(runner, parts_of_step(next(batches)), how.precision, device, fraction)
                 metrics["grad_norm"] = update(trained, optimizers, config)
             except RuntimeError as error:
-                raise _advised(error, stage, config) from None
+                raise _explain_memory_error(error, stage, config) from None
             step += 1
             if step % LOG_EVERY == 0 or step == 1:
                 numbers = check()
@@ -240,17 +240,17 @@ def fit(
             if step % how.save_every == 0:
                 save()
             lap()
-            if on_any_process(stopping()):
+            if any_rank(stopping()):
                 save()
                 raise Interrupted(f"{stage} stopped at step {step} and is saved; the same command goes on from there")
     save()
     watch(Progress(stage, step, 1.0, seconds(), {}))
     gather().eval().requires_grad_(False)
-    give_memory_back()
+    release_memory()
 
 
-def sharded(model: nn.Module) -> nn.Module:
-    """A copy whose weights, gradients and optimizer state are cut up over the processes (FSDP2): a transformer is put
+def shard_model(model: nn.Module) -> nn.Module:
+    """A copy whose weights, gradients and optimizer state are sharded over the processes (FSDP2): a transformer is put
     together while it runs, the rest for the whole pass."""
     if not dist.is_initialized():
         raise ValueError("there is one process only, nothing to shard over; start several with torchrun")
@@ -287,7 +287,7 @@ def backward(
 
 
 @contextmanager
-def ahead(make: Callable[[int], Any], first: int) -> Iterator[Iterator[Any]]:
+def prefetch(make: Callable[[int], Any], first: int) -> Iterator[Iterator[Any]]:
     """make(first), make(first + 1), ..., made by a thread of its own, some of them before they are asked for."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         coming = deque(pool.submit(make, first + i) for i in range(AHEAD))
@@ -311,7 +311,7 @@ def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], config: Fi
         optimizer.zero_grad(set_to_none=True)
     for part in model.modules():
         if isinstance(part, VectorQuantizer):
-            part.settle()
+            part.update_codebook()
     return norm
 
 
@@ -326,7 +326,7 @@ def prepare_stacks(model: nn.Module, how: Execution, device: torch.device) -> No
                 block.forward = compiled(block.forward)
 
 
-def _advised(error: RuntimeError, stage: str, config: FitConfig) -> Exception:
+def _explain_memory_error(error: RuntimeError, stage: str, config: FitConfig) -> Exception:
     """What to do where a step found too little memory; any other error as it is."""
     if "out of memory" not in str(error) and "not enough memory" not in str(error):
         return error
@@ -340,7 +340,7 @@ def _advised(error: RuntimeError, stage: str, config: FitConfig) -> Exception:
 
 def _fraction(step: int, steps: int, seconds: float, max_seconds: float | None) -> float:
     """How far training has come, by steps or by the clock of the slowest process."""
-    return min(1.0, max(step / steps, slowest(seconds) / max_seconds if max_seconds else 0.0))
+    return min(1.0, max(step / steps, max_over_ranks(seconds) / max_seconds if max_seconds else 0.0))
 
 
 def _sample(

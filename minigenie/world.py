@@ -26,7 +26,7 @@ from minigenie.config import from_dict, parse_json
 from minigenie.dynamics import Dynamics, DynamicsConfig, Given
 from minigenie.inverse import InverseConfig, InverseDynamics
 from minigenie.lam import LAMConfig, LatentActionModel
-from minigenie.maskgit import SamplingConfig, fill_surest, sample_frame
+from minigenie.maskgit import SamplingConfig, fill_most_confident, sample_frame
 from minigenie.nn.motion import motion
 from minigenie.nn.patches import patch_grid, to_float, to_uint8
 from minigenie.nn.st_transformer import STTransformer, TimeCache
@@ -117,8 +117,8 @@ class World:
             parameter.data = parameter.data.to(self.dtype)
         self._past: Past | None = None
         self._generator = torch.Generator(self.device)
-        self._records = False  # frames as CUDA graphs
-        self._recording: Recording | None = None
+        self._use_cuda_graph = False
+        self._captured_step: CapturedStep | None = None
 
     def _stacks(self) -> list[STTransformer]:
         models = (self.tokenizer, self.lam, self.dynamics)
@@ -148,7 +148,7 @@ class World:
         """
         if not can_compile(self.device):
             raise ValueError("there is nothing to compile the world with; install g++ and python3-dev, or do without")
-        self._records = self.device.type == "cuda"
+        self._use_cuda_graph = self.device.type == "cuda"
         options = {"cpp_wrapper": True} if self.device.type == "cpu" else {}  # else Python calls every product
         self.dynamics.fill = compiled(self.dynamics.fill, **options)  # type: ignore[method-assign]
         for stack in (self.dynamics.transformer, self.tokenizer.decoder):
@@ -166,45 +166,47 @@ class World:
     @torch.no_grad()
     def reset(self, frames: UInt8[Tensor, "b t h w c"] | np.ndarray, seed: int = 0) -> None:
         """Begin anew from true frames, uint8 [b t h w c] with t >= 1. seed: of all the sampling that follows."""
-        self._go_on_from(self._remember(self._check_frames(frames)))
+        self._set_past(self._encode_past(self._check_frames(frames)))
         self._generator.manual_seed(seed)
 
     @torch.no_grad()
     def reset_some(self, worlds: list[int], frames: UInt8[Tensor, "k t h w c"] | np.ndarray) -> None:
         """Begin some worlds of the batch anew, each from its own frames; the others go on undisturbed."""
-        past = self._begun()
+        past = self._current_past()
         video = self._check_frames(frames)
         if len(set(worlds)) != len(video) or not all(0 <= world < past.b for world in worlds):
             raise ValueError(f"worlds are {worlds}; give one of 0 to {past.b - 1} for each of {len(video)} clips")
-        past.put(torch.tensor(worlds, device=self.device), self._remember(video, int(past.dynamics.slot)))
+        past.put(torch.tensor(worlds, device=self.device), self._encode_past(video, int(past.dynamics.slot)))
 
     @torch.no_grad()
     def step(self, actions: Int[Tensor, " b"] | np.ndarray | list[int]) -> UInt8[Tensor, "b h w c"]:
         """Imagine the next frame of every world: actions int [b] in 0..num_actions-1 -> frames uint8 [b h w c]."""
-        past = self._begun()
+        past = self._current_past()
         leading_in = self._check_actions(actions, past.b)
-        if not self._records:
+        if not self._use_cuda_graph:
             return self._imagine(leading_in, past).cpu()
-        if self._recording is None or not self._recording.is_of(past, self.config.sampling):
+        if self._captured_step is None or not self._captured_step.matches(past, self.config.sampling):
             with torch.cuda.device(self.device):
-                self._recording = Recording(self._imagine, leading_in, past, self.config.sampling, self._generator)
-        return self._recording(leading_in).cpu()
+                self._captured_step = CapturedStep(
+                    self._imagine, leading_in, past, self.config.sampling, self._generator
+                )
+        return self._captured_step(leading_in).cpu()
 
     def _imagine(self, action: Int[Tensor, " b"], past: "Past") -> UInt8[Tensor, "b h w c"]:
-        given = self._foretell(action, past.history, past.frame)
+        given = self._next_given(action, past.history, past.frame)
         tokens = self._sample(partial(self.dynamics.fill, given, past.dynamics), past.b)
         self.dynamics.commit(tokens, given, past.dynamics)
         past.frame.copy_(self.tokenizer.decode_next(tokens, past.decoder))
         past.remember(tokens, given)
         return to_uint8(past.frame)
 
-    def _foretell(self, action: Int[Tensor, " b"], history: History, frame: Float[Tensor, "b h w c"]) -> Given:
+    def _next_given(self, action: Int[Tensor, " b"], history: History, frame: Float[Tensor, "b h w c"]) -> Given:
         """What is given of the next frame: the action, and what follows from it and from the frame at hand."""
         camera = self.dynamics.camera
         if camera is None:
             return Given(action)
         uniform = torch.rand(len(action), generator=self._generator, device=self.device)
-        code = camera.tell(history, action, uniform, self.config.sampling.temperature)
+        code = camera.sample_motion(history, action, uniform, self.config.sampling.temperature)
         return Given(action, code, self.tokenizer.encode(camera.move(frame, code)[:, None])[:, 0])
 
     def _history(self, tokens: Int[Tensor, "b n"], given: Given) -> History:
@@ -241,33 +243,33 @@ class World:
         for column in actions.unbind(1):
             past, frame = tokens[:, -keep:], self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]
             chosen = self._check_actions(column, len(video))
-            given = given.then(self._foretell(chosen, self._history(tokens[:, -1], given), frame))
+            given = given.then(self._next_given(chosen, self._history(tokens[:, -1], given), frame))
             seen = given.map(lambda each: each[:, -keep - 1 :])
 
             def fill(present: Tensor, *rest: Any, past: Tensor = past, given: Given = seen) -> Tensor:
                 logits = self.dynamics.logits(torch.cat((past, present[:, None]), dim=1), given)[:, -1]
-                return fill_surest(present, self.dynamics.mask_id, logits, *rest)
+                return fill_most_confident(present, self.dynamics.mask_id, logits, *rest)
 
             tokens = torch.cat((tokens, self._sample(fill, len(video))[:, None]), dim=1)
             imagined.append(to_uint8(self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]).cpu())
         return torch.stack(imagined, dim=1)
 
-    def twin(self, sampling: SamplingConfig | None = None, record: bool = True) -> "World":
-        """Another world of the same weights, at no frame yet. sampling: if not as in this one. record: False for a few
-        frames, which are not worth a CUDA graph of their own."""
+    def fresh_copy(self, sampling: SamplingConfig | None = None, cuda_graph: bool = True) -> "World":
+        """Another world of the same weights, at no frame yet. sampling: if not as in this one. cuda_graph: False for
+        a few frames, which are not worth one of their own."""
         other = copy(self)
-        other._records = self._records and record
+        other._use_cuda_graph = self._use_cuda_graph and cuda_graph
         other.config = replace(self.config, sampling=sampling or self.config.sampling)
-        other._past, other._recording, other._generator = None, None, torch.Generator(self.device)
+        other._past, other._captured_step, other._generator = None, None, torch.Generator(self.device)
         return other
 
     def snapshot(self) -> "Snapshot":
         """All that the next frames depend on, to come back to: for undo, or to plan."""
-        return Snapshot(deepcopy(self._begun()), self._generator.get_state())
+        return Snapshot(deepcopy(self._current_past()), self._generator.get_state())
 
     def restore(self, snapshot: "Snapshot") -> None:
         """Go on from a snapshot, as often as you like."""
-        self._go_on_from(snapshot.past)
+        self._set_past(snapshot.past)
         self._generator.set_state(snapshot.generator)
 
     @torch.no_grad()
@@ -295,19 +297,19 @@ class World:
             raise ValueError(f"actions {leading_in.tolist()} are out of range; use 0 to {self.num_actions - 1}")
         return leading_in.long()
 
-    def _go_on_from(self, past: "Past") -> None:
+    def _set_past(self, past: "Past") -> None:
         """In place where it fits, so that what was recorded of the world's tensors goes on being of them."""
         if self._past is not None and self._past.b == past.b:
             self._past.copy_(past)
         else:
             self._past = deepcopy(past)
 
-    def _begun(self) -> "Past":
+    def _current_past(self) -> "Past":
         if self._past is None:
             raise ValueError("the world has no frame to go on from; call reset(frames) first")
         return self._past
 
-    def _remember(self, video: UInt8[Tensor, "b t h w c"], slot: int = 0) -> "Past":
+    def _encode_past(self, video: UInt8[Tensor, "b t h w c"], slot: int = 0) -> "Past":
         """The past that true frames make. slot: where the next frame is to be written."""
         video = video[:, -self.config.context_frames :]
         b, t = video.shape[:2]
@@ -378,7 +380,7 @@ class Past(NamedTuple):
             mine.index_copy_(0, worlds, its)
 
 
-class Recording:
+class CapturedStep:
     """A frame as one CUDA graph: its hundreds of small kernels are launched at once. It writes to the very tensors that
     it was recorded on, so a world's past has to stay where it is."""
 
@@ -404,7 +406,7 @@ class Recording:
         past.copy_(before)
         generator.set_state(state)
 
-    def is_of(self, past: Past, sampling: SamplingConfig) -> bool:
+    def matches(self, past: Past, sampling: SamplingConfig) -> bool:
         return self.past is past and self.sampling == sampling
 
     def __call__(self, leading_in: Int[Tensor, " b"]) -> UInt8[Tensor, "b h w c"]:
@@ -432,7 +434,7 @@ def locate(world: str | Path) -> Path:
     return SHIPPED / folder if named and (SHIPPED / folder).is_dir() else folder
 
 
-def beside(folder: Path, out: Path | None, name: str = "") -> Path:
+def output_folder(folder: Path, out: Path | None, name: str = "") -> Path:
     """Where to write about a world: `out`, or else its own folder. ValueError if that belongs to the package."""
     if out is None and folder.parent == SHIPPED:
         raise ValueError(

@@ -91,7 +91,7 @@ def record(page: Page, scenes: list[Scene], ms: int) -> Iterator[Image.Image]:
         return { x: 0, y: boxes[0].y, width: 720, height: Math.max(...boxes.map(box => box.bottom)) - boxes[0].y };
     }""")
     for i, scene in enumerate(scenes):
-        page.evaluate("start => say('reset', { start, seed: state.seed })", i % page.evaluate("hello.starts"))
+        page.evaluate("start => send('reset', { start, seed: state.seed })", i % page.evaluate("hello.starts"))
         page.locator("#screen[data-number='0']").wait_for()
         number = 0
         for action, frames in scene:
@@ -99,7 +99,7 @@ def record(page: Page, scenes: list[Scene], ms: int) -> Iterator[Image.Image]:
                 if j == 0:
                     page.keyboard.down(str(action + 1))  # paused, a press is a step
                 else:
-                    page.evaluate("action => say('step', { action })", action)
+                    page.evaluate("action => send('step', { action })", action)
                 number += 1
                 page.locator(f"#screen[data-number='{number}']").wait_for()
                 page.clock.run_for(ms)

@@ -14,7 +14,7 @@ from minigenie.data import collect as module
 from minigenie.data.collect import PROCGEN_ACTIONS, Settings, available, collect, expert_for, procgen_game
 from minigenie.data.dataset import Dataset
 from minigenie.data.expert import tiles_from_left
-from minigenie.eval.agents import Imitation, draw_keys, imitate, measure_map, named_keys, play, tally, wilson
+from minigenie.eval.agents import Imitation, count_keys, draw_keys, imitate, measure_map, named_keys, play, wilson
 from minigenie.pipeline import train_world
 from minigenie.world import World
 
@@ -65,7 +65,7 @@ def test_latent_actions_that_are_keys_by_other_names_are_all_understood():
     keys = rng.choice([1, 4, 7, 8], size=2000)
     names = rng.permutation(15)
     told, untold = np.split(np.arange(2000), [200])
-    measured = measure_map(tally(names[keys[told]], keys[told], 15), names[keys], keys, told, untold)
+    measured = measure_map(count_keys(names[keys[told]], keys[told], 15), names[keys], keys, told, untold)
     assert measured["accuracy"] == 1.0
     assert measured["accuracy_of_commonest_key"] < 0.3
     assert measured["mutual_information"] == pytest.approx(1.0)
@@ -76,17 +76,17 @@ def test_latent_actions_that_mean_nothing_say_no_more_than_the_commonest_key():
     keys = rng.choice([7, 8], p=[0.7, 0.3], size=20_000)
     latents = rng.integers(4, size=len(keys))
     told, untold = np.split(np.arange(len(keys)), [2000])
-    measured = measure_map(tally(latents[told], keys[told], 4), latents, keys, told, untold)
+    measured = measure_map(count_keys(latents[told], keys[told], 4), latents, keys, told, untold)
     assert measured["accuracy"] == measured["accuracy_of_commonest_key"] == pytest.approx(0.7, abs=0.01)
 
 
 def test_a_latent_action_without_labels_takes_the_commonest_key():
-    table = tally(np.array([0, 0, 1, 1, 1]), np.array([7, 7, 8, 8, 7]), 3)
+    table = count_keys(np.array([0, 0, 1, 1, 1]), np.array([7, 7, 8, 8, 7]), 3)
     np.testing.assert_array_equal(table.argmax(1), [7, 8, 7])
 
 
 def test_keys_are_drawn_as_often_as_they_were_told():
-    table = tally(np.array([0] * 4 + [1] * 4), np.array([7, 7, 7, 8, 14, 14, 14, 14]), 2)
+    table = count_keys(np.array([0] * 4 + [1] * 4), np.array([7, 7, 7, 8, 14, 14, 14, 14]), 2)
     drawn = draw_keys(table, np.repeat([0, 1], 10_000), np.random.default_rng(0))
     np.testing.assert_allclose(np.bincount(drawn[:10_000], minlength=15)[[7, 8]] / 10_000, [0.75, 0.25], atol=0.02)
     assert set(drawn[10_000:]) == {14}

@@ -101,7 +101,8 @@ def test_a_step_is_all_of_its_parts():
 def test_the_arithmetic_of_a_step_grows_as_theory_says(axis, least, most):
     """Linear in clips, frames and blocks; attention within a frame adds a square of patches, weights one of width."""
     flops = {
-        n: size.step_item("", size.grown(axis, n), "dynamics", CPU, "float32").make().flops for n in size.AXES[axis][:2]
+        n: size.step_item("", size.recipe_of_size(axis, n), "dynamics", CPU, "float32").make().flops
+        for n in size.AXES[axis][:2]
     }
     assert least - 0.03 < size.exponent(flops) < most + 0.03  # how many tokens are masked is drawn
 

@@ -13,7 +13,7 @@ WAYS = torch.tensor([[0.0, 0.0], [0.0, 3.0], [0.0, -3.0], [3.0, 0.0], [-3.0, 0.0
 
 def camera(motions, grid=(8, 8)):
     made = Camera(len(motions), 32, num_codes=32, token_dim=16, grid=grid, num_actions=8)
-    made.know(motions)
+    made.set_motions(motions)
     return made
 
 
@@ -39,7 +39,7 @@ def test_it_learns_to_tell_the_motion_that_an_action_makes():
     action = torch.randint(5, (256,))
     made = taught(camera(WAYS), histories(256), action, action)
     for temperature in (0.0, 0.3):
-        told = made.tell(histories(200), torch.arange(200) % 5, torch.rand(200), temperature)
+        told = made.sample_motion(histories(200), torch.arange(200) % 5, torch.rand(200), temperature)
         assert (told == torch.arange(200) % 5).float().mean() > 0.9
 
 
@@ -48,7 +48,7 @@ def test_it_learns_that_the_motion_goes_on():
     history = histories(512)
     made = taught(camera(WAYS), history, torch.randint(8, (512,)), history.motions[:, -1])
     unseen = histories(200)
-    told = made.tell(unseen, torch.randint(8, (200,)), torch.rand(200), 0.0)
+    told = made.sample_motion(unseen, torch.randint(8, (200,)), torch.rand(200), 0.0)
     assert (told == unseen.motions[:, -1]).float().mean() > 0.9
 
 
@@ -58,7 +58,7 @@ def test_it_learns_that_the_picture_decides(grid):
     history, action, wall = histories(256, grid), torch.randint(1, 5, (256,)), torch.rand(256) < 0.5
     history.tokens[:, grid[1] + 2] = torch.where(wall, 0, 1 + history.tokens[:, 0] % 31)
     made = taught(camera(WAYS, grid), history, action, torch.where(wall, 0, action))
-    told = made.tell(history, action, torch.rand(256), 0.0)
+    told = made.sample_motion(history, action, torch.rand(256), 0.0)
     assert (told == torch.where(wall, 0, action)).float().mean() > 0.95
 
 
@@ -69,9 +69,9 @@ def test_a_motion_is_drawn_as_likely_as_it_is_told():
     made.head[-1].weight.data *= 20
     made.head[-1].bias.data *= 20
     for temperature in (0.5, 1.0, 2.0):
-        share = torch.bincount(made.tell(history, action, uniform, temperature), minlength=5) / 4096
+        share = torch.bincount(made.sample_motion(history, action, uniform, temperature), minlength=5) / 4096
         assert_close(share, (logits / temperature).softmax(-1), atol=2e-3, rtol=0)
-    assert made.tell(history, action, uniform, 0.0).unique().tolist() == [int(logits.argmax())]
+    assert made.sample_motion(history, action, uniform, 0.0).unique().tolist() == [int(logits.argmax())]
 
 
 @pytest.mark.parametrize("known", [0, 3, PAST, PAST + 2])

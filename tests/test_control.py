@@ -21,7 +21,7 @@ from minigenie.data.collect import procgen_game as start_game
 from minigenie.data.controls import FOLLOWED, procgen_action, procgen_controls
 from minigenie.data.dataset import Dataset
 from minigenie.eval import control
-from minigenie.eval.control import agree, compare, find_rest, judge, lands, measure_control, settings_of
+from minigenie.eval.control import agree, compare, find_rest, judge, measure_control, same_jump, settings_of
 from minigenie.eval.inverse import fit_inverse, keys_of
 from minigenie.eval.measure import evaluate
 from minigenie.eval.motion import shifts
@@ -174,7 +174,7 @@ def test_the_action_of_a_key_is_chosen_on_the_other_half():
     fit = compare(game, world, np.ones((8, 1), bool))
     assert judge(fit).mean() == 0
     assert fit.agrees[:, 0].mean() == 0.5
-    assert fit.serving(0, np.arange(8) % 2 == 0) == 1
+    assert fit.best_action(0, np.arange(8) % 2 == 0) == 1
 
 
 def test_a_state_in_which_the_episode_ends_does_not_count():
@@ -190,10 +190,10 @@ def test_what_goes_up_comes_down_where_the_game_does():
     jump[:, :20, 1] = 9 - abs(np.arange(20) - 9)
     floating, still = np.maximum.accumulate(jump, axis=1), np.zeros_like(jump)
     everywhere = np.ones(4, bool)
-    assert lands(jump, jump, everywhere).mean() == 1
-    assert lands(jump, floating, everywhere).mean() == lands(jump, still, everywhere).mean() == 0
-    assert np.isnan(lands(still, jump, everywhere)).all()
-    assert np.isnan(lands(jump, jump, ~everywhere)).all()
+    assert same_jump(jump, jump, everywhere).mean() == 1
+    assert same_jump(jump, floating, everywhere).mean() == same_jump(jump, still, everywhere).mean() == 0
+    assert np.isnan(same_jump(still, jump, everywhere)).all()
+    assert np.isnan(same_jump(jump, jump, ~everywhere)).all()
 
 
 @needs_games
@@ -259,7 +259,7 @@ def test_eval_measures_and_shows_it(coinrun, tmp_path):
 )
 def test_footage_that_does_not_allow_it(coinrun, key, value, why):
     other = Dataset(coinrun.folder, coinrun.manifest | {key: value})
-    assert control.impossible(other).startswith(why)
+    assert control.why_impossible(other).startswith(why)
 
 
 def test_without_a_game_a_note_says_so(tmp_path):
@@ -272,7 +272,7 @@ def test_without_a_game_a_note_says_so(tmp_path):
 @needs_games
 def test_without_the_game_installed(coinrun, monkeypatch):
     monkeypatch.setattr(control, "available", lambda: "Procgen is not installed")
-    assert control.impossible(coinrun) == "Procgen is not installed"
+    assert control.why_impossible(coinrun) == "Procgen is not installed"
 
 
 # What a pair of frames tells.

@@ -6,7 +6,7 @@ from conftest import small_recipe
 from torch.testing import assert_close
 
 from minigenie.camera import PAST
-from minigenie.dynamics import SHOWN, DynamicsConfig, Given, cosine_mask, counted
+from minigenie.dynamics import SHOWN, DynamicsConfig, Given, cosine_mask, select_hidden
 from minigenie.nn.st_transformer import TimeCache
 
 
@@ -14,7 +14,7 @@ def dynamics(motions=0, **settings):
     recipe = small_recipe()
     model = replace(recipe, dynamics=replace(recipe.dynamics, motions=motions, **settings)).make_dynamics().eval()
     if model.camera is not None:
-        model.camera.know(torch.randn(motions, 2))
+        model.camera.set_motions(torch.randn(motions, 2))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model
@@ -55,7 +55,7 @@ def test_two_streams_are_every_frame_as_it_will_be_imagined(clip, group, motions
     torch.manual_seed(2)
     assert_close(hide, cosine_mask(tokens[:, 1:]))
     assert_close(targets, tokens[:, 1:])
-    masked, at_once = targets.masked_fill(hide, model.mask_id), model.head(model._leave(hidden))
+    masked, at_once = targets.masked_fill(hide, model.mask_id), model.head(model._ungroup(hidden))
     for i in range(4):
         upto = torch.cat((tokens[:, : i + 1], masked[:, i : i + 1]), 1)
         naive = model.logits(upto, given.map(lambda each, i=i: each[:, : i + 2]))[:, -1]
@@ -160,14 +160,14 @@ def test_codes_that_look_alike_start_alike():
     model = dynamics()
     codebook = torch.randn(32, 8)
     codebook[1] = codebook[0]
-    model.start_from(codebook)
+    model.init_from_codebook(codebook)
     assert_close(model.embed_token.weight[0], model.embed_token.weight[1])
     assert (model.embed_token.weight[0] - model.embed_token.weight[2]).abs().max() > 0.1
 
 
 def test_hidden_tokens_count_alike_in_a_fixed_number_of_positions():
     logits, targets, hide = torch.randn(2, 3, 5, 7), torch.randint(7, (2, 3, 5)), torch.rand(2, 3, 5) < 0.4
-    (some, wanted), (all_of_them, marked) = (counted(logits, targets, hide, static) for static in (False, True))
+    (some, wanted), (all_of_them, marked) = (select_hidden(logits, targets, hide, static) for static in (False, True))
     assert (len(some), len(all_of_them)) == (int(hide.sum()), hide.numel())
     assert_close(
         torch.nn.functional.cross_entropy(all_of_them, marked, ignore_index=SHOWN),

@@ -105,7 +105,7 @@ def seen(footage, tmp_path_factory):
     """The footage's motions, a camera that knows them, and their codes."""
     motions = encode_motions(footage, tmp_path_factory.mktemp("seen") / "motions.npy", CPU)
     camera = Camera(16, 32, num_codes=32, token_dim=16, grid=(8, 8), num_actions=8)
-    camera.know(typical_motions(torch.tensor(motions), 16))
+    camera.set_motions(typical_motions(torch.tensor(motions), 16))
     return motions, camera, camera.nearest(torch.tensor(motions)).numpy().astype(np.uint16)
 
 
@@ -190,8 +190,10 @@ def test_batches_are_full_whatever_the_lengths_of_episodes(
     footage, tmp_path, monkeypatch, attend_time, batch_frames, at_once
 ):
     """An episode of every length, in no order. With a sense of time as many side by side as fit with their pasts."""
-    seen, see = [], encode._see
-    monkeypatch.setattr(encode, "_see", lambda data, frames, to: seen.append(frames.size) or see(data, frames, to))
+    seen, see = [], encode._load_frames
+    monkeypatch.setattr(
+        encode, "_load_frames", lambda data, frames, to: seen.append(frames.size) or see(data, frames, to)
+    )
     path = tmp_path / "tokens.npy"
     encode_tokens(footage, tokenizer(attend_time), CONTEXT, path, batch_frames=batch_frames)
     assert np.mean(seen) > 0.7 * at_once
@@ -206,13 +208,13 @@ from test_encode import CONTEXT, tokenizer
 from minigenie import encode
 from minigenie.camera import Camera, typical_motions
 from minigenie.data.dataset import Dataset
-from minigenie.runtime import processes
+from minigenie.runtime import process_group
 
 folder, path, strike = sys.argv[2], encode.Path(sys.argv[3]), int(sys.argv[4])
 encode.SAVE_EVERY = 0
 torch.set_num_threads(1)
 torch.manual_seed(0)
-with processes(torch.device("cpu")) as (rank, _):
+with process_group(torch.device("cpu")) as (rank, _):
     mine = []
     def watch(done, total):
         mine.append(done)

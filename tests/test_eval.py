@@ -12,7 +12,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.eval import measure, perceptual
 from minigenie.eval.controllability import effects, explained, meaning, mutual_information, probe, purity, usage
-from minigenie.eval.drift import SETS, gradient_energy, held_actions, measure_drift, play_on, stretches, true_clips
+from minigenie.eval.drift import SETS, gradient_energy, held_actions, measure_drift, play_long, stretches, true_clips
 from minigenie.eval.fidelity import decibels, mse, psnr, ssim
 from minigenie.eval.measure import evaluate
 from minigenie.eval.statistics import bootstrap, by_horizon, entropy, interval, perplexity
@@ -88,7 +88,7 @@ def footage(folder, episodes=12, length=30, actions=True):
 def _without_networks(request, monkeypatch):
     """They take most of an evaluation's time."""
     if not {"networks", "number"} & set(request.node.name.split("_")):
-        monkeypatch.setattr(measure, "_load_perceptual", lambda sitting: None)
+        monkeypatch.setattr(measure, "_load_perceptual", lambda evaluator: None)
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +272,7 @@ def test_a_world_that_keeps_its_pictures_does_not_drift_and_one_that_blurs_does(
     starts = torch.from_numpy(rolling.clips(rolling.windows(1)[::45], 1))[:, 0]
     truth = true_clips(rolling, 60, len(starts), seed=0)
     steady, fading = (
-        measure_drift(world, play_on(world, starts, 60, seed=0), truth) for world in (Rolling(), Blurring())
+        measure_drift(world, play_long(world, starts, 60, seed=0), truth) for world in (Rolling(), Blurring())
     )
     assert list(steady["stretches"]) == list(steady["real"]) == ["1-10", "11-50", "51-60"]
     for stretch in (*steady["stretches"].values(), *steady["real"].values()):
@@ -403,8 +403,8 @@ def test_episodes_too_short_to_begin_from(tmp_path):
 def test_long_rollouts_and_networks_see_as_many_clips_as_are_asked_for(rolling, monkeypatch):
     seen = []
 
-    def load(sitting):
-        sitting.distances["st_lpips"] = lambda frames, truth: seen.append(len(frames)) or frames.mean(dim=(1, 2, 3))
+    def load(evaluator):
+        evaluator.distances["st_lpips"] = lambda frames, truth: seen.append(len(frames)) or frames.mean(dim=(1, 2, 3))
 
     monkeypatch.setattr(measure, "_load_perceptual", load)
     far = evaluate(Rolling(), rolling, clips=40).report["long_rollouts"]

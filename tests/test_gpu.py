@@ -36,7 +36,7 @@ def test_a_world_on_the_gpu_sees_what_it_sees_on_the_cpu(trained, frames):
 def test_a_recorded_frame_is_the_frame(trained, frames):
     """Over two rollouts, as nothing that was recorded may move; and again with other sampling."""
     plain, fast = World.load(trained, "cuda"), World.load(trained, "cuda")
-    fast._records = True  # the graph alone: compiled passes round differently
+    fast._use_cuda_graph = True  # the graph alone: compiled passes round differently
     actions = torch.arange(8).repeat(3, 1)
     for seed in (1, 2):
         assert torch.equal(plain.rollout(frames, actions, seed), fast.rollout(frames, actions, seed))

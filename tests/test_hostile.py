@@ -39,7 +39,7 @@ from test_play import HOST, OWN, SOCKET, Browser, started
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from minigenie.play import door
+from minigenie.play import limits
 from minigenie.play import server as server_module
 
 SOAK_SECONDS = float(os.environ.get("SOAK_SECONDS", 3600))
@@ -86,7 +86,7 @@ class Visit(NamedTuple):
     opening: bytes = b""
 
 
-def seat(first: bytes, again: bytes = b"", pause: float = 0.0, **headers: str) -> Visit:
+def ws(first: bytes, again: bytes = b"", pause: float = 0.0, **headers: str) -> Visit:
     return Visit(first, again, pause, upgrade(**headers))
 
 
@@ -108,25 +108,25 @@ VISITS = {
     "endless header": Visit(b"GET / HTTP/1.1\r\nX: ", b"y" * 65_536),
     "no HTTP": Visit(bytes(range(256)) * 16, bytes(1000), 0.1),
     "half a handshake": Visit(upgrade()[:90], b"", 1),
-    "wrong origin": seat(b"", say("undo"), 0.1, origin="http://evil.example"),
-    "wrong host": seat(b"", say("undo"), 0.1, host="evil.example"),
+    "wrong origin": ws(b"", say("undo"), 0.1, origin="http://evil.example"),
+    "wrong host": ws(b"", say("undo"), 0.1, host="evil.example"),
     "wrong token": Visit(b"".join(request(f"/recording.mp4?player={guess}") for guess in ("", "x", "%00", "x" * 900))),
     "path traversal": Visit(b"".join(request(path) for path in PATHS)),
     "requests without end": Visit(b"", request("/") * 50),
     "pictures without end": Visit(b"", request("/start/0.png") * 50),
-    "never reads, never acknowledges": seat(b"", b"", 1),
-    "paused and gone": seat(say("pause", on=True), b"", 1),
-    "pings": seat(b"", frame(PING, b"x" * 125) * 500),
-    "empty pings": seat(b"", frame(PING) * 10_000),
-    "empty fragments": seat(frame(TEXT, first=0), frame(CONTINUED, first=0) * 10_000),
-    "fragments": seat(frame(TEXT, first=0), frame(CONTINUED, b"x" * 999, first=0)),
-    "giant frame": seat(frame(BINARY, length=(1 << 63) - 1), bytes(65_536)),
-    "compressed bomb": seat(frame(TEXT, BOMB, 0xC0), say("undo"), 0.1, sec_websocket_extensions="permessage-deflate"),
-    "junk": seat(b"", random.Random(0).randbytes(65_536)),
-    "all messages": seat(b"", b"".join(MESSAGES) * 20),
-    "resets": seat(b"", say("reset", start=1) * 100),
-    "no JSON": seat(b"", frame(TEXT, b"[" * 60_000)),
-    "no text": seat(frame(TEXT, b"\xff\xfe"), b"", 0.1),
+    "never reads, never acknowledges": ws(b"", b"", 1),
+    "paused and gone": ws(say("pause", on=True), b"", 1),
+    "pings": ws(b"", frame(PING, b"x" * 125) * 500),
+    "empty pings": ws(b"", frame(PING) * 10_000),
+    "empty fragments": ws(frame(TEXT, first=0), frame(CONTINUED, first=0) * 10_000),
+    "fragments": ws(frame(TEXT, first=0), frame(CONTINUED, b"x" * 999, first=0)),
+    "giant frame": ws(frame(BINARY, length=(1 << 63) - 1), bytes(65_536)),
+    "compressed bomb": ws(frame(TEXT, BOMB, 0xC0), say("undo"), 0.1, sec_websocket_extensions="permessage-deflate"),
+    "junk": ws(b"", random.Random(0).randbytes(65_536)),
+    "all messages": ws(b"", b"".join(MESSAGES) * 20),
+    "resets": ws(b"", say("reset", start=1) * 100),
+    "no JSON": ws(b"", frame(TEXT, b"[" * 60_000)),
+    "no text": ws(frame(TEXT, b"\xff\xfe"), b"", 0.1),
     "endless upload": Visit(post(UPLOAD, transfer_encoding="chunked"), b"10000\r\n" + bytes(65_536) + b"\r\n"),
     "huge upload": Visit(post(UPLOAD, content_length=str(10**15)), bytes(65_536)),
     "slow upload": Visit(post(UPLOAD, content_length="100000"), b"x", 0.2),
@@ -336,7 +336,7 @@ def test_a_flood_is_cut_before_it_fills_the_memory(server, name):
 
 
 def test_who_says_nothing_or_never_ends_is_cut(folder, monkeypatch):
-    monkeypatch.setattr(door, "STRANGER_SECONDS", 0.5)
+    monkeypatch.setattr(limits, "MAX_NON_PLAYER_SECONDS", 0.5)
     with in_this_process(folder, max_players=1) as url:
         address = Server(url, 0).address
         for visit in (Visit(b""), VISITS["slow header"], VISITS["half a handshake"], VISITS["half an upload"]):
@@ -347,7 +347,7 @@ def test_who_says_nothing_or_never_ends_is_cut(folder, monkeypatch):
 
 
 def test_of_too_many_connections_the_oldest_are_cut(folder, monkeypatch):
-    monkeypatch.setattr(door, "STRANGERS", 3)
+    monkeypatch.setattr(limits, "MAX_NON_PLAYERS", 3)
     with in_this_process(folder) as url, contextlib.ExitStack() as opened:
         links = []
         for _ in range(6):
@@ -366,7 +366,7 @@ def test_pictures_are_unpacked_one_at_a_time(folder, monkeypatch):
         now[0] -= 1
         return np.zeros(shape, np.uint8)
 
-    monkeypatch.setattr("minigenie.play.seat.fit_picture", slowly)
+    monkeypatch.setattr("minigenie.play.connection.fit_picture", slowly)
     for client in started(folder, max_players=3):
         players = [Browser(client).hello["player"] for _ in range(3)]
         with ThreadPoolExecutor() as pool:

@@ -15,7 +15,7 @@ from test_video import contents, save, scroll
 from minigenie.__main__ import main
 from minigenie.data import ingest as ingesting
 from minigenie.data.collect import TOY_ACTIONS
-from minigenie.data.duplicates import Seen, thumbnails
+from minigenie.data.duplicates import ThumbnailIndex, thumbnails
 from minigenie.data.ingest import ingest
 from minigenie.data.toy import ToyWorld
 
@@ -205,13 +205,13 @@ def test_a_still_camera_is_no_copy(tmp_path):
 
 def test_what_was_seen_outlives_a_kill(levels, tmp_path):
     small = [thumbnails(level) for level in levels[:4]]
-    seen = Seen(tmp_path / "seen", 0, 10)
+    seen = ThumbnailIndex(tmp_path / "seen", 0, 10)
     for video, take in enumerate(small[:3]):
         assert seen.origin(take) is None
         seen.add(video, take)
     with open(tmp_path / "seen", "ab") as file:
         file.write(b"half a record")
-    resumed = Seen(tmp_path / "seen", 2, 10)  # two videos were finished
+    resumed = ThumbnailIndex(tmp_path / "seen", 2, 10)  # two videos were finished
     assert [resumed.origin(take) for take in small] == [0, 1, None, None]
     assert (resumed.table[resumed.table > 0] <= resumed.count).all()
 

@@ -10,7 +10,7 @@ from minigenie.data.labels import recorded_labels
 from minigenie.encode import encode_actions, encode_motions
 from minigenie.inverse import InverseConfig, InverseDynamics
 from minigenie.nn.patches import to_float
-from minigenie.pipeline import Run, Watcher, recorded, with_actions
+from minigenie.pipeline import Run, Watcher, recorded_controls, with_actions
 
 SIX = ("noop", "left", "right", "jump", "jump-left", "jump-right")
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def test_it_looks_where_motion_does_not_explain_what_changes():
     before = torch.rand(16, 1, 1, 3).expand(16, 64, 64, 3).clone()
     after = before.clone()
     after[:, 40:48, 8:16] = torch.rand(16, 8, 8, 3)
-    model.look_at(before, after)
+    model.fit_focus(before, after)
     row, column = divmod(int(model.focus.argmax()), 64)
     assert 40 <= row < 48
     assert 8 <= column < 16
@@ -75,10 +75,10 @@ def test_a_few_labels_tell_the_rest(toy, recipe, tmp_path):
     model = run.inverse()
     found = run.actions(model, np.zeros((toy.num_frames, 0)))
     frames = toy.windows(2)
-    truth = recorded(toy, frames, 2)[:, 0].numpy()
+    truth = recorded_controls(toy, frames, 2)[:, 0].numpy()
     commonest = np.bincount(truth).max() / len(truth)
     assert (found[frames] == truth).mean() > commonest + 0.2
     labels = recorded_labels(toy, 300, recipe.seed)
     np.testing.assert_array_equal(found[labels.frames], labels.controls)
     unlabelled = np.setdiff1d(frames, labels.frames)
-    assert (found[unlabelled] == recorded(toy, unlabelled, 2)[:, 0].numpy()).mean() > commonest + 0.1
+    assert (found[unlabelled] == recorded_controls(toy, unlabelled, 2)[:, 0].numpy()).mean() > commonest + 0.1

@@ -9,7 +9,7 @@ import pytest
 
 from minigenie.data.controls import controls_of
 from minigenie.data.dataset import Dataset
-from minigenie.data.labels import FILE, Labels, checked, read_labels, recorded_labels, write_labels
+from minigenie.data.labels import FILE, Labels, check_labels, read_labels, recorded_labels, write_labels
 
 NAMES = ("noop", "left", "right")
 
@@ -113,11 +113,11 @@ def test_a_failed_write_leaves_the_old_file(data, monkeypatch):
 
 def test_training_wants_enough_labels_and_some_of_every_control():
     frames = np.arange(20)
-    assert checked(Labels(NAMES, frames, frames % 3)).counts == {"noop": 7, "left": 7, "right": 6}
+    assert check_labels(Labels(NAMES, frames, frames % 3)).counts == {"noop": 7, "left": 7, "right": 6}
     with pytest.raises(ValueError, match="there are 19 labels; give at least 20"):
-        checked(Labels(NAMES, frames[:19], frames[:19] % 3))
+        check_labels(Labels(NAMES, frames[:19], frames[:19] % 3))
     with pytest.raises(ValueError, match="no label says 'right'"):
-        checked(Labels(NAMES, frames, frames % 2))
+        check_labels(Labels(NAMES, frames, frames % 2))
 
 
 def test_recorded_labels_are_true_and_reproducible(data):

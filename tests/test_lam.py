@@ -37,7 +37,7 @@ def test_pairs_see_two_frames_only():
 @pytest.mark.parametrize("pairs", [True, False])
 def test_the_decoder_learns_of_the_future_only_by_the_action(pairs):
     model = lam(pairs=pairs)
-    seen = model._see(torch.rand(1, 4, 64, 64, 3))
+    seen = model._model_input(torch.rand(1, 4, 64, 64, 3))
     future = seen.clone()
     future[:, -1] = 0
     actions = torch.zeros(seen.shape[0], seen.shape[1] - 1, 32)
@@ -75,7 +75,7 @@ def test_it_finds_which_way_the_picture_moves(relative):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        fresh.quantizer.settle()
+        fresh.quantizer.update_codebook()
     fresh.eval()
     test, moves = batch(64)
     actions = fresh.infer(fresh.video(test))[:, 0]
@@ -90,7 +90,7 @@ def test_an_error_counts_by_how_little_the_picture_changed():
     after = torch.stack((still[0] + 10, still[1] + 40, still[2]))
     video = to_float(torch.stack((still, after), 1))
     for model in (lam(), lam(relative=False)):
-        seen = model._see(video)
+        seen = model._model_input(video)
         weights = model._weights(seen) * torch.ones(3, 1)
         assert_close(weights.mean(), torch.tensor(1.0))
         if model.config.relative:

@@ -3,14 +3,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from minigenie.maskgit import SamplingConfig, draw, fill_surest, sample_frame
+from minigenie.maskgit import SamplingConfig, fill_most_confident, sample_frame, sample_weighted
 
 MASK, N, CODES = 50, 64, 50
 
 
 def sample(predict, generator=None, **settings):
     def fill(tokens, *chances):
-        return fill_surest(tokens, MASK, predict(tokens), *chances)
+        return fill_most_confident(tokens, MASK, predict(tokens), *chances)
 
     generator = generator or torch.Generator().manual_seed(0)
     return sample_frame(fill, torch.full((3, N), MASK), SamplingConfig(**settings), generator)
@@ -53,12 +53,12 @@ def test_a_draw_is_where_the_cumulated_weights_pass_the_random_number(codes):
     weights = torch.randn(40, N, codes, dtype=torch.float64).mul(3).exp()
     uniform = torch.rand(40, N, dtype=torch.float64)
     cumulated = weights.cumsum(-1)
-    assert (draw(weights, uniform) == (cumulated <= uniform[..., None] * cumulated[..., -1:]).sum(-1)).all()
+    assert (sample_weighted(weights, uniform) == (cumulated <= uniform[..., None] * cumulated[..., -1:]).sum(-1)).all()
 
 
 def test_a_draw_at_the_ends():
     weights = torch.tensor([0.0, 2.0, 1.0, 0.0]).repeat(32).expand(1, 2, 128)
-    assert draw(weights, torch.tensor([[0.0, 1.0 - 2**-24]])).tolist() == [[1, 126]]
+    assert sample_weighted(weights, torch.tensor([[0.0, 1.0 - 2**-24]])).tolist() == [[1, 126]]
 
 
 @pytest.mark.parametrize(("temperature", "share"), [(1.0, 0.3), (0.5, 0.09 / 0.58)])

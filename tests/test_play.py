@@ -19,12 +19,12 @@ from minigenie.data.controls import entries, procgen_controls
 from minigenie.data.toy import ToyWorld
 from minigenie.eval.motion import motion
 from minigenie.pictures import fit_picture
-from minigenie.play import room as room_module
-from minigenie.play import seat as seat_module
+from minigenie.play import connection as connection_module
+from minigenie.play import worker as worker_module
 from minigenie.play.actions import describe, load_actions, resolve_actions, save_actions
 from minigenie.play.player import Clip, Player, View, footage_clip
-from minigenie.play.room import HEADER, NO_ACTION, Room, pack_frame
-from minigenie.play.server import UPLOAD_BYTES, listen, make_app
+from minigenie.play.server import MAX_UPLOAD_BYTES, listen, make_app
+from minigenie.play.session import NO_ACTION, PICTURE_HEADER, Session, pack_frame
 from minigenie.world import World, read_prompt
 
 HOST = "http://127.0.0.1:8000"
@@ -47,7 +47,7 @@ def client(folder):
 def started(folder, **options):
     options = {"device": "cpu", "fps": 60, "max_players": 2, "seed": 0, "footage": None, **options}
     with (
-        TestClient(make_app(Room(folder, **options)), base_url=HOST, headers=OWN) as client,
+        TestClient(make_app(Session(folder, **options)), base_url=HOST, headers=OWN) as client,
         ExitStack() as client.left,
     ):
         yield client
@@ -78,11 +78,11 @@ class Browser:
                 return frame
 
     def unpack(self, data):
-        what, _, action, serial, number, _, width, height, parts = HEADER.unpack(data[: HEADER.size])
+        what, _, action, serial, number, _, width, height, parts = PICTURE_HEADER.unpack(data[: PICTURE_HEADER.size])
         if what != 0:
             return None
         self.say("ack", serial=serial)
-        pixels = np.frombuffer(data[HEADER.size :], np.uint8).reshape(height, width, 4)[..., :3]
+        pixels = np.frombuffer(data[PICTURE_HEADER.size :], np.uint8).reshape(height, width, 4)[..., :3]
         return {"action": None if action == NO_ACTION else action, "number": number, "pixels": pixels, "parts": parts}
 
     def pause(self):
@@ -142,8 +142,8 @@ def test_torch_gets_all_threads_where_they_help(folder, monkeypatch, seconds, ex
     threads = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    monkeypatch.setattr(room_module, "timed", lambda call: (call(), seconds[threads[-1]]))
-    room_module.pick_threads(World.load(folder, "cpu"))
+    monkeypatch.setattr(worker_module, "timed", lambda call: (call(), seconds[threads[-1]]))
+    worker_module.choose_threads(World.load(folder, "cpu"))
     assert threads[-1] == expected
 
 
@@ -159,7 +159,7 @@ def test_one_frame_is_in_flight(client):
 
 
 def test_a_browser_that_acknowledges_nothing_is_dropped(client, monkeypatch):
-    monkeypatch.setattr(seat_module, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(connection_module, "STALL_SECONDS", 0.2)
     browser = Browser(client)
     while browser.socket.receive()["type"] != "websocket.close":
         pass
@@ -334,7 +334,7 @@ def test_an_uploaded_picture_is_played_from(client, browser, kind, mode):
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "cannot be read as a picture"),
         (bomb(50_000), "pixels; scale it down"),
         (bomb(8_000), "pixels; scale it down"),
-        (bytes(UPLOAD_BYTES + 1), "too large"),
+        (bytes(MAX_UPLOAD_BYTES + 1), "too large"),
     ],
     ids=["empty", "junk", "truncated", "postscript", "bomb", "small bomb", "huge"],
 )
@@ -400,7 +400,7 @@ def test_actions_are_measured_once_and_edits_are_kept(folder):
 def test_a_damaged_actions_file_is_never_overwritten(folder):
     (folder / "actions.json").write_text('[{"name": 3}]')
     with pytest.raises(ValueError, match="actions.json is damaged"):
-        Room(folder, device="cpu", fps=None, max_players=1, seed=0, footage=None)
+        Session(folder, device="cpu", fps=None, max_players=1, seed=0, footage=None)
     assert (folder / "actions.json").read_text() == '[{"name": 3}]'
 
 
@@ -503,8 +503,8 @@ def test_a_world_without_prompts_plays_from_an_upload(folder):
 def test_large_frames_travel_as_jpeg():
     frame = fit_picture(picture(size=(128, 128)), (128, 128, 3))
     data = pack_frame(View(frame, 2, 7), 1, 2.5)
-    assert HEADER.unpack(data[: HEADER.size])[:5] == (0, 1, 2, 1, 7)
-    assert Image.open(io.BytesIO(data[HEADER.size :])).size == (128, 128)
+    assert PICTURE_HEADER.unpack(data[: PICTURE_HEADER.size])[:5] == (0, 1, 2, 1, 7)
+    assert Image.open(io.BytesIO(data[PICTURE_HEADER.size :])).size == (128, 128)
 
 
 def test_a_port_in_use_is_named():
@@ -522,4 +522,4 @@ def test_a_port_in_use_is_named():
 def test_options_out_of_range_are_named(folder, option, says):
     options = {"device": "cpu", "fps": None, "max_players": 1, "seed": 0, "footage": None, **option}
     with pytest.raises(ValueError, match=says):
-        Room(folder, **options)
+        Session(folder, **options)

@@ -40,7 +40,7 @@ def test_running_means_find_the_clusters():
     centres = torch.tensor([[5.0, 5.0], [-5.0, 5.0], [5.0, -5.0], [-5.0, -5.0]])
     for _ in range(100):
         q(centres[torch.randint(4, (256,))] + 0.1 * torch.randn(256, 2))
-        q.settle()
+        q.update_codebook()
     assert torch.cdist(centres, q.codebook).amin(1).max() < 0.2
 
 
@@ -50,7 +50,7 @@ def test_a_codebook_far_away_comes_alive():
     q.codebook += 100
     for _ in range(200):
         codes = q(torch.randn(256, 2)).codes
-        q.settle()
+        q.update_codebook()
     assert len(codes.unique()) == 8
 
 
@@ -58,13 +58,13 @@ def test_warmup_is_continuous_and_then_quantizes():
     q = quantizer(warmup=0.5, noise=0.0)
     vectors = torch.randn(32, 4)
     assert_close(q(vectors, progress=0.4).vectors, vectors)
-    q.settle()
+    q.update_codebook()
     assert not q.placed
-    assert q.use() == {}
+    assert q.usage() == {}
     assert_close(q(vectors, progress=0.6).vectors, vectors)
-    q.settle()
+    q.update_codebook()
     assert q.placed
-    assert set(q.use()) == {"codes_alive", "perplexity"}
+    assert set(q.usage()) == {"codes_alive", "perplexity"}
     out = q(vectors, progress=0.7)
     assert_close(out.vectors, q.lookup(out.codes))
 
@@ -75,11 +75,11 @@ def test_a_step_of_many_parts_settles_as_one_of_all():
     for vectors in torch.randn(3, 64, 4):
         torch.manual_seed(0)
         whole(vectors)
-        whole.settle()
+        whole.update_codebook()
         torch.manual_seed(0)
         for part in vectors.split(16) if whole.share.std() else [vectors]:
             parts(part)
-        parts.settle()
+        parts.update_codebook()
         assert_close(parts.codebook, whole.codebook)
         assert_close(parts.share, whole.share)
 

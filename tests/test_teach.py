@@ -92,7 +92,7 @@ def test_the_picture_of_a_clip_is_its_frames(client, session):
 
 
 def test_labels_are_saved_and_counted_and_taken_back(client, session, data):
-    number, first = session.take(), session.clips[0].first
+    number, first = session.next_clip(), session.clips[0].first
     status, state = post(client, "/labels", clip=number, labels=held(session, number, "right"))
     assert status == 200
     expected = list(range(first + session.lead, first + session.clips[number].length - 1))
@@ -109,21 +109,21 @@ def test_labels_are_saved_and_counted_and_taken_back(client, session, data):
 
 def test_a_later_session_goes_on_with_clips_that_have_no_labels(session, data):
     for _ in range(3):
-        number = session.take()
+        number = session.next_clip()
         session.save(number, held(session, number, "right"))
-    skipped = session.take()
+    skipped = session.next_clip()
     later = Session(data)
     assert later.labels == session.labels
-    assert later.take() == skipped == 3
+    assert later.next_clip() == skipped == 3
 
 
 def test_after_the_last_clip_come_those_left_out_until_all_have_labels(session):
-    session.take()
-    while (number := session.take()) != 0:
+    session.next_clip()
+    while (number := session.next_clip()) != 0:
         session.save(number, held(session, number, "noop"))
     session.save(0, held(session, 0, "noop"))
-    assert session.take() is None
-    assert session.handed(None) == {"clip": None, "frames": None}
+    assert session.next_clip() is None
+    assert session.describe_clip(None) == {"clip": None, "frames": None}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_another_site_s_page_is_refused(session):
 
 def test_two_pages_at_once_lose_no_labels(client, session, data):
     def label(_):
-        number = session.take()
+        number = session.next_clip()
         assert post(client, "/labels", clip=number, labels=held(session, number, "jump"))[0] == 200
         return number
 
@@ -286,7 +286,7 @@ def test_the_classifier_is_asked_at_every_hundred_labels(client, session, monkey
     state = {"judging": False, "agreement": None}
     while len(session.labels) < 100:
         assert not state["judging"]
-        number = session.take()
+        number = session.next_clip()
         given = held(session, number, "right")
         given[-8:] = ["noop"] * 8
         state = post(client, "/labels", clip=number, labels=given)[1]
@@ -296,7 +296,7 @@ def test_the_classifier_is_asked_at_every_hundred_labels(client, session, monkey
         time.sleep(0.1)
     assert state["agreement"]["labels"] == len(session.labels)
     assert 0 <= state["agreement"]["accuracy"] <= 1
-    assert session.due() is None
+    assert session.labels_to_check() is None
 
 
 # The page, in a real browser.

@@ -23,7 +23,7 @@ def test_patches_and_back():
     assert_close(patchify(frames, 4)[0, 0, 1].view(4, 4, 3), frames[0, 0, :4, 4:8])
 
 
-def test_every_byte_survives_the_doors():
+def test_every_byte_survives_the_conversion():
     every = torch.arange(256, dtype=torch.uint8)
     assert_close(to_uint8(to_float(every)), every)
 

@@ -18,7 +18,7 @@ from minigenie.checkpoint import Checkpoints, load_tensors, save_tensors
 from minigenie.metrics import read_metrics
 from minigenie.nn.st_transformer import STBlock
 from minigenie.optim import OptimConfig, learning_rate_share, make_optimizers, orthogonal, set_learning_rate
-from minigenie.runtime import can_compile, fastest_threads, in_parallel
+from minigenie.runtime import autotuned_threads, can_compile, parallel_map
 from minigenie.train import Diverged, Execution, FitConfig, Interrupted, OutOfMemory, Sample, fit, prepare_stacks
 
 
@@ -316,7 +316,7 @@ def test_where_the_clock_governs_steps_take_the_faster_number_of_threads(monkeyp
     monkeypatch.setattr("minigenie.runtime.time.monotonic", lambda: clock[0])
     torch.set_num_threads(3)
     used = []
-    with fastest_threads(choosing=True, every=20) as lap:
+    with autotuned_threads(choosing=True, every=20) as lap:
         for _ in range(60):
             used.append(torch.get_num_threads())
             clock[0] += 1 if used[-1] == faster else 2
@@ -327,7 +327,7 @@ def test_where_the_clock_governs_steps_take_the_faster_number_of_threads(monkeyp
 
 def test_where_steps_are_counted_the_threads_stay():
     torch.set_num_threads(2)
-    with fastest_threads(choosing=False) as lap:
+    with autotuned_threads(choosing=False) as lap:
         [lap() for _ in range(10)]
         assert torch.get_num_threads() == 2
 
@@ -340,7 +340,7 @@ def test_parts_side_by_side_come_back_in_order_from_one_thread_each_without_grad
         time.sleep(0.02 * (5 - number))  # the first is the slowest
         return number, part * weight, torch.get_num_threads()
 
-    found = list(in_parallel(call, torch.arange(5.0), count(), device=torch.device("cpu")))
+    found = list(parallel_map(call, torch.arange(5.0), count(), device=torch.device("cpu")))
     assert [number for number, _, _ in found] == [0, 1, 2, 3, 4]
     assert not any(product.requires_grad for _, product, _ in found)
     assert {threads for _, _, threads in found} == {1}
@@ -349,13 +349,13 @@ def test_parts_side_by_side_come_back_in_order_from_one_thread_each_without_grad
 
 KEPT = """
 import resource, torch
-from minigenie.runtime import give_memory_back, keep_memory
+from minigenie.runtime import release_memory, keep_memory
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 held = lambda: int(open("/proc/self/statm").read().split()[1])
 use = lambda: [torch.ones(1 << 22) for _ in range(16)] and None
 keep_memory(); use(); use()
 before = faults(); use(); print(faults() - before)
-before = held(); give_memory_back(); print(before - held())
+before = held(); release_memory(); print(before - held())
 """
 
 

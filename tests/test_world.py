@@ -38,7 +38,7 @@ def opinionated(config):
     torch.manual_seed(1)
     made = World(config, config.make_tokenizer(), config.make_lam(), config.make_dynamics(), "cpu")
     if made.dynamics.camera is not None:
-        made.dynamics.camera.know(4 * torch.randn(config.dynamics.motions, 2))
+        made.dynamics.camera.set_motions(4 * torch.randn(config.dynamics.motions, 2))
     for module in (made.tokenizer, made.lam, made.dynamics):
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
@@ -53,7 +53,7 @@ def video():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_cached_rollout_is_the_naive_one(world, video, temperature):
     """Up to the length the world remembers, the cache is exact: 4 true frames and 3 imagined ones of 7."""
-    actions, world = torch.randint(8, (2, 4)), world.twin(replace(world.config.sampling, temperature=temperature))
+    actions, world = torch.randint(8, (2, 4)), world.fresh_copy(replace(world.config.sampling, temperature=temperature))
     cached, naive = (world.rollout(video, actions, seed=3, cached=cached) for cached in (True, False))
     assert_close(cached, naive, atol=1, rtol=0)
     assert cached.shape == (2, 4, 64, 64, 3)
@@ -66,7 +66,7 @@ def test_the_motion_told_is_the_motion_drawn(video, frames, monkeypatch):
     made, seen = opinionated(small_config(8)), []
     camera, tokenizer, fill = made.dynamics.camera, made.tokenizer, made.dynamics.fill
     monkeypatch.setattr(made.dynamics, "fill", lambda given, *rest: seen.append(given) or fill(given, *rest))
-    made = made.twin(replace(made.config.sampling, temperature=1.0))
+    made = made.fresh_copy(replace(made.config.sampling, temperature=1.0))
     made.reset(video[:, :frames])
     for column in ACTIONS.unbind(1):
         before = made._past.frame.clone()
@@ -81,12 +81,12 @@ def test_a_motion_is_told_from_all_that_led_to_it(video, frames, monkeypatch):
     """The tokens of the frame at hand, and the motions and actions so far, the newest last."""
     made, seen, told = opinionated(small_config(8)), [], []
     camera, sample = made.dynamics.camera, made._sample
-    tell, unknown, no_action = camera.tell, camera.unknown, camera.no_action
+    sample_motion, unknown, no_action = camera.sample_motion, camera.unknown, camera.no_action
     monkeypatch.setattr(made, "_sample", lambda *rest: told.append(sample(*rest)) or told[-1])
     monkeypatch.setattr(
         camera,
-        "tell",
-        lambda past, *rest: seen.append([each.clone() for each in past] + [tell(past, *rest)]) or seen[-1][-1],
+        "sample_motion",
+        lambda past, *rest: seen.append([each.clone() for each in past] + [sample_motion(past, *rest)]) or seen[-1][-1],
     )
     made.reset(video[:, :frames])
     known = made._given(video[:, :frames], made.tokenizer.encode(to_float(video[:, :frames])))
@@ -105,7 +105,7 @@ def test_a_motion_is_told_from_all_that_led_to_it(video, frames, monkeypatch):
 def test_of_true_frames_the_camera_is_seen():
     """The first frame's motion nobody knows; the others are the nearest of those that the world has."""
     made = opinionated(small_config(3))
-    made.dynamics.camera.know(torch.tensor([[0.0, 0.0], [0.0, 4.0], [-4.0, 0.0]]))
+    made.dynamics.camera.set_motions(torch.tensor([[0.0, 0.0], [0.0, 4.0], [-4.0, 0.0]]))
     wide = torch.nn.functional.interpolate(torch.rand(1, 3, 14, 14), size=(84, 84), mode="bicubic").clamp(0, 1)
     picture = (255 * wide[0]).byte().movedim(0, -1)
     corners = [(8, 8), (8, 8), (8, 4), (12, 4)]  # content goes right, then up, as the window goes left and down
@@ -115,7 +115,7 @@ def test_of_true_frames_the_camera_is_seen():
 
 
 def test_the_same_seed_imagines_the_same(world, video):
-    world, actions = world.twin(replace(world.config.sampling, temperature=1.0)), torch.randint(8, (2, 3))
+    world, actions = world.fresh_copy(replace(world.config.sampling, temperature=1.0)), torch.randint(8, (2, 3))
     assert_close(world.rollout(video, actions, seed=5), world.rollout(video, actions, seed=5))
     assert (world.rollout(video, actions, seed=5) != world.rollout(video, actions, seed=6)).any()
 
@@ -134,7 +134,7 @@ def test_all_three_caches_are_exact(video, motions):
     config = replace(recipe, tokenizer=tokenizer, dynamics=replace(recipe.dynamics, transformer=awake))
     made = opinionated(config)
     for temperature in (1.0, 0.0):
-        world = made.twin(replace(config.sampling, temperature=temperature))
+        world = made.fresh_copy(replace(config.sampling, temperature=temperature))
         cached, naive = (world.rollout(video, ACTIONS, seed=2, cached=cached) for cached in (True, False))
         assert_close(cached, naive, atol=1, rtol=0)  # uint8, where 1e-5 may round the other way
     tokens = made.tokenizer.encode(to_float(video))
@@ -166,7 +166,7 @@ def test_worlds_begin_anew_on_their_own(world, video):
 
 
 def test_a_snapshot_is_a_moment_to_come_back_to(world, video):
-    world = world.twin(replace(world.config.sampling, temperature=1.0))
+    world = world.fresh_copy(replace(world.config.sampling, temperature=1.0))
     world.reset(video)
     world.step([0, 1])
     moment = world.snapshot()
@@ -184,7 +184,7 @@ def tensors(past):
 
 def test_a_worlds_past_stays_where_it_is(world, video):
     """What was recorded of its tensors goes on being of them, however the world begins anew."""
-    made = world.twin(replace(world.config.sampling, temperature=1.0))
+    made = world.fresh_copy(replace(world.config.sampling, temperature=1.0))
     made.reset(video)
     places = [tensor.data_ptr() for tensor in tensors(made._past)]
     moment = made.snapshot()
@@ -198,8 +198,8 @@ def test_a_worlds_past_stays_where_it_is(world, video):
     assert made.step([0]).shape == (1, 64, 64, 3)
 
 
-def test_twins_share_weights_and_nothing_else(world, video):
-    one, other = world.twin(), world.twin(SamplingConfig(steps=1))
+def test_fresh_copies_share_weights_and_nothing_else(world, video):
+    one, other = world.fresh_copy(), world.fresh_copy(SamplingConfig(steps=1))
     one.reset(video)
     other.reset(video.flip(0), seed=5)
     alone = world.rollout(video, ACTIONS[:, :2])

@@ -63,7 +63,7 @@ window.bench = {
     const began = performance.now();
     for (let i = 0; i < frames; i++) {
       const drawn = frame();
-      say("step", { action: i % actions.length });
+      send("step", { action: i % actions.length });
       await drawn;
     }
     return performance.now() - began;

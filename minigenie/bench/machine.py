@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from minigenie.runtime import dtype_of, fast_bfloat16, give_memory_back, keep_memory
+from minigenie.runtime import dtype_of, fast_bfloat16, keep_memory, release_memory
 
 Watch = Callable[[float, float], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -133,11 +133,11 @@ def measure(
     try:
         for item in [*ceilings(items, device), *items]:
             torch.set_num_threads(item.threads)
-            forget_peak(device)
+            reset_peak(device)
             before = peak_bytes(device)
             try:
                 call = item.make()
-                forget_peak(device)  # that of counting operations
+                reset_peak(device)  # that of counting operations
                 call.run()
             except torch.OutOfMemoryError:
                 print(f"{item.name}, {item.dtype}: left out, it does not fit in memory", file=sys.stderr)
@@ -206,24 +206,24 @@ def stage_rows(measurements: Iterable[Measurement]) -> list[list[str]]:
 
 def timed(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:
     """Seconds of wall clock and of CPU, all threads together."""
-    settle(device)
+    synchronize(device)
     wall, cpu = time.perf_counter(), time.process_time()
     call()
-    settle(device)
+    synchronize(device)
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def settle(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def forget_peak(device: torch.device) -> None:
+def reset_peak(device: torch.device) -> None:
     """Where the system can, so that the next item's peak is its own and not that of one before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    give_memory_back()
+    release_memory()
     if (own := Path("/proc/self/clear_refs")).exists():
         try:
             own.write_text("5")

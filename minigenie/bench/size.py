@@ -26,7 +26,7 @@ GROWTH = ["of", "sizes", "ms", "time grows as", "operations as"]
 def size_items(device: torch.device) -> list[Item]:
     """Dynamics steps around 4 clips of 8 frames of 64 patches, width 128, 4 blocks, and frames after longer pasts."""
     steps = [
-        step_item(name(axis, size), grown(axis, size), "dynamics", device, "float32", threads=1)
+        step_item(name(axis, size), recipe_of_size(axis, size), "dynamics", device, "float32", threads=1)
         for axis, sizes in AXES.items()
         for size in sizes
     ]
@@ -42,7 +42,7 @@ def name(axis: str, size: int) -> str:
     return f"{'frame' if axis == 'context' else 'dynamics step'}, {axis} {size}"
 
 
-def grown(axis: str, size: int) -> Recipe:
+def recipe_of_size(axis: str, size: int) -> Recipe:
     recipe = replace(small(), context_frames=1)
     fit = replace(recipe.dynamics_fit, batch_size=4, clip_frames=8)
     stack, tokenizer = recipe.dynamics.transformer, recipe.tokenizer

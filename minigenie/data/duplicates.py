@@ -28,7 +28,7 @@ def thumbnails(take: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(image) for image in small])
 
 
-class Seen:
+class ThumbnailIndex:
     """What was kept so far, in the file `path`; one that a killed run left is taken up, up to video `num_videos`."""
 
     def __init__(self, path: Path, num_videos: int, fps: float):

@@ -26,8 +26,8 @@ import numpy as np
 
 from minigenie.config import parse_json
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode, write_atomic
-from minigenie.data.duplicates import SIDE, Seen, thumbnails
-from minigenie.data.video import EXTENSIONS, Reader, Unreadable, checked, find_videos, takes
+from minigenie.data.duplicates import SIDE, ThumbnailIndex, thumbnails
+from minigenie.data.video import EXTENSIONS, Reader, Unreadable, check_options, find_videos, split_takes
 from minigenie.data.workers import workers as start_workers
 
 SHARD_FRAMES, SHARD_BYTES, SHARDS_PER_VIDEO = 8192, 2**26, 10_000
@@ -119,7 +119,7 @@ def ingest(
     NoUsableVideo, and nothing left on disk, if no file gives a take; FileNotFoundError for a missing path;
     FileExistsError if `out` holds anything else, be it this dataset from a different list of files.
     """
-    height_width = checked(size, fps, fit)
+    height_width = check_options(size, fps, fit)
     if not (min_frames >= 2 and 0 <= split < 1):
         raise ValueError(f"min_frames should be at least 2 and split in [0, 1), got {min_frames} and {split}")
     if workers < 1:
@@ -164,7 +164,7 @@ def ingest(
     if num_test_videos:
         order.sort(key=lambda i: hashlib.sha256(names[i].encode()).digest())
     max_frames = max(2 * min_frames, min(SHARD_FRAMES, SHARD_BYTES // (3 * math.prod(height_width))))
-    seen = None if keep_duplicates else Seen(out / SEEN, len(rows), fps)
+    seen = None if keep_duplicates else ThumbnailIndex(out / SEEN, len(rows), fps)
 
     for left_behind in out.glob(f"{STAGING}*"):
         shutil.rmtree(left_behind)
@@ -227,7 +227,7 @@ def stage(job: Job, report: Callable[[float], None] = lambda share_read: None) -
     try:
         reader = Reader(job.video, job.height_width, job.fps, job.fit, report)
         with open(job.staged, "wb") as file:
-            for take in takes(reader, job.fps, job.min_frames, job.max_frames):
+            for take in split_takes(reader, job.fps, job.min_frames, job.max_frames):
                 file.write(take.data)
                 lengths.append(len(take))
                 small.append(thumbnails(take))

@@ -75,10 +75,10 @@ def recorded_labels(dataset: Dataset, number: int, seed: int) -> Labels:
     frames = np.sort(np.random.default_rng(seed).choice(frames, number, replace=False))
     actions = dataset.clip_actions(frames, 2)
     assert actions is not None
-    return checked(Labels(controls.names, frames, controls.join(actions[:, 0])))
+    return check_labels(Labels(controls.names, frames, controls.join(actions[:, 0])))
 
 
-def checked(labels: Labels) -> Labels:
+def check_labels(labels: Labels) -> Labels:
     """Labels that a model can learn from: enough, and some of every control. ValueError if not."""
     if len(labels.frames) < FEWEST:
         raise ValueError(f"there are {len(labels.frames)} labels; give at least {FEWEST}")

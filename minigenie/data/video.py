@@ -1,4 +1,4 @@
-"""What is in a video file: all its frames, `read_video`, or frame by frame, `Reader`, and cut into `takes`.
+"""What is in a video file: all its frames, `read_video`, or frame by frame, `Reader`, and `split_takes`.
 
 Files are streamed: decoded packet by packet, thinned to `fps`, each kept frame scaled at once, each finished take
 handed on. An hour of full HD needs no more memory than a few minutes, and a damaged file gives whatever still decodes.
@@ -59,7 +59,7 @@ def read_video(path: str | Path, *, size: int | tuple[int, int], fps: float, fit
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{path} does not exist; name a video file")
-    height_width = checked(size, fps, fit)
+    height_width = check_options(size, fps, fit)
     try:
         reader = Reader(Path(path), height_width, fps, fit)
         frames = [frame for frame, _ in reader]
@@ -83,7 +83,7 @@ def find_videos(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     return sorted(found)
 
 
-def checked(size: int | tuple[int, int], fps: float, fit: str) -> tuple[int, int]:
+def check_options(size: int | tuple[int, int], fps: float, fit: str) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:
         raise ValueError(f"size should be positive, one number or (height, width), got {size}")
@@ -94,7 +94,7 @@ def checked(size: int | tuple[int, int], fps: float, fit: str) -> tuple[int, int
     return height, width
 
 
-def takes(
+def split_takes(
     frames: Iterable[tuple[np.ndarray, bool]], fps: float, min_frames: int, max_frames: int
 ) -> Iterator[np.ndarray]:
     """Cut frames [h w 3], each with whether others are missing before it, into takes [t h w 3] of min to max frames."""

@@ -50,7 +50,7 @@ def cores() -> int:
 def _pool(count: int) -> Iterator[Workers]:
     lifeline, held = multiprocessing.Pipe(duplex=False)
     spawn = multiprocessing.get_context("spawn")  # not fork: decoders and NumPy have threads
-    pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_hang_on, initargs=(lifeline,))
+    pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_exit_with_parent, initargs=(lifeline,))
     try:
         yield Workers(lambda call, *args: pool.submit(call, *args).result, AHEAD * count)
     except BrokenProcessPool:
@@ -61,7 +61,7 @@ def _pool(count: int) -> Iterator[Workers]:
         lifeline.close()
 
 
-def _hang_on(lifeline: Connection) -> None:
+def _exit_with_parent(lifeline: Connection) -> None:
     """A worker lives as long as the other end of `lifeline` is open, and leaves Ctrl-C to the process that holds it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: (wait([lifeline]), os._exit(1)), daemon=True).start()

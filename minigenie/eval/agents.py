@@ -107,12 +107,12 @@ class Played(NamedTuple):
 
 
 @contextmanager
-def in_silence(what: str, unit: str) -> Iterator[Progress]:
+def no_progress(what: str, unit: str) -> Iterator[Progress]:
     yield lambda done, total: None
 
 
 def imitate(
-    world_folder: Path, out: Path, sizes: Imitation, device: str | None = None, line: Line = in_silence
+    world_folder: Path, out: Path, sizes: Imitation, device: str | None = None, line: Line = no_progress
 ) -> dict[str, Any]:
     """The experiment, into the folder `out`: what it returns is also in imitation.json; imitation.gif shows it.
 
@@ -126,7 +126,7 @@ def imitate(
     )  # fmt: skip
     check(settings)
     world = World.load(world_folder, device)
-    begin(out, world_folder, sizes)
+    prepare_folder(out, world_folder, sizes)
     with line("the expert plays", "frames") as progress:
         video = collect(
             "coinrun", out / "expert", frames=sizes.expert_frames, policy="expert", seed=sizes.seed,
@@ -141,7 +141,7 @@ def imitate(
     keys = true_keys[:, -1]
     told, untold = np.split(np.random.default_rng(sizes.seed).permutation(len(starts)), [sizes.labels])
     named = named_keys(world)
-    table = tally(latents[told], keys[told], world.num_actions) if named is None else named
+    table = count_keys(latents[told], keys[told], world.num_actions) if named is None else named
 
     def clone(name: str, windows: np.ndarray, choices: np.ndarray, num_choices: int) -> Policy:
         with line(f"train {name}", "steps") as progress:
@@ -153,13 +153,13 @@ def imitate(
     rng = np.random.default_rng(sizes.seed)
     players: dict[str, Player] = {
         "expert": lambda game: expert_for(settings, game, rng).act,
-        "true actions": by_policy(oracle, lambda choices: choices, sizes.seed),
-        "latent, most frequent key": by_policy(latent, lambda choices: table.argmax(1)[choices], sizes.seed),
-        "latent, key drawn": by_policy(latent, lambda choices: draw_keys(table, choices, rng), sizes.seed),
-        f"{len(told)} true actions": by_policy(few, lambda choices: choices, sizes.seed),
-        "jump-right held": by_heart(repeat(np.full(sizes.levels, PROCGEN_ACTIONS["jump-right"]))),
-        "explore": lambda game: explorer(game, sizes.levels, rng),
-        "random": by_heart(iter(action_plan("coinrun", "random", STEP_LIMIT, sizes.levels, rng))),
+        "true actions": policy_player(oracle, lambda choices: choices, sizes.seed),
+        "latent, most frequent key": policy_player(latent, lambda choices: table.argmax(1)[choices], sizes.seed),
+        "latent, key drawn": policy_player(latent, lambda choices: draw_keys(table, choices, rng), sizes.seed),
+        f"{len(told)} true actions": policy_player(few, lambda choices: choices, sizes.seed),
+        "jump-right held": scripted_player(repeat(np.full(sizes.levels, PROCGEN_ACTIONS["jump-right"]))),
+        "explore": lambda game: explorer_player(game, sizes.levels, rng),
+        "random": scripted_player(iter(action_plan("coinrun", "random", STEP_LIMIT, sizes.levels, rng))),
     }
     games = {}
     for name, player in players.items():
@@ -185,7 +185,7 @@ def coinrun_look(world_folder: Path) -> dict[str, Any]:
     return {name: source["settings"][name] for name in ("mode", "backgrounds", "themes")}
 
 
-def begin(out: Path, world_folder: Path, sizes: Imitation) -> None:
+def prepare_folder(out: Path, world_folder: Path, sizes: Imitation) -> None:
     """Write settings.json into a new or empty folder, or see that the one there is of this very experiment."""
     with open(world_folder / "lam.safetensors", "rb") as file:
         lam = hashlib.file_digest(file, "sha256").hexdigest()
@@ -221,14 +221,14 @@ def infer(world: World, video: Dataset, folder: Path, line: Line) -> np.ndarray:
 
 
 def named_keys(world: World) -> np.ndarray | None:
-    """A table as `tally` makes it, where the world's actions are named after keys, so that none need be told."""
+    """A table as `count_keys` makes it, where the world's actions are named after keys, so that none need be told."""
     names = world.config.inverse.controls
     if world.config.actions == "latent" or not set(names) <= set(PROCGEN_ACTIONS):
         return None
     return np.eye(NUM_KEYS, dtype=np.int64)[[PROCGEN_ACTIONS[name] for name in names]]
 
 
-def tally(latents: np.ndarray, keys: np.ndarray, num_latents: int) -> np.ndarray:
+def count_keys(latents: np.ndarray, keys: np.ndarray, num_latents: int) -> np.ndarray:
     """How often each key went with each latent action: int [num_latents NUM_KEYS]. A latent action that never occurs
     is given the counts of all together."""
     counts = confusion(latents, keys, num_latents, NUM_KEYS)
@@ -287,7 +287,7 @@ def train_policy(
     return policy
 
 
-def by_policy(policy: Policy, to_keys: ToKeys, seed: int) -> Player:
+def policy_player(policy: Policy, to_keys: ToKeys, seed: int) -> Player:
     """Draws from what the policy predicts: who always takes the likeliest may stand before a wall for ever."""
 
     def player(game: ProcgenGame) -> Act:
@@ -309,12 +309,12 @@ def by_policy(policy: Policy, to_keys: ToKeys, seed: int) -> Player:
     return player
 
 
-def explorer(game: ProcgenGame, levels: int, rng: np.random.Generator) -> Act:
+def explorer_player(game: ProcgenGame, levels: int, rng: np.random.Generator) -> Act:
     player = Explorer("coinrun", levels, rng)
     return lambda playing: player.act(game.frames())
 
 
-def by_heart(plan: Iterator[np.ndarray]) -> Player:
+def scripted_player(plan: Iterator[np.ndarray]) -> Player:
     """Plays what was laid down before, keys int [l] a step, and looks at nothing."""
     return lambda game: lambda playing: next(plan)
 

@@ -33,7 +33,7 @@ from minigenie.eval.inverse import keys_of
 from minigenie.eval.motion import shifts
 from minigenie.eval.statistics import bootstrap, interval_of_columns
 from minigenie.inverse import InverseDynamics
-from minigenie.runtime import in_parallel
+from minigenie.runtime import parallel_map
 
 STATES, FEWEST = 32, 2
 PROMPT = 4  # true frames that the world is given, all of them at rest
@@ -70,7 +70,7 @@ class Impossible(ValueError):
     """There can be no control test, for the reason given."""
 
 
-def impossible(dataset: Dataset) -> str | None:
+def why_impossible(dataset: Dataset) -> str | None:
     """Why there can be no control test on this footage, here; None if there can."""
     generator, game = dataset.manifest["generator"], dataset.manifest["source"]
     if not generator.startswith("procgen"):
@@ -83,7 +83,7 @@ def impossible(dataset: Dataset) -> str | None:
 
 
 def frames_to_imagine(dataset: Dataset, states: int, num_actions: int) -> int:
-    return 0 if impossible(dataset) else states * (num_actions * HELD + UP + DOWN)
+    return 0 if why_impossible(dataset) else states * (num_actions * HELD + UP + DOWN)
 
 
 def settings_of(dataset: Dataset) -> Settings:
@@ -136,7 +136,7 @@ def play(
 
 def paths(video: UInt8[Tensor, "n x t h w c"], device: torch.device) -> Paths:
     """Where the player is after each frame but the first."""
-    moved = torch.cat(list(in_parallel(shifts, video, device=device))).unflatten(0, video.shape[:2])
+    moved = torch.cat(list(parallel_map(shifts, video, device=device))).unflatten(0, video.shape[:2])
     return (moved.cumsum(2).flip(-1) * torch.tensor([-1, 1])).numpy()
 
 
@@ -155,7 +155,7 @@ class Fit(NamedTuple):
     distance: Float[np.ndarray, "n k a"]  # of the paths: it decides between actions that agree as often
     counts: Bool[np.ndarray, "n k"]  # where no episode ends under the key
 
-    def serving(self, key: int, states: Bool[np.ndarray, " n"]) -> int | None:
+    def best_action(self, key: int, states: Bool[np.ndarray, " n"]) -> int | None:
         """The action that fits best on some states; None if the key counts in none of them."""
         some = states & self.counts[:, key]
         if not some.any():
@@ -178,13 +178,13 @@ def judge(fit: Fit) -> Float[np.ndarray, "n k"]:
     scores = np.full(fit.counts.shape, np.nan)
     for half in halves(len(scores)):
         for key in range(scores.shape[1]):
-            if (action := fit.serving(key, ~half)) is not None:
+            if (action := fit.best_action(key, ~half)) is not None:
                 mine = half & fit.counts[:, key]
                 scores[mine, key] = fit.agrees[mine, key, action]
     return scores
 
 
-def lands(
+def same_jump(
     game: Float[np.ndarray, "n t 2"], world: Float[np.ndarray, "n t 2"], counts: Bool[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
     """1 or 0: does the world go up as the game does, and end as high? NaN where the game does not go up."""
@@ -206,7 +206,7 @@ def measure_control(
 
     Raises Impossible if this footage does not allow it.
     """
-    if why := impossible(dataset):
+    if why := why_impossible(dataset):
         raise Impossible(why)
     settings = settings_of(dataset)
     start = find_rest(procgen_game(settings, states, seed), settings, states, seed)
@@ -220,21 +220,21 @@ def measure_control(
     true = paths(played, device)
     fit = compare(true, paths(imagined, device), counts)
     everywhere = np.ones(len(counts), bool)
-    serving = [fit.serving(key, everywhere) for key in range(len(controls))]
+    best_actions = [fit.best_action(key, everywhere) for key in range(len(controls))]
     report = {
         "game": settings.game,
         "states": len(counts),
         "levels": len(set(start.levels)),
         "frames": HELD,
-        **_shares(judge(fit), agree(true, np.zeros_like(true)), controls.names, serving, seed),
+        **_shares(judge(fit), agree(true, np.zeros_like(true)), controls.names, best_actions, seed),
     }
     if "jump" in controls.names and settings.game not in JUMPS_LATE:
         report["gravity"] = _gravity(rollout, game, start, fit, controls, device, seed)
     if inverse:
-        report |= _probe(inverse, played, imagined, counts, serving)
+        report |= _probe(inverse, played, imagined, counts, best_actions)
     apart = np.where(counts.all(axis=1), true[:, :, -1].std(axis=1).sum(axis=1), -1)
     shown = int(apart.argmax())
-    world = imagined[shown, [action or 0 for action in serving]]
+    world = imagined[shown, [action or 0 for action in best_actions]]
     return report, Scene(list(controls.names), played[shown], world)
 
 
@@ -242,7 +242,7 @@ def _shares(
     scores: Float[np.ndarray, "n k"],
     still: Bool[np.ndarray, "n k"],
     names: tuple[str, ...],
-    serving: list[int | None],
+    best_actions: list[int | None],
     seed: int,
 ) -> dict[str, Any]:
     judged = ~np.isnan(scores)
@@ -251,7 +251,7 @@ def _shares(
             "share": float(scores[mine, key].mean()),
             "still": float(still[mine, key].mean()),
             "states": int(mine.sum()),
-            "action": serving[key],
+            "action": best_actions[key],
         }
         for key, mine in enumerate(judged.T)
         if mine.any()
@@ -277,13 +277,13 @@ def _gravity(
     names, steps = ("jump", "noop"), [UP, DOWN]
     actions = torch.zeros(len(start.states), UP + DOWN, dtype=torch.long)
     for half in halves(len(actions)):
-        chosen = torch.tensor([fit.serving(controls.names.index(name), ~half) or 0 for name in names])
+        chosen = torch.tensor([fit.best_action(controls.names.index(name), ~half) or 0 for name in names])
         actions[torch.from_numpy(half)] = chosen.repeat_interleave(torch.tensor(steps))
     pressed = np.repeat([procgen_action(name) for name in names], steps).tolist()
     played, counts = play(game, start, pressed)
     imagined = torch.cat((start.frames[:, -1:], rollout(start.frames, actions)), dim=1)
     true, seen = (paths(video[:, None], device)[:, 0] for video in (played, imagined))
-    scores = lands(true, seen, counts)
+    scores = same_jump(true, seen, counts)
     scores = scores[~np.isnan(scores)]
     return bootstrap(scores, seed) if len(scores) else None
 
@@ -293,7 +293,7 @@ def _probe(
     played: UInt8[Tensor, "n k t h w c"],
     imagined: UInt8[Tensor, "n a t h w c"],
     counts: Bool[np.ndarray, "n k"],
-    serving: list[int | None],
+    best_actions: list[int | None],
 ) -> dict[str, float]:
     """Mean over the keys of how often the inverse dynamics see the key that is held: in the world, and in the game."""
 
@@ -303,7 +303,7 @@ def _probe(
 
     found = [
         (seen(imagined[counts[:, key], action], key), seen(played[counts[:, key], key], key))
-        for key, action in enumerate(serving)
+        for key, action in enumerate(best_actions)
         if action is not None
     ]
     return dict(zip(("probe_imagined", "probe_real"), np.mean(found, axis=0).tolist(), strict=True))

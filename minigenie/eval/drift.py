@@ -32,7 +32,7 @@ Watch = Callable[[int, int], None]
 Features = Callable[[Tensor], Tensor]
 
 
-def play_on(
+def play_long(
     world: World, starts: UInt8[Tensor, "b h w c"], horizon: int, seed: int, watch: Watch = lambda done, total: None
 ) -> dict[int, UInt8[Tensor, "b h w c"]]:
     """Roll out from `starts` under random held actions: the frames that are measured, by horizon, in order."""
@@ -83,7 +83,7 @@ def measure_drift(
     features: Features | None = None,
     episodes: Int[np.ndarray, " b"] | None = None,
 ) -> dict[str, Any]:
-    """frames: by horizon, as `play_on` returns them. truth: as `true_clips`, by stretch. features: frames [b h w c] in
+    """frames: by horizon, as from `play_long`. truth: as from `true_clips`, by stretch. features: frames [b h w c] in
     [0, 1] -> [b d]. episodes: where each clip began.
 
     -> {"clips", "horizon", "stretches": {"1-10": SCORES, ...}, "real": {"1-10": SCORES, ...}} with SCORES {"frames",

@@ -28,7 +28,7 @@ def fit_inverse(
         _, _, height, width, _ = pairs.shape
         model = InverseDynamics(InverseConfig(controls=names, past=0, future=0), (height, width)).train()
         moved = torch.cat([model.motions(to_float(part)) for part in pairs.split(CHUNK)])
-        model.look_at(*to_float(pairs[:CHUNK]).unbind(1))
+        model.fit_focus(*to_float(pairs[:CHUNK]).unbind(1))
         adam = torch.optim.AdamW(model.parameters(), LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / steps)
         for _ in range(steps):

@@ -27,14 +27,14 @@ from minigenie.data.dataset import Dataset
 from minigenie.eval.control import STATES, Impossible, Scene, frames_to_imagine, measure_control
 from minigenie.eval.controllability import effects as measure_effects
 from minigenie.eval.controllability import hold_actions, information, meaning, usage
-from minigenie.eval.drift import Features, Watch, measure_drift, play_on, stretches, true_clips
+from minigenie.eval.drift import Features, Watch, measure_drift, play_long, stretches, true_clips
 from minigenie.eval.fidelity import decibels, mse, psnr, ssim
 from minigenie.eval.inverse import fit_inverse, keys_of
 from minigenie.eval.statistics import bootstrap, by_horizon, entropy, interval, perplexity
 from minigenie.inverse import InverseDynamics
 from minigenie.nn.patches import to_float, to_uint8
 from minigenie.pipeline import seen_by_camera
-from minigenie.runtime import Result, in_parallel
+from minigenie.runtime import Result, parallel_map
 from minigenie.world import CONFIG_KEYS, MODELS, World
 
 VERSION = 2  # of the report; 1 resampled single clips, and measured drift beside single frames
@@ -74,12 +74,12 @@ class Evaluation(NamedTuple):
 
 
 @dataclass
-class Sitting:
+class Evaluator:
     """What every measurement shares."""
 
     world: World
     dataset: Dataset
-    asked: int  # clips
+    max_clips: int
     seed: int
     watch: Watch
     total: int = 0
@@ -89,7 +89,7 @@ class Sitting:
     features: dict[str, Features] = field(default_factory=dict)
     lock: Any = field(default_factory=Lock)
 
-    def tick(self, frames: int) -> None:
+    def advance(self, frames: int) -> None:
         with self.lock:  # parts run side by side
             self.done += frames
             self.watch(min(self.done, self.total), self.total)
@@ -98,14 +98,14 @@ class Sitting:
         """As the world's own, in small batches, with progress."""
 
         def play(prompt: Tensor, choice: Tensor, seed: int) -> Tensor:
-            video = self.world.twin().rollout(prompt, choice, seed)
-            self.tick(choice.numel())
+            video = self.world.fresh_copy().rollout(prompt, choice, seed)
+            self.advance(choice.numel())
             return video
 
         return torch.cat(self.each(play, frames.split(BATCH), actions.split(BATCH), count(self.seed)))
 
     def each(self, call: Callable[..., Result], *parts: Iterable[Any]) -> list[Result]:
-        return list(in_parallel(call, *parts, device=self.world.device))
+        return list(parallel_map(call, *parts, device=self.world.device))
 
     def infer_actions(self, video: UInt8[Tensor, "b t h w c"]) -> Int[Tensor, "b steps"]:
         return torch.cat(self.each(self.world.infer_actions, video.split(BATCH)))
@@ -150,10 +150,10 @@ def evaluate(
         raise ValueError(
             f"{dataset.name}: longest episode has {longest} frames; give footage with episodes of {PROMPT + 1}"
         )
-    sitting = Sitting(world, dataset, clips, seed, watch)
-    starts = sitting.clips(clips, PROMPT + horizon, salt=0)
-    long_starts = sitting.clips(clips, PROMPT + long_horizon, salt=1)
-    sitting.total = (
+    evaluator = Evaluator(world, dataset, clips, seed, watch)
+    starts = evaluator.clips(clips, PROMPT + horizon, salt=0)
+    long_starts = evaluator.clips(clips, PROMPT + long_horizon, salt=1)
+    evaluator.total = (
         2 * len(starts) * horizon
         + 2 * len(long_starts) * long_horizon
         + min(clips, STARTS) * world.num_actions * HELD
@@ -162,23 +162,23 @@ def evaluate(
         + frames_to_imagine(dataset, min(clips, STATES), world.num_actions)
     )
     if len(starts) < clips:
-        sitting.notes.append(
+        evaluator.notes.append(
             f"{len(starts)} clips were measured, not {clips}: {dataset.name} has no more of {PROMPT + horizon} frames"
         )
-    episodes = sitting.episodes(starts)
+    episodes = evaluator.episodes(starts)
     if episodes.min() == episodes.max():
-        sitting.notes.append("all clips are of one episode, so the intervals do not say how others would score")
-    _load_perceptual(sitting)
-    video, truth = sitting.frames(starts, PROMPT + horizon), dataset.clip_actions(starts, PROMPT + horizon)
-    actions = sitting.infer_actions(video)
-    tokens, tokenizer, pictures = _tokenizer(sitting, video, episodes)
-    rollout = _rollout(sitting, video, actions, episodes)
-    long, dreams = _long_rollouts(sitting, long_starts, long_horizon)
-    effects, held = _effects(sitting)
-    drift, drifting = _drift(sitting)
+        evaluator.notes.append("all clips are of one episode, so the intervals do not say how others would score")
+    _load_perceptual(evaluator)
+    video, truth = evaluator.frames(starts, PROMPT + horizon), dataset.clip_actions(starts, PROMPT + horizon)
+    actions = evaluator.infer_actions(video)
+    tokens, tokenizer, pictures = _tokenizer(evaluator, video, episodes)
+    rollout = _rollout(evaluator, video, actions, episodes)
+    long, dreams = _long_rollouts(evaluator, long_starts, long_horizon)
+    effects, held = _effects(evaluator)
+    drift, drifting = _drift(evaluator)
     controls = controls_of(dataset)
-    pairs, inverse = _inverse(sitting, controls)
-    control, scene = _control(sitting, inverse)
+    pairs, inverse = _inverse(evaluator, controls)
+    control, scene = _control(evaluator, inverse)
     config = to_dict(world.config)
     source = {key: dataset.manifest[key] for key in ("source", "generator", "split", "settings")}
     report = {
@@ -187,7 +187,7 @@ def evaluate(
         "seed": seed,
         "dataset": {**source, "frames": dataset.num_frames, "episodes": len(dataset.episodes)},
         "tokenizer": tokenizer,
-        "actions": {**_actions(sitting, actions.numpy(), truth, controls, episodes), **pairs, **effects},
+        "actions": {**_actions(evaluator, actions.numpy(), truth, controls, episodes), **pairs, **effects},
         **control,
         "dynamics": _dynamics(world, video, tokens, actions, seed),
         "rollout": rollout,
@@ -196,9 +196,9 @@ def evaluate(
         "world": {key: config[key] for key in CONFIG_KEYS},
         "fps": world.fps,
         "made_with": made_with(world.device) | {"precision": str(world.dtype).removeprefix("torch.")},
-        "notes": sitting.notes,
+        "notes": evaluator.notes,
     }
-    watch(sitting.total, sitting.total)
+    watch(evaluator.total, evaluator.total)
     return Evaluation(report, Scenes(*pictures, *dreams, held, drifting, scene))
 
 
@@ -230,48 +230,48 @@ def made_with(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _load_perceptual(sitting: Sitting) -> None:
+def _load_perceptual(evaluator: Evaluator) -> None:
     """Networks that see as people do: optional, since their weights are."""
-    blank = torch.zeros(1, *sitting.world.frame_shape)
+    blank = torch.zeros(1, *evaluator.world.frame_shape)
     for name, (title, loader, pairs) in PERCEPTUAL.items():
         try:
             from minigenie.eval import perceptual
 
-            network = getattr(perceptual, loader)(sitting.world.device)
+            network = getattr(perceptual, loader)(evaluator.world.device)
             if pairs:
                 network(blank, blank)  # some frames are too small for it
         except (ImportError, ValueError) as error:
-            sitting.notes.append(f"{UNMEASURED}{title} ({error})")
+            evaluator.notes.append(f"{UNMEASURED}{title} ({error})")
         else:
-            (sitting.distances if pairs else sitting.features)[name] = network
+            (evaluator.distances if pairs else evaluator.features)[name] = network
 
 
 # The measurements, each a part of the report.
 
 
 def _tokenizer(
-    sitting: Sitting, video: UInt8[Tensor, "b t h w c"], episodes: np.ndarray
+    evaluator: Evaluator, video: UInt8[Tensor, "b t h w c"], episodes: np.ndarray
 ) -> tuple[Tensor, dict[str, Any], tuple[Tensor, Tensor]]:
     """Frames through the tokenizer and back. Returns tokens too, and pictures: originals and what became of them."""
-    world = sitting.world
+    world = evaluator.world
 
-    def there_and_back(part: Tensor) -> tuple[Tensor, Tensor]:
+    def reconstruct(part: Tensor) -> tuple[Tensor, Tensor]:
         truth = to_float(part)
         tokens = world.tokenizer.encode(truth.to(world.device))
         decoded = world.tokenizer.decode(tokens).clamp(0, 1).cpu()
         return tokens.cpu(), torch.stack((psnr(decoded, truth), ssim(decoded, truth)), dim=-1).mean(dim=1)
 
-    tokens, quality = zip(*sitting.each(there_and_back, video.split(BATCH)), strict=True)
-    per_clip, codes, some = torch.cat(quality).numpy(), torch.cat(tokens), _some(video)
+    tokens, quality = zip(*evaluator.each(reconstruct, video.split(BATCH)), strict=True)
+    per_clip, codes, some = torch.cat(quality).numpy(), torch.cat(tokens), _evenly_spaced(video)
     num_codes = world.config.tokenizer.quantizer.num_codes
     shown = video[some, 0], to_uint8(world.tokenizer.decode(codes[some].to(world.device)))[:, 0].cpu()
     return (
         codes,
         {
             "psnr": float(per_clip[:, 0].mean()),
-            "psnr_ci95": interval(per_clip[:, 0], sitting.seed, episodes),
+            "psnr_ci95": interval(per_clip[:, 0], evaluator.seed, episodes),
             "ssim": float(per_clip[:, 1].mean()),
-            "ssim_ci95": interval(per_clip[:, 1], sitting.seed, episodes),
+            "ssim_ci95": interval(per_clip[:, 1], evaluator.seed, episodes),
             "codes_used": len(codes.unique()),
             "num_codes": num_codes,
             "perplexity": perplexity(codes.numpy()),
@@ -283,13 +283,13 @@ def _tokenizer(
 
 
 def _actions(
-    sitting: Sitting,
+    evaluator: Evaluator,
     actions: Int[np.ndarray, "b t"],
     truth: Int[np.ndarray, "b t"] | None,
     controls: Controls | None,
     episodes: np.ndarray,
 ) -> dict[str, Any]:
-    share = usage(actions, sitting.world.num_actions)
+    share = usage(actions, evaluator.world.num_actions)
     report: dict[str, Any] = {
         "usage": share.tolist(),
         "above_2_percent": int((share > 0.02).sum()),
@@ -298,37 +298,39 @@ def _actions(
         "transitions": actions.size,
     }
     if report["perplexity"] < COLLAPSED:
-        sitting.notes.append(
+        evaluator.notes.append(
             f"the latent actions have collapsed (perplexity {report['perplexity']:.2f} of {len(share)}), so little of "
             "what follows means anything; see minigenie doctor"
         )
     if truth is None or controls is None:
-        sitting.notes.append(f"{UNMEASURED}what the latent actions mean (the dataset has no true actions)")
+        evaluator.notes.append(f"{UNMEASURED}what the latent actions mean (the dataset has no true actions)")
         return report
     keys = controls.join(truth)
     return report | {
         "controls": list(controls.names),
         "information": {name: information(actions, part[keys]) for name, part in controls.parts.items()},
-        **meaning(actions, keys, sitting.world.num_actions, sitting.seed, episodes),
+        **meaning(actions, keys, evaluator.world.num_actions, evaluator.seed, episodes),
     }
 
 
-def _inverse(sitting: Sitting, controls: Controls | None) -> tuple[dict[str, Any], InverseDynamics | None]:
+def _inverse(evaluator: Evaluator, controls: Controls | None) -> tuple[dict[str, Any], InverseDynamics | None]:
     """What could be known of the keys from a pair of frames: learnt on three quarters of the episodes, judged on the
     others. Returns what learnt it, too."""
     if controls is None:
         return {}, None
-    starts = sitting.clips(min(INVERSE_PAIRS, 64 * sitting.asked), 2, salt=5)
-    episodes = sitting.dataset.episode_starts
+    starts = evaluator.clips(min(INVERSE_PAIRS, 64 * evaluator.max_clips), 2, salt=5)
+    episodes = evaluator.dataset.episode_starts
     judged = np.searchsorted(episodes, starts, side="right") % min(4, len(episodes)) == 0
     if judged.all() or not judged.any():
-        sitting.notes.append(f"{UNMEASURED}what a pair of frames tells of the keys (the dataset has too few episodes)")
+        evaluator.notes.append(
+            f"{UNMEASURED}what a pair of frames tells of the keys (the dataset has too few episodes)"
+        )
         return {}, None
-    pairs, truth = sitting.frames(starts, 2), sitting.dataset.clip_actions(starts, 2)
+    pairs, truth = evaluator.frames(starts, 2), evaluator.dataset.clip_actions(starts, 2)
     assert truth is not None
-    keys, steps = controls.join(truth)[:, 0], min(INVERSE_STEPS, 4 * sitting.asked)
-    fit = partial(fit_inverse, names=controls.names, steps=steps, seed=sitting.seed)
-    (model,) = sitting.each(fit, [pairs[~judged]], [keys[~judged]])
+    keys, steps = controls.join(truth)[:, 0], min(INVERSE_STEPS, 4 * evaluator.max_clips)
+    fit = partial(fit_inverse, names=controls.names, steps=steps, seed=evaluator.seed)
+    (model,) = evaluator.each(fit, [pairs[~judged]], [keys[~judged]])
     seen, keys = keys_of(model, pairs[judged]), keys[judged]
     report = {
         name: {
@@ -341,15 +343,15 @@ def _inverse(sitting: Sitting, controls: Controls | None) -> tuple[dict[str, Any
     return {"inverse_dynamics": {"pairs": len(keys), "steps": steps, **report}}, model
 
 
-def _control(sitting: Sitting, inverse: InverseDynamics | None) -> tuple[dict[str, Any], Scene | None]:
+def _control(evaluator: Evaluator, inverse: InverseDynamics | None) -> tuple[dict[str, Any], Scene | None]:
     """The control test, where there can be one."""
-    world, states = sitting.world, min(sitting.asked, STATES)
+    world, states = evaluator.world, min(evaluator.max_clips, STATES)
     try:
         report, scene = measure_control(
-            sitting.rollout, world.num_actions, sitting.dataset, states, sitting.seed, world.device, inverse
+            evaluator.rollout, world.num_actions, evaluator.dataset, states, evaluator.seed, world.device, inverse
         )
     except Impossible as why:
-        sitting.notes.append(f"{UNMEASURED}the control test ({why})")
+        evaluator.notes.append(f"{UNMEASURED}the control test ({why})")
         return {}, None
     return {"control": report}, scene
 
@@ -381,66 +383,68 @@ def _dynamics(
 
 
 def _rollout(
-    sitting: Sitting, video: UInt8[Tensor, "b t h w c"], actions: Int[Tensor, "b steps"], episodes: np.ndarray
+    evaluator: Evaluator, video: UInt8[Tensor, "b t h w c"], actions: Int[Tensor, "b steps"], episodes: np.ndarray
 ) -> dict[str, Any]:
     """From the same true frames with inferred and with random actions: delta-PSNR (arXiv:2402.15391, sec. 3)."""
-    seed, future, inferred = sitting.seed, video[:, PROMPT:], actions[:, PROMPT - 1 :]
-    random = torch.randint(sitting.world.num_actions, inferred.shape, generator=torch.Generator().manual_seed(seed))
-    imagined, astray = (sitting.rollout(video[:, :PROMPT], choice) for choice in (inferred, random))
-    right, wrong = (sitting.compare(psnr, frames, future) for frames in (imagined, astray))
+    seed, future, inferred = evaluator.seed, video[:, PROMPT:], actions[:, PROMPT - 1 :]
+    random = torch.randint(evaluator.world.num_actions, inferred.shape, generator=torch.Generator().manual_seed(seed))
+    imagined, astray = (evaluator.rollout(video[:, :PROMPT], choice) for choice in (inferred, random))
+    right, wrong = (evaluator.compare(psnr, frames, future) for frames in (imagined, astray))
     repeated = video[:, PROMPT - 1 : PROMPT].expand_as(future)
     return {
         "prompt_frames": PROMPT,
         "clips": len(video),
-        "sampling": vars(sitting.world.config.sampling),
-        **quality(sitting, imagined, future, episodes),
-        **pooled(sitting, "repeat_last_pooled_psnr", repeated, future, episodes),
+        "sampling": vars(evaluator.world.config.sampling),
+        **quality(evaluator, imagined, future, episodes),
+        **pooled(evaluator, "repeat_last_pooled_psnr", repeated, future, episodes),
         "delta_psnr": {
             str(t): bootstrap(column, seed, episodes) for t, column in enumerate((right - wrong).numpy().T, 1)
         },
     }
 
 
-def _long_rollouts(sitting: Sitting, starts: np.ndarray, horizon: int) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
+def _long_rollouts(
+    evaluator: Evaluator, starts: np.ndarray, horizon: int
+) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
     """From 1 and from 4 true frames, beside the last true frame repeated. Returns scenes too: truth and imagination."""
-    video, episodes = sitting.frames(starts, PROMPT + horizon), sitting.episodes(starts)
-    actions = sitting.infer_actions(video)[:, PROMPT - 1 :]
+    video, episodes = evaluator.frames(starts, PROMPT + horizon), evaluator.episodes(starts)
+    actions = evaluator.infer_actions(video)[:, PROMPT - 1 :]
     future = video[:, PROMPT:]
     repeated = video[:, PROMPT - 1 : PROMPT].expand_as(future)
-    seen = {f"from_{prompt}": sitting.rollout(video[:, PROMPT - prompt : PROMPT], actions) for prompt in (1, PROMPT)}
+    seen = {f"from_{prompt}": evaluator.rollout(video[:, PROMPT - prompt : PROMPT], actions) for prompt in (1, PROMPT)}
     ways = {**seen, "repeat_last": repeated}
-    report = {name: quality(sitting, frames, future, episodes, sitting.distances) for name, frames in ways.items()}
-    for name, features in sitting.features.items():
-        for way, distance in _frechet(sitting, ways, future, features).items():
+    report = {name: quality(evaluator, frames, future, episodes, evaluator.distances) for name, frames in ways.items()}
+    for name, features in evaluator.features.items():
+        for way, distance in _frechet(evaluator, ways, future, features).items():
             report[way][name] = distance
-    some = _some(video)
+    some = _evenly_spaced(video)
     imagined = torch.cat((video[some, :PROMPT], seen[f"from_{PROMPT}"][some]), dim=1)
     return {"clips": len(video), "frames": future.shape[1], **report}, (video[some], imagined)
 
 
-def _some(video: Tensor) -> Tensor:
+def _evenly_spaced(video: Tensor) -> Tensor:
     """Eight to show, from all over the footage."""
     return torch.linspace(0, len(video) - 1, min(8, len(video))).round().long()
 
 
 def quality(
-    sitting: Sitting,
+    evaluator: Evaluator,
     frames: UInt8[Tensor, "b t h w c"],
     truth: UInt8[Tensor, "b t h w c"],
     episodes: np.ndarray,
     distances: dict[str, Distance] | None = None,
 ) -> dict[str, Any]:
     """How near `frames` are to the truth, by horizon."""
-    seed, report = sitting.seed, pooled(sitting, "pooled_psnr", frames, truth, episodes)
+    seed, report = evaluator.seed, pooled(evaluator, "pooled_psnr", frames, truth, episodes)
     for name, distance in {"psnr": psnr, "ssim": ssim, **(distances or {})}.items():
-        values = sitting.compare(distance, frames, truth).numpy()
+        values = evaluator.compare(distance, frames, truth).numpy()
         report |= by_horizon(name, values, seed, episodes)
         report[f"{name}_first_10"] = bootstrap(values[:, :10].mean(axis=1), seed, episodes)
     return report
 
 
 def _frechet(
-    sitting: Sitting,
+    evaluator: Evaluator,
     ways: dict[str, UInt8[Tensor, "b t h w c"]],
     truth: UInt8[Tensor, "b t h w c"],
     features: Features,
@@ -449,61 +453,63 @@ def _frechet(
     from minigenie.eval.perceptual import frechet
 
     def seen(clips: Tensor) -> np.ndarray:
-        return torch.cat(sitting.each(lambda clip: features(to_float(clip)), clips)).numpy()
+        return torch.cat(evaluator.each(lambda clip: features(to_float(clip)), clips)).numpy()
 
     real, *others = map(seen, (truth, *ways.values()))
     return {way: frechet(other, real) for way, other in zip(ways, others, strict=True)}
 
 
 def pooled(
-    sitting: Sitting,
+    evaluator: Evaluator,
     name: str,
     frames: UInt8[Tensor, "b t h w c"],
     truth: UInt8[Tensor, "b t h w c"],
     episodes: np.ndarray,
 ) -> dict[str, Any]:
     """PSNR of the mean squared error over all clips, by horizon: large errors count as what they are."""
-    errors = sitting.compare(mse, frames, truth).numpy()
-    ends = [decibels(np.array(interval(column, sitting.seed, episodes)))[::-1] for column in errors.T]
+    errors = evaluator.compare(mse, frames, truth).numpy()
+    ends = [decibels(np.array(interval(column, evaluator.seed, episodes)))[::-1] for column in errors.T]
     return {
         name: {str(t): float(value) for t, value in enumerate(decibels(errors.mean(0)), 1)},
         f"{name}_ci95": {str(t): values.tolist() for t, values in enumerate(ends, 1)},
     }
 
 
-def _effects(sitting: Sitting) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c"]]:
+def _effects(evaluator: Evaluator) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c"]]:
     """What each action does to the picture, from frames at rest: in the middle of a jump gravity decides. Returns a
     gallery too, from where the actions lead furthest apart: not every place has room for left, right and up."""
-    candidates = sitting.clips(256, PROMPT, salt=2)
-    clips = sitting.frames(candidates, PROMPT)
+    candidates = evaluator.clips(256, PROMPT, salt=2)
+    clips = evaluator.frames(candidates, PROMPT)
     moving = clips.float().std(dim=1).mean(dim=(1, 2, 3)).numpy()
     order = np.argsort(moving, kind="stable")
-    _, first = np.unique(sitting.episodes(candidates)[order], return_index=True)  # the stillest of each episode
-    rest = clips[order[np.sort(first)[: min(sitting.asked, STARTS)]]]
-    num_actions = sitting.world.num_actions
-    held = hold_actions(sitting.rollout, rest, num_actions, HELD)
-    each, together = measure_effects(held.numpy(), sitting.seed)
+    _, first = np.unique(evaluator.episodes(candidates)[order], return_index=True)  # the stillest of each episode
+    rest = clips[order[np.sort(first)[: min(evaluator.max_clips, STARTS)]]]
+    num_actions = evaluator.world.num_actions
+    held = hold_actions(evaluator.rollout, rest, num_actions, HELD)
+    each, together = measure_effects(held.numpy(), evaluator.seed)
     apart = held[:, :, -1].float().std(dim=1).mean(dim=(1, 2, 3))
-    gallery = hold_actions(sitting.rollout, rest[apart.argmax()][None], num_actions, GALLERY - 1)[0]
+    gallery = hold_actions(evaluator.rollout, rest[apart.argmax()][None], num_actions, GALLERY - 1)[0]
     return {"effects": each, "effects_together": together}, gallery
 
 
-def _drift(sitting: Sitting) -> tuple[dict[str, Any], dict[int, Tensor]]:
-    clips, horizon = min(sitting.asked, DRIFT_CLIPS), min(10 * sitting.asked, DRIFT_HORIZON)
-    at = sitting.clips(clips, 1, salt=3)
-    starts, truth = sitting.frames(at, 1)[:, 0], true_clips(sitting.dataset, horizon, len(at), sitting.seed)
+def _drift(evaluator: Evaluator) -> tuple[dict[str, Any], dict[int, Tensor]]:
+    clips, horizon = min(evaluator.max_clips, DRIFT_CLIPS), min(10 * evaluator.max_clips, DRIFT_HORIZON)
+    at = evaluator.clips(clips, 1, salt=3)
+    starts, truth = evaluator.frames(at, 1)[:, 0], true_clips(evaluator.dataset, horizon, len(at), evaluator.seed)
     spans = {name: picks[-1] - picks[0] + 1 for name, picks in stretches(horizon).items()}
     if short := {name: truth[name].length for name, span in spans.items() if truth[name].length < span}:
         name, length = max(short.items(), key=lambda each: spans[each[0]])
-        sitting.notes.append(
+        evaluator.notes.append(
             f"drift over frames {name} stands beside true clips of {length} frames: too few episodes are longer"
         )
 
     def play(some: Tensor, seed: int) -> dict[int, Tensor]:
-        return play_on(sitting.world.twin(), some, horizon, seed, lambda done, total: sitting.tick(len(some)))
+        return play_long(
+            evaluator.world.fresh_copy(), some, horizon, seed, lambda done, total: evaluator.advance(len(some))
+        )
 
-    played = sitting.each(play, starts.split(max(1, len(starts) // 2)), count(sitting.seed))
+    played = evaluator.each(play, starts.split(max(1, len(starts) // 2)), count(evaluator.seed))
     frames = {t: torch.cat([each[t] for each in played]) for t in played[0]}
-    features, episodes = sitting.features.get("frechet"), sitting.episodes(at)
-    report = measure_drift(sitting.world, frames, truth, sitting.seed, features, episodes)
+    features, episodes = evaluator.features.get("frechet"), evaluator.episodes(at)
+    report = measure_drift(evaluator.world, frames, truth, evaluator.seed, features, episodes)
     return report, {0: starts} | frames

@@ -19,12 +19,12 @@ def unpatchify(patches: Float[Tensor, "b t n values"], patch: int, height: int) 
 
 
 def to_float(frames: UInt8[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-    """uint8 0..255 to float in [0, 1]: the one door into the models."""
+    """uint8 0..255 to float in [0, 1]: the one way into the models."""
     return frames.float() / 255
 
 
 def to_uint8(frames: Float[Tensor, "*s"]) -> UInt8[Tensor, "*s"]:
-    """Float in [0, 1] (clamped) to uint8 0..255: the one door out."""
+    """Float in [0, 1] (clamped) to uint8 0..255: the one way out."""
     return (frames.clamp(0, 1) * 255).round().byte()
 
 

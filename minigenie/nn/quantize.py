@@ -4,7 +4,7 @@ Two ways to learn the codebook: "ema", the running mean of the vectors that chos
 loss of the original paper. With either, training begins continuous: for the first `warmup` of it, a step at least, the
 vectors pass with noise instead of being quantized, then k-means over a batch places the codes. Codes that nothing
 chooses are moved onto vectors of the batch. Without these a small codebook, such as latent actions, collapses to one or
-two codes. All this happens in `settle`, once a step, from what all parts of the batch on all processes have shown.
+two codes. All this happens in `update_codebook`, once a step, from all parts of the batch on all processes.
 
 Dimensions:  k codes   c code width
 """
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minigenie.runtime import like, whole
+from minigenie.runtime import full_tensor, shard_like
 
 DISTANCES = 2**19  # at a time, on a CPU
 
@@ -75,7 +75,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("placed", torch.zeros((), dtype=torch.bool))
         self.ready = False  # `placed`, for those who would wait for a device to ask it
         self.register_load_state_dict_post_hook(lambda self, _: setattr(self, "ready", bool(self.placed)))
-        self._seen: Seen | None = None
+        self._statistics: StepStatistics | None = None
 
     def nearest(self, vectors: Float[Tensor, "... c"]) -> Int[Tensor, "..."]:
         flat = vectors.reshape(-1, self.config.code_dim).float()
@@ -91,19 +91,19 @@ class VectorQuantizer(nn.Module):
             noisy = vectors + self.config.noise * torch.randn_like(vectors)
             codes = self.nearest(vectors.detach())
             if progress >= self.config.warmup:
-                self._show(vectors.detach().float().flatten(0, -2), codes.flatten())
+                self._accumulate(vectors.detach().float().flatten(0, -2), codes.flatten())
             return Quantized(noisy, codes, 0 * self.codebook.sum())  # a parameter without a gradient would halt DDP
         vectors = vectors.float()
         codes = self.nearest(vectors.detach())
         if training:
-            self._show(vectors.detach().flatten(0, -2), codes.flatten())
+            self._accumulate(vectors.detach().flatten(0, -2), codes.flatten())
         chosen = self.lookup(codes)
         loss = self.config.commitment * F.mse_loss(vectors, chosen.detach())
         if self.config.codebook == "gradient":
             loss = loss + F.mse_loss(chosen, vectors.detach())
         return Quantized(vectors + (chosen - vectors).detach(), codes, loss)
 
-    def use(self) -> dict[str, Tensor]:
+    def usage(self) -> dict[str, Tensor]:
         """How many codes are alive, and exp(entropy) of their running shares: 1 is a collapse, num_codes is even.
         Nothing before the codes are placed, as nothing has used them; they are placed on all processes at once."""
         if not self.ready:
@@ -113,33 +113,33 @@ class VectorQuantizer(nn.Module):
         return {"codes_alive": (share > 0.1 / len(share)).sum().float(), "perplexity": entropy.exp()}
 
     @torch.no_grad()
-    def _show(self, flat: Float[Tensor, "m c"], codes: Int[Tensor, " m"]) -> None:
+    def _accumulate(self, flat: Float[Tensor, "m c"], codes: Int[Tensor, " m"]) -> None:
         k, shuffled = self.config.num_codes, flat[torch.randperm(len(flat), device=flat.device)]
         sizes = torch.zeros(k, device=flat.device).index_add_(0, codes, torch.ones_like(flat[:, 0]))
         totals = torch.zeros(k, flat.shape[1], device=flat.device).index_add_(0, codes, flat)
-        if self._seen is None:
-            self._seen = Seen(shuffled, sizes, totals)
+        if self._statistics is None:
+            self._statistics = StepStatistics(shuffled, sizes, totals)
         else:
-            self._seen.sizes.add_(sizes)
-            self._seen.totals.add_(totals)
+            self._statistics.sizes.add_(sizes)
+            self._statistics.totals.add_(totals)
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def update_codebook(self) -> None:
         """Learn from what the step's parts have shown, on all processes together. Call it after every step."""
-        if self._seen is None:
+        if self._statistics is None:
             return
-        seen, self._seen = self._seen, None
-        codebook = whole(self.codebook)
+        seen, self._statistics = self._statistics, None
+        codebook = full_tensor(self.codebook)
         if self.ready:
-            codebook = self._follow(codebook, seen)
+            codebook = self._updated(codebook, seen)
         else:
-            codebook = _of_first_process(k_means(seen.vectors, self.config.num_codes))
+            codebook = _broadcast_from_rank_0(k_means(seen.vectors, self.config.num_codes))
             self.share.fill_(1 / self.config.num_codes)
             self.placed.fill_(True)
             self.ready = True
-        self.codebook.copy_(like(self.codebook, codebook))
+        self.codebook.copy_(shard_like(self.codebook, codebook))
 
-    def _follow(self, codebook: Float[Tensor, "k c"], seen: "Seen") -> Float[Tensor, "k c"]:
+    def _updated(self, codebook: Float[Tensor, "k c"], seen: "StepStatistics") -> Float[Tensor, "k c"]:
         k, decay = self.config.num_codes, self.config.decay
         for statistic in (seen.sizes, seen.totals):
             if dist.is_initialized():
@@ -149,12 +149,12 @@ class VectorQuantizer(nn.Module):
         if self.config.codebook == "ema":
             codebook = before.lerp(seen.totals / size, 1 - decay) / self.share.clamp(min=1e-8)[:, None]
         dead = self.share < self.config.revive_below / k
-        fresh = _of_first_process(_some(seen.vectors, k, 0))
+        fresh = _broadcast_from_rank_0(_take_cyclic(seen.vectors, k, 0))
         self.share.copy_(torch.where(dead, 1 / k, self.share))
         return torch.where(dead[:, None], fresh, codebook)
 
 
-class Seen(NamedTuple):
+class StepStatistics(NamedTuple):
     """Of a step. vectors: of the first part alone, in random order. sizes, totals: of those that chose each code."""
 
     vectors: Float[Tensor, "m c"]
@@ -164,16 +164,16 @@ class Seen(NamedTuple):
 
 def k_means(vectors: Float[Tensor, "m c"], k: int) -> Float[Tensor, "k c"]:
     """From the first vectors; a centre that loses all of them moves onto one of the next."""
-    centres = _some(vectors, k, 0)
+    centres = _take_cyclic(vectors, k, 0)
     for turn in range(1, 11):
         nearest = _nearest(vectors, centres)
         count = torch.bincount(nearest, minlength=k)
         mean = torch.zeros_like(centres).index_add_(0, nearest, vectors) / count.clamp(min=1)[:, None]
-        centres = torch.where(count[:, None] > 0, mean, _some(vectors, k, turn))
+        centres = torch.where(count[:, None] > 0, mean, _take_cyclic(vectors, k, turn))
     return centres
 
 
-def _some(vectors: Float[Tensor, "m c"], k: int, turn: int) -> Float[Tensor, "k c"]:
+def _take_cyclic(vectors: Float[Tensor, "m c"], k: int, turn: int) -> Float[Tensor, "k c"]:
     """The turn'th k of them, beginning anew where they end."""
     return vectors[(turn * k + torch.arange(k, device=vectors.device)) % len(vectors)]
 
@@ -191,7 +191,7 @@ def _nearest(flat: Float[Tensor, "m c"], codebook: Float[Tensor, "k c"]) -> Int[
         return torch.from_numpy(np.concatenate(nearest))
 
 
-def _of_first_process(tensor: Tensor) -> Tensor:
+def _broadcast_from_rank_0(tensor: Tensor) -> Tensor:
     """The same on every process, so that all move their codes alike."""
     if dist.is_initialized():
         tensor = tensor.clone()

@@ -267,7 +267,7 @@ class STTransformer(nn.Module):
         return self.norm(y).to(x.dtype)
 
     def _dtype(self, x: Tensor) -> torch.dtype:
-        """What is computed in between the doors: autocast's choice, or else the weights' own."""
+        """What the blocks compute in: autocast's choice, or else the weights' own."""
         kind = x.device.type
         autocast = kind != "meta" and torch.is_autocast_enabled(kind)
         return torch.get_autocast_dtype(kind) if autocast else self.norm.weight.dtype

@@ -21,7 +21,7 @@ from minigenie.world import Snapshot, World
 
 PAST_BYTES, PAST_MOMENTS = 64 << 20, 200  # what undo can go back to
 RECORD_BYTES, RECORD_FRAMES = 64 << 20, 1_800  # 2 minutes at 15 frames/s
-MOST_STEPS, MOST_TEMPERATURE = 64, 2.0
+MAX_STEPS, MAX_TEMPERATURE = 64, 2.0
 CLIP_FRAMES = 33  # of the split view
 
 
@@ -52,7 +52,7 @@ class Player:
     """`reset`, then `step` and `undo`; `view` is what is seen now, replaced as a whole."""
 
     def __init__(self, base: World) -> None:
-        self.world = base.twin()
+        self.world = base.fresh_copy()
         self.view: View | None = None
         self.past: deque[Moment] = deque(maxlen=PAST_MOMENTS)
         self.recorded: list[np.ndarray] = []
@@ -64,14 +64,14 @@ class Player:
     def most_steps(self) -> int:
         """MaskGIT fills in one token a step at least."""
         rows, columns = self.world.config.tokenizer.grid
-        return min(rows * columns, MOST_STEPS)
+        return min(rows * columns, MAX_STEPS)
 
     def reset(self, start: np.ndarray, seed: int, clip: Clip | None = None) -> None:
         """Begin anew from one frame, uint8 [h w c]; with a clip: its first, to be followed by its own actions."""
         self.world.reset(start[None, None], seed)
         self.seed, self.clip = seed, clip
         self.past.clear()
-        self._see(start, None, 0)
+        self._show(start, None, 0)
 
     def step(self, action: int) -> None:
         """One frame on. In the split view the clip says which action, and begins again at its end."""
@@ -85,7 +85,7 @@ class Player:
         self.past.append(before)
         while len(self.past) * before.world.size > PAST_BYTES and len(self.past) > 1:
             self.past.popleft()
-        self._see(frame, action, before.view.number + 1)
+        self._show(frame, action, before.view.number + 1)
 
     def undo(self) -> bool:
         """Back by one frame, to the very state it was in. False at the beginning of what is kept."""
@@ -100,8 +100,8 @@ class Player:
         """How the frames from now on are sampled. ValueError if it cannot be."""
         if not 1 <= steps <= self.most_steps:
             raise ValueError(f"steps is {steps}; a frame takes 1 to {self.most_steps}")
-        if not 0 <= temperature <= MOST_TEMPERATURE:
-            raise ValueError(f"temperature is {temperature}; use 0 to {MOST_TEMPERATURE}")
+        if not 0 <= temperature <= MAX_TEMPERATURE:
+            raise ValueError(f"temperature is {temperature}; use 0 to {MAX_TEMPERATURE}")
         sampling = replace(self.world.config.sampling, steps=steps, temperature=temperature)
         self.world.config = replace(self.world.config, sampling=sampling)
 
@@ -111,7 +111,7 @@ class Player:
             self.recorded = [self.view.frame] if self.view else []
         self.recording = on
 
-    def _see(self, frame: np.ndarray, action: int | None, number: int) -> None:
+    def _show(self, frame: np.ndarray, action: int | None, number: int) -> None:
         self.view = View(frame, action, number, self.clip.frames[number] if self.clip else None)
         if self.recording:
             self.recorded.append(frame)

@@ -28,53 +28,47 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from minigenie.config import parse_json
 from minigenie.pictures import save_video
-from minigenie.play.door import (
-    HEADERS,
-    MESSAGE_BYTES,
-    SWITCH_SECONDS,
-    OwnPageOnly,
-    PlayerSocket,
-    Server,
-    error_response,
-)
+from minigenie.play.auth import PAGE_HEADERS, AuthMiddleware, error_response
+from minigenie.play.connection import Connection, Disconnected
+from minigenie.play.limits import MAX_MESSAGE_BYTES, LimitedServer, LimitedWebSocket
 from minigenie.play.player import to_video
-from minigenie.play.room import Room
-from minigenie.play.seat import Gone, Seat
+from minigenie.play.session import Session
 from minigenie.runtime import Precision
 
 PAGE = Path(__file__).with_name("page.html")
-EDIT_BYTES, UPLOAD_BYTES = 1 << 16, 10 << 20
+MAX_EDIT_BYTES, MAX_UPLOAD_BYTES = 1 << 16, 10 << 20
+SWITCH_SECONDS = 2e-4  # the worker asks for the interpreter between any two tensor operations: 5 ms each is Python's
 VIDEOS = {"mp4": "video/mp4", "gif": "image/gif"}
 
 
 def make_app(
-    room: Room, host: str = "127.0.0.1", token: str | None = None, ready: Callable[[], Any] = lambda: None
+    session: Session, host: str = "127.0.0.1", token: str | None = None, ready: Callable[[], Any] = lambda: None
 ) -> Starlette:
-    """The whole server of one room. token: without which nobody comes in. ready: called when it listens."""
+    """The whole server of one session. token: without it every request is refused. ready: called when it listens."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        room.open()
+        session.open()
         ready()
         yield
-        room.close()
+        session.close()
 
     async def page(_: Request) -> Response:
-        return Response(PAGE.read_bytes(), media_type="text/html", headers=HEADERS)
+        return Response(PAGE.read_bytes(), media_type="text/html", headers=PAGE_HEADERS)
 
     async def start(request: Request) -> Response:
         number = request.path_params["number"]
-        if number >= len(room.starts):
+        if number >= len(session.starts):
             return error_response("there is no such start picture", 404)
-        return Response(room.start_pngs[number], media_type="image/png", headers=HEADERS)
+        return Response(session.start_pngs[number], media_type="image/png", headers=PAGE_HEADERS)
 
     async def upload(request: Request) -> Response:
-        if (seat := room.seats.get(request.query_params.get("player", ""))) is None:
+        if (connection := session.connections.get(request.query_params.get("player", ""))) is None:
             return error_response("there is no such player; load the page again", 404)
         try:
-            async with seat.busy:
-                await seat.upload(await read_body(request, UPLOAD_BYTES))
-        except (ClientDisconnect, Gone):
+            async with connection.busy:
+                await connection.upload(await read_body(request, MAX_UPLOAD_BYTES))
+        except (ClientDisconnect, Disconnected):
             return Response()  # to nobody
         except ValueError as error:
             return error_response(str(error), 400)
@@ -82,44 +76,44 @@ def make_app(
 
     async def edit(request: Request) -> Response:
         try:
-            await room.edit_actions(parse_json(await read_body(request, EDIT_BYTES)))
+            await session.edit_actions(parse_json(await read_body(request, MAX_EDIT_BYTES)))
         except ClientDisconnect:
             return Response()
         except ValueError as error:
             return error_response(f"the actions are not saved: {error}", 400)
         except OSError as error:
             return error_response(f"the actions hold until the server stops: {error}", 500)
-        return JSONResponse(room.describe_actions())
+        return JSONResponse(session.describe_actions())
 
     async def recording(request: Request) -> Response:
-        seat, kind = room.seats.get(request.query_params.get("player", "")), request.path_params["kind"]
-        if seat is None or kind not in VIDEOS:
+        connection, kind = session.connections.get(request.query_params.get("player", "")), request.path_params["kind"]
+        if connection is None or kind not in VIDEOS:
             return error_response("there is no such recording", 404)
-        if not (frames := list(seat.player.recorded)):
+        if not (frames := list(connection.player.recorded)):
             return error_response("nothing is recorded yet; press Record, play, and press it again", 404)
-        async with seat.busy:
-            encode = partial(_video, frames, kind, room.fps)
-            data = await asyncio.get_running_loop().run_in_executor(room.large, encode)
+        async with connection.busy:
+            encode = partial(_video, frames, kind, session.fps)
+            data = await asyncio.get_running_loop().run_in_executor(session.media_pool, encode)
         name = f'attachment; filename="minigenie.{kind}"'
-        return Response(data, media_type=VIDEOS[kind], headers={**HEADERS, "Content-Disposition": name})
+        return Response(data, media_type=VIDEOS[kind], headers={**PAGE_HEADERS, "Content-Disposition": name})
 
     async def play(socket: WebSocket) -> None:
         await socket.accept()
-        if len(room.seats) >= room.max_players:
-            places = "the only place is" if room.max_players == 1 else f"all {room.max_players} places are"
+        if len(session.connections) >= session.max_players:
+            places = "the only place is" if session.max_players == 1 else f"all {session.max_players} places are"
             text = f"This world is full: {places} taken. Try again when somebody has left."
             with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # gone already
                 await socket.send_json({"type": "full", "text": text})
                 await socket.close(1013)
             return
-        seat = Seat(room, socket)
-        room.seats[seat.token] = seat
+        connection = Connection(session, socket)
+        session.connections[connection.token] = connection
         try:
-            await seat.run()
-        except Gone:
+            await connection.run()
+        except Disconnected:
             pass
         finally:
-            del room.seats[seat.token]
+            del session.connections[connection.token]
             with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):  # closed already
                 async with asyncio.timeout(1):
                     await socket.close(1008)
@@ -128,12 +122,12 @@ def make_app(
         Route("/", page),
         Route("/start/{number:int}.png", start),
         Route("/start", upload, methods=["POST"]),
-        Route("/actions", lambda _: JSONResponse(room.describe_actions(), headers=HEADERS)),
+        Route("/actions", lambda _: JSONResponse(session.describe_actions(), headers=PAGE_HEADERS)),
         Route("/actions", edit, methods=["POST"]),
         Route("/recording.{kind}", recording),
         WebSocketRoute("/play", play),
     ]
-    return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(OwnPageOnly, host=host, token=token)])
+    return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(AuthMiddleware, host=host, token=token)])
 
 
 async def read_body(request: Request, most: int) -> bytes:
@@ -173,12 +167,12 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def make_server(app: Starlette) -> Server:
+def make_server(app: Starlette) -> LimitedServer:
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, http="h11", ws=PlayerSocket, ws_max_size=MESSAGE_BYTES,
+        app, log_level="warning", access_log=False, http="h11", ws=LimitedWebSocket, ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False, timeout_graceful_shutdown=2,
     )  # fmt: skip
-    return Server(config)
+    return LimitedServer(config)
 
 
 def run(
@@ -220,8 +214,8 @@ def serve(
 ) -> None:
     """Play the world in `folder` until Ctrl-C. ValueError or OSError, one line, if that cannot be."""
     with listen(host, port) as listening:
-        room = Room(
+        session = Session(
             folder, device=device, fps=fps, max_players=max_players, seed=seed, footage=footage, compiled=compiled,
             precision=precision,
         )  # fmt: skip
-        run(partial(make_app, room), listening, host, folder, open_browser)
+        run(partial(make_app, session), listening, host, folder, open_browser)

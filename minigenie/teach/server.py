@@ -18,16 +18,16 @@ from starlette.routing import Route
 from minigenie.config import parse_json
 from minigenie.data.dataset import Dataset
 from minigenie.data.labels import FILE
-from minigenie.play.door import HEADERS, OwnPageOnly, error_response
+from minigenie.play.auth import PAGE_HEADERS, AuthMiddleware, error_response
 from minigenie.play.server import listen, read_body, run
 from minigenie.teach.agreement import Agreement, quick_agreement
 from minigenie.teach.session import Session
 
 PAGE = Path(__file__).with_name("page.html")
-MOST_BYTES = 1 << 16  # of a request
+MAX_REQUEST_BYTES = 1 << 16  # of a request
 
 
-class Judge:
+class AgreementChecker:
     """Asks the classifier in a thread of its own, whenever there are enough new labels."""
 
     def __init__(self, session: Session) -> None:
@@ -37,14 +37,14 @@ class Judge:
         self.task: asyncio.Task | None = None
 
     @property
-    def works(self) -> bool:
+    def is_running(self) -> bool:
         return self.task is not None and not self.task.done()
 
-    def look(self) -> None:
-        if not self.works and (labels := self.session.due()):
-            self.task = asyncio.create_task(self._judge(labels))
+    def check_if_due(self) -> None:
+        if not self.is_running and (labels := self.session.labels_to_check()):
+            self.task = asyncio.create_task(self._check(labels))
 
-    async def _judge(self, labels: Any) -> None:
+    async def _check(self, labels: Any) -> None:
         with contextlib.suppress(ValueError):  # of one clip
             call = partial(quick_agreement, self.session.dataset, labels)
             self.found = await asyncio.get_running_loop().run_in_executor(self.worker, call)
@@ -53,38 +53,42 @@ class Judge:
 def make_app(
     session: Session, host: str = "127.0.0.1", token: str | None = None, ready: Callable[[], Any] = lambda: None
 ) -> Starlette:
-    """The whole server. token: without which nobody comes in. ready: called when it listens."""
-    judge = Judge(session)
+    """The whole server. token: without it every request is refused. ready: called when it listens."""
+    checker = AgreementChecker(session)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        judge.look()
+        checker.check_if_due()
         ready()
         yield
-        judge.worker.shutdown(cancel_futures=True)
+        checker.worker.shutdown(cancel_futures=True)
 
     def state() -> Response:
-        found = judge.found and judge.found._asdict()
-        return JSONResponse({**session.describe(), "agreement": found, "judging": judge.works}, headers=HEADERS)
+        found = checker.found and checker.found._asdict()
+        return JSONResponse(
+            {**session.describe(), "agreement": found, "judging": checker.is_running}, headers=PAGE_HEADERS
+        )
 
     def page(_: Request) -> Response:
-        return Response(PAGE.read_bytes(), media_type="text/html", headers=HEADERS)
+        return Response(PAGE.read_bytes(), media_type="text/html", headers=PAGE_HEADERS)
 
     def picture(request: Request) -> Response:
         try:
-            return Response(session.picture(request.path_params["number"]), media_type="image/png", headers=HEADERS)
+            return Response(
+                session.picture(request.path_params["number"]), media_type="image/png", headers=PAGE_HEADERS
+            )
         except ValueError as error:
             return error_response(str(error), 404)
 
-    def take(_: Request) -> Response:
-        return JSONResponse(session.handed(session.take()), headers=HEADERS)
+    def next_clip(_: Request) -> Response:
+        return JSONResponse(session.describe_clip(session.next_clip()), headers=PAGE_HEADERS)
 
     def changing(change: Callable[[dict[str, Any]], None]) -> Callable[[Request], Any]:
         """A request with a JSON object that changes something, and is answered with the new state."""
 
         async def answer(request: Request) -> Response:
             try:
-                content = parse_json(await read_body(request, MOST_BYTES))
+                content = parse_json(await read_body(request, MAX_REQUEST_BYTES))
                 if not isinstance(content, dict):
                     raise ValueError("a request must be a JSON object")
                 await asyncio.get_running_loop().run_in_executor(None, change, content)
@@ -94,7 +98,7 @@ def make_app(
                 return error_response(f"nothing is changed: {error}", 400)
             except OSError as error:
                 return error_response(f"nothing is saved: {error}", 500)
-            judge.look()
+            checker.check_if_due()
             return state()
 
         return answer
@@ -106,12 +110,12 @@ def make_app(
         Route("/", page),
         Route("/state", lambda _: state()),
         Route("/clip/{number:int}.png", picture),
-        Route("/next", take, methods=["POST"]),
+        Route("/next", next_clip, methods=["POST"]),
         Route("/labels", changing(save), methods=["POST"]),
         Route("/undo", changing(lambda content: session.undo(content.get("clip"))), methods=["POST"]),
         Route("/controls", changing(lambda content: session.rename(content.get("controls"))), methods=["POST"]),
     ]
-    return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(OwnPageOnly, host=host, token=token)])
+    return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(AuthMiddleware, host=host, token=token)])
 
 
 def serve(

@@ -47,7 +47,7 @@ class Session:
         self.names: tuple[str, ...] = ()
         self.labels: dict[int, int] = {}
         self.saved: list[int] = []
-        self.next = self.judged = 0
+        self.next = self.checked = 0
         self.stamp = self._stamp()
         if self.stamp:
             there = read_labels(dataset.folder, dataset)
@@ -74,15 +74,15 @@ class Session:
                 ],
                 "suggested": TOY_NAMES,
                 "labels": len(self.labels),
-                "last": self.handed(self.saved[-1]) if self.saved else None,
+                "last": self.describe_clip(self.saved[-1]) if self.saved else None,
                 "enough": len(self.labels) >= FEWEST and all(counts.values()),
             }
 
-    def handed(self, number: int | None) -> dict[str, int | None]:
+    def describe_clip(self, number: int | None) -> dict[str, int | None]:
         """A clip as a page is told of it."""
         return {"clip": number, "frames": None if number is None else self.clips[number].length}
 
-    def take(self) -> int | None:
+    def next_clip(self) -> int | None:
         """The number of a clip without labels: the next, and after the last those that were left out. None if all have
         some."""
         with self.lock:
@@ -147,13 +147,13 @@ class Session:
         place = {i: names.index(was[name]) for i, name in enumerate(self.names) if name in was}
         return checked, {frame: place[control] for frame, control in self.labels.items()}
 
-    def due(self) -> Labels | None:
+    def labels_to_check(self) -> Labels | None:
         """The labels, whenever another EVERY of them are there, of two controls at least."""
         with self.lock:
             hundreds = len(self.labels) // EVERY
-            if hundreds <= self.judged or len(set(self.labels.values())) < 2:
+            if hundreds <= self.checked or len(set(self.labels.values())) < 2:
                 return None
-            self.judged = hundreds
+            self.checked = hundreds
             return self._labels()
 
     def _labels(self) -> Labels:

@@ -1,36 +1,29 @@
-"""What all players share: the world's weights, the one thread that runs them, start pictures, actions and previews."""
+"""What all players share: the world and the worker that runs it, start pictures, actions and previews."""
 
 import asyncio
 import hashlib
-import itertools
-import queue
 import secrets
 import struct
-import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from minigenie.data.dataset import Dataset
 from minigenie.eval.motion import motion
 from minigenie.play.actions import check_actions, describe, load_actions, merge_actions, save_actions
 from minigenie.play.player import Clip, View, encode, footage_clip, longest
-from minigenie.runtime import Precision
+from minigenie.play.worker import Worker, choose_threads, timed, with_fewer_steps
+from minigenie.runtime import Precision, Result
 from minigenie.world import World, locate, read_prompt
 
-Result = TypeVar("Result")
-
 # kind, format, action, serial, number, ms, width, height, parts: all that a picture on the wire says of itself
-HEADER = struct.Struct("<BBHIIfHHH2x")
+PICTURE_HEADER = struct.Struct("<BBHIIfHHH2x")
 FRAME, PREVIEW = 0, 1
 RGBA, JPEG = 0, 1
 NO_ACTION = 0xFFFF
@@ -43,41 +36,7 @@ MAX_STARTS = 48
 BACKGROUND_SHARE = 0.25  # of the worker's time, while somebody plays
 
 
-class Worker:
-    """The one thread in which the models load and run: urgent jobs first, then in the order they came.
-
-    Load too: where a second thread has ever run the models, torch has two pools of threads that fight over the cores
-    (measured on 2 of them: 288 ms a frame instead of 117)."""
-
-    def __init__(self) -> None:
-        self.jobs: queue.PriorityQueue[tuple[int, int, Any]] = queue.PriorityQueue()
-        self.order = itertools.count()
-        self.thread = threading.Thread(target=self._work, name="minigenie-worlds", daemon=True)
-        self.thread.start()
-
-    def ask(self, call: Callable[[], Result], urgent: bool = True) -> "Future[Result]":
-        future: Future[Result] = Future()
-        self.jobs.put((0 if urgent else 1, next(self.order), (future, call)))
-        return future
-
-    async def run(self, call: Callable[[], Result], urgent: bool = True) -> Result:
-        return await asyncio.wrap_future(self.ask(call, urgent))
-
-    def close(self) -> None:
-        self.jobs.put((-1, 0, None))
-        self.thread.join(timeout=10)
-
-    def _work(self) -> None:
-        while (job := self.jobs.get()[2]) is not None:
-            future, call = job
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(call())
-                except Exception as error:
-                    future.set_exception(error)
-
-
-class Room:
+class Session:
     """A world folder that is being played."""
 
     def __init__(
@@ -99,7 +58,7 @@ class Room:
         if compiled:
             print("compiling the world; this takes a minute", flush=True)
             self.world.compile()
-        self.worker.ask(partial(pick_threads, self.world)).result()
+        self.worker.ask(partial(choose_threads, self.world)).result()
         self.fps = float(fps or self.world.fps)
         if not 0 < self.fps <= 240:
             raise ValueError(f"fps is {self.fps:g}; choose a rate between 0 and 240 frames a second")
@@ -108,11 +67,11 @@ class Room:
         self.starts = [read_prompt(path, self.world.frame_shape)[0, 0].numpy() for path in paths]
         self.start_pngs = [encode(start, "PNG") for start in self.starts]
         self.footage = self._open_footage(footage) if footage else None
-        self.seats: dict[str, Any] = {}
+        self.connections: dict[str, Any] = {}
         self.previews: OrderedDict[tuple[bytes, int], asyncio.Task[bytes]] = OrderedDict()
-        self.shifts: dict[bytes, dict[int, tuple[np.ndarray, float]]] = {}
+        self.measurements: dict[bytes, dict[int, tuple[np.ndarray, float]]] = {}
         self.saving = asyncio.Lock()
-        self.large = ThreadPoolExecutor(1)  # what decodes pictures and encodes videos: each may take 500 MB
+        self.media_pool = ThreadPoolExecutor(1)  # what decodes pictures and encodes videos: each may take 500 MB
 
     def _open_footage(self, folder: str | Path) -> Dataset:
         footage, shape = Dataset.open(folder), self.world.frame_shape
@@ -133,17 +92,17 @@ class Room:
 
     def open(self) -> None:
         """Begin to work; in a running event loop."""
-        self.background = asyncio.create_task(self._measure())
+        self.background = asyncio.create_task(self._measure_actions())
 
     def close(self) -> None:
         self.background.cancel()
         for task in self.previews.values():
             task.cancel()
         self.worker.close()
-        self.large.shutdown(wait=False, cancel_futures=True)
+        self.media_pool.shutdown(wait=False, cancel_futures=True)
 
     def describe(self) -> dict[str, Any]:
-        """What a player is told at the door."""
+        """What a player is told first."""
         height, width, _ = self.world.frame_shape
         return {
             "world": self.folder.resolve().name,
@@ -167,13 +126,13 @@ class Room:
         check_actions(entries, self.world.num_actions)
         if sum(entry.get("noop", False) for entry in entries) > 1:
             raise ValueError("only one action can be the one that is taken when nothing is pressed")
-        await self._keep(merge_actions(self.actions, entries))
+        await self._set_actions(merge_actions(self.actions, entries))
 
-    async def _keep(self, actions: list[dict[str, Any]]) -> None:
+    async def _set_actions(self, actions: list[dict[str, Any]]) -> None:
         async with self.saving:
             self.actions = actions
-            for seat in list(self.seats.values()):
-                seat.tell(self.describe_actions())
+            for connection in list(self.connections.values()):
+                connection.send_soon(self.describe_actions())
             await asyncio.to_thread(save_actions, self.folder, actions)
 
     async def preview(self, start: np.ndarray, action: int) -> bytes:
@@ -181,81 +140,52 @@ class Room:
         Imagined when first asked for, while the players leave the worker time, then remembered."""
         key = (hashlib.sha256(start.tobytes()).digest(), action)
         if key not in self.previews:
-            self.previews[key] = asyncio.create_task(self._imagine(start, *key))
+            self.previews[key] = asyncio.create_task(self._make_preview(start, *key))
             while len(self.previews) > PREVIEWS_KEPT:
                 self.previews.popitem(last=False)[1].cancel()
         self.previews.move_to_end(key)
         return await asyncio.shield(self.previews[key])
 
-    async def _imagine(self, start: np.ndarray, digest: bytes, action: int) -> bytes:
-        world = hastier(self.world, PREVIEW_STEPS)
+    async def _make_preview(self, start: np.ndarray, digest: bytes, action: int) -> bytes:
+        world = with_fewer_steps(self.world, PREVIEW_STEPS)
         await self._in_background(partial(world.reset, start[None, None], self.seed))
         frames = [start]
         for _ in range(PREVIEW_FRAMES):
             frames.append((await self._in_background(partial(world.step, [action])))[0].numpy())
         if not self.measured:
-            await self._note_shift(np.stack(frames), digest, action)
+            await self._add_measurement(np.stack(frames), digest, action)
         size = [min(side, PREVIEW_SIDE) for side in (start.shape[1], start.shape[0])]
         strip = np.hstack([np.array(Image.fromarray(frame).resize(size)) for frame in frames])
-        header = HEADER.pack(PREVIEW, JPEG, action, 0, 0, 0, strip.shape[1], strip.shape[0], len(frames))
+        header = PICTURE_HEADER.pack(PREVIEW, JPEG, action, 0, 0, 0, strip.shape[1], strip.shape[0], len(frames))
         return header + encode(strip, "JPEG", quality=85)
 
     async def _in_background(self, call: Callable[[], Result]) -> Result:
         result, seconds = await self.worker.run(partial(timed, call), urgent=False)
-        if any(seat.plays for seat in self.seats.values()):
+        if any(connection.is_playing for connection in self.connections.values()):
             await asyncio.sleep(seconds * (1 / BACKGROUND_SHARE - 1))
         return result
 
-    async def _measure(self) -> None:
+    async def _measure_actions(self) -> None:
         for start in self.starts[:MEASURED_STARTS]:
             for action in range(self.world.num_actions):
                 if not self.measured:
                     await self.preview(start, action)
 
-    async def _note_shift(self, frames: np.ndarray, digest: bytes, action: int) -> None:
+    async def _add_measurement(self, frames: np.ndarray, digest: bytes, action: int) -> None:
         """Once the actions have been seen from a few starts, it is known what they do."""
         shift = await self._in_background(partial(motion, frames))
         change = float(np.abs(np.diff(frames.astype(np.int16), axis=0)).mean())
-        self.shifts.setdefault(digest, {})[action] = (shift, change)
-        seen = [by_action for by_action in self.shifts.values() if len(by_action) == self.world.num_actions]
+        self.measurements.setdefault(digest, {})[action] = (shift, change)
+        seen = [by_action for by_action in self.measurements.values() if len(by_action) == self.world.num_actions]
         if len(seen) < max(1, min(MEASURED_STARTS, len(self.starts))) or self.measured:
             return
         order = range(self.world.num_actions)
         motions = np.array([np.mean([by_action[a][0] for by_action in seen], axis=0) for a in order])
         changes = np.array([np.mean([by_action[a][1] for by_action in seen]) for a in order])
         try:
-            await self._keep(describe(self.actions, motions, changes, min(self.world.frame_shape[:2])))
+            await self._set_actions(describe(self.actions, motions, changes, min(self.world.frame_shape[:2])))
         except OSError as error:
             print(f"the measured actions are known until the server stops: {error}")
-
-
-def hastier(world: World, steps: int) -> World:
-    """The same world, at no frame yet, with no more than `steps` MaskGIT steps a frame."""
-    sampling = world.config.sampling
-    return world.twin(replace(sampling, steps=min(steps, sampling.steps)), record=False)
-
-
-def timed(call: Callable[[], Result]) -> tuple[Result, float]:
-    """What it returns, and the seconds it took."""
-    began = time.perf_counter()
-    return call(), time.perf_counter() - began
-
-
-def pick_threads(world: World) -> None:
-    """On CPU, have torch use one thread or all, whichever is faster: small layers only lose by being split. One also
-    if it is almost as fast: the browser wants a core too."""
-    most = torch.get_num_threads()
-    if world.device.type != "cpu" or most == 1:
-        return
-    trial = hastier(world, 1)
-    trial.reset(np.zeros((1, 1, *world.frame_shape), np.uint8))
-
-    def seconds(threads: int) -> float:
-        torch.set_num_threads(threads)
-        trial.step([0])
-        return min(timed(partial(trial.step, [0]))[1] for _ in range(3))
-
-    torch.set_num_threads(most if seconds(most) < 0.8 * seconds(1) else 1)
 
 
 def pack_frame(view: View, serial: int, ms: float) -> bytes:
@@ -265,7 +195,7 @@ def pack_frame(view: View, serial: int, ms: float) -> bytes:
     height, width, _ = picture.shape
     raw = max(view.frame.shape[:2]) <= RAW_SIDE
     form = RGBA if raw else JPEG
-    header = HEADER.pack(FRAME, form, action, serial, view.number, ms, width, height, len(pictures))
+    header = PICTURE_HEADER.pack(FRAME, form, action, serial, view.number, ms, width, height, len(pictures))
     if raw:
         return header + np.dstack((picture, np.full((height, width, 1), 255, np.uint8))).tobytes()
     return header + encode(picture, "JPEG", quality=90)

@@ -1,7 +1,7 @@
 """One player's connection: what the browser says, and the loop that steps the player's world.
 
-To the server, as JSON: held, step, ack, reset, pause, undo, sampling, record, watch (`Seat.on_...`).
-To the browser, as JSON: hello, actions, state, error. Binary: frames and previews (`room.HEADER`, then pixels).
+To the server, as JSON: held, step, ack, reset, pause, undo, sampling, record, watch (`Connection.on_...`).
+To the browser, as JSON: hello, actions, state, error. Binary: frames and previews (`PICTURE_HEADER`, then pixels).
 """
 
 import asyncio
@@ -17,66 +17,66 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from minigenie.config import parse_json
 from minigenie.pictures import fit_picture
 from minigenie.play.player import Clip, Player
-from minigenie.play.room import Room, new_token, pack_frame
+from minigenie.play.session import Session, new_token, pack_frame
 
 STALL_SECONDS = 10.0  # a browser that acknowledges nothing for so long is dropped
 log = logging.getLogger("uvicorn.error")
 
 
-class Gone(Exception):
+class Disconnected(Exception):
     """The browser has left, or does not read."""
 
 
-class Seat:
+class Connection:
     """One player's connection. Every method named `on_...` answers the message of that type."""
 
-    def __init__(self, room: Room, socket: WebSocket) -> None:
-        self.room, self.socket, self.token = room, socket, new_token()
-        self.player, self.seed = Player(room.world), room.seed
-        self.start_index = 0 if room.starts else None  # None: the player's own picture
-        self.start: np.ndarray | None = room.starts[0] if room.starts else None
+    def __init__(self, session: Session, socket: WebSocket) -> None:
+        self.session, self.socket, self.token = session, socket, new_token()
+        self.player, self.seed = Player(session.world), session.seed
+        self.start_index = 0 if session.starts else None  # None: the player's own picture
+        self.start: np.ndarray | None = session.starts[0] if session.starts else None
         self.clip_index: int | None = None  # None: playing, no split view
         self.clip: Clip | None = None
         self.held: int | None = None  # the newest input; None is nothing pressed
         self.tapped: int | None = None  # pressed since the last frame, and perhaps released again
-        self.single: int | None = None  # a step asked for, paused or not
-        self.paused, self.show = False, False
+        self.single_step: int | None = None  # a step asked for, paused or not
+        self.paused, self.redraw = False, False
         self.sent, self.acknowledged = 0, 0
-        self.news, self.busy = asyncio.Event(), asyncio.Lock()
+        self.changed, self.busy = asyncio.Event(), asyncio.Lock()
         self.tasks: set[asyncio.Task[None]] = set()
-        self.previewing: asyncio.Task[None] | None = None
-        self.telling: asyncio.Task[None] | None = None
+        self.sending_previews: asyncio.Task[None] | None = None
+        self.sending_soon: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Play until one side leaves."""
         hello = {"type": "hello", "player": self.token, "most_steps": self.player.most_steps}
-        await self._say({**hello, **self.room.describe()})
-        await self._say(self.room.describe_actions())
-        both = {self._spawn(self._read()), self._spawn(self._play())}
+        await self._send_json({**hello, **self.session.describe()})
+        await self._send_json(self.session.describe_actions())
+        both = {self._spawn(self._read_loop()), self._spawn(self._play_loop())}
         try:
-            await self._begin()
+            await self._restart()
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in self.tasks:
                 task.cancel()
 
     @property
-    def plays(self) -> bool:
+    def is_playing(self) -> bool:
         """Frames of its own follow each other."""
         return self.player.view is not None and not self.paused
 
-    def tell(self, message: dict[str, Any]) -> None:
-        """Say it when there is time, if nothing newer has come until then."""
-        if self.telling:
-            self.telling.cancel()
-        self.telling = self._spawn(self._say(message))
+    def send_soon(self, message: dict[str, Any]) -> None:
+        """Send it when there is time, if nothing newer has come until then."""
+        if self.sending_soon:
+            self.sending_soon.cancel()
+        self.sending_soon = self._spawn(self._send_json(message))
 
     async def upload(self, data: bytes) -> None:
         """Begin anew from a picture. ValueError if it is none."""
-        decode = partial(fit_picture, data, self.room.world.frame_shape)
-        self.start = await asyncio.get_running_loop().run_in_executor(self.room.large, decode)
+        decode = partial(fit_picture, data, self.session.world.frame_shape)
+        self.start = await asyncio.get_running_loop().run_in_executor(self.session.media_pool, decode)
         self.start_index = self.clip_index = self.clip = None
-        await self._begin()
+        await self._restart()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)
@@ -86,29 +86,29 @@ class Seat:
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self.tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) and not isinstance(error, Gone):
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, Disconnected):
             log.error("a player's task failed", exc_info=error)
 
-    async def _begin(self) -> None:
+    async def _restart(self) -> None:
         if self.start is not None:
-            await self.room.worker.run(partial(self.player.reset, self.start, self.seed, self.clip))
-            self._show()
-            if self.previewing:
-                self.previewing.cancel()
-            self.previewing = self._spawn(self._preview(self.start))
-        await self._state()
+            await self.session.worker.run(partial(self.player.reset, self.start, self.seed, self.clip))
+            self._redraw()
+            if self.sending_previews:
+                self.sending_previews.cancel()
+            self.sending_previews = self._spawn(self._send_previews(self.start))
+        await self._send_state()
 
-    def _show(self) -> None:
-        self.show, self.single, self.tapped = True, None, None
-        self.news.set()
+    def _redraw(self) -> None:
+        self.redraw, self.single_step, self.tapped = True, None, None
+        self.changed.set()
 
-    async def _preview(self, start: np.ndarray) -> None:
-        for action in range(self.room.world.num_actions):
-            await self._send(self.socket.send_bytes, await self.room.preview(start, action))
+    async def _send_previews(self, start: np.ndarray) -> None:
+        for action in range(self.session.world.num_actions):
+            await self._send(self.socket.send_bytes, await self.session.preview(start, action))
 
-    async def _state(self) -> None:
+    async def _send_state(self) -> None:
         player, sampling = self.player, self.player.world.config.sampling
-        await self._say(
+        await self._send_json(
             {
                 "type": "state",
                 "playing": player.view is not None,
@@ -123,50 +123,50 @@ class Seat:
             }
         )
 
-    async def _play(self) -> None:
+    async def _play_loop(self) -> None:
         """The loop: wait until a frame is due, make it with the newest input, send it, wait until it has arrived.
 
         One whose input is new is due at once, half an interval after the last at the soonest."""
-        due, interval, now = 0.0, 1 / self.room.fps, asyncio.get_running_loop().time
+        due, interval, now = 0.0, 1 / self.session.fps, asyncio.get_running_loop().time
         while True:
-            began, running = now(), self.plays
-            soonest = due - interval / 2 if self._is_new() else due
-            if self.show:
-                self.show = False
-            elif self.single is not None:
-                action, self.single = self.single, None
+            began, running = now(), self.is_playing
+            soonest = due - interval / 2 if self._input_has_changed() else due
+            if self.redraw:
+                self.redraw = False
+            elif self.single_step is not None:
+                action, self.single_step = self.single_step, None
                 await self._step(action)
             elif running and began >= soonest:
-                action, self.tapped = self._wanted(), None
+                action, self.tapped = self._next_action(), None
                 await self._step(action)
                 due = min(began, max(due, began - interval / 2)) + interval
             else:
                 await self._wait(soonest - began if running else None)
                 continue
-            await self._frame(1000 * (now() - began))
+            await self._send_frame(1000 * (now() - began))
 
-    def _wanted(self) -> int:
+    def _next_action(self) -> int:
         """The action of the next frame: a key tapped between two frames is played for one."""
-        return next((a for a in (self.held, self.tapped) if a is not None), self.room.noop)
+        return next((a for a in (self.held, self.tapped) if a is not None), self.session.noop)
 
-    def _is_new(self) -> bool:
+    def _input_has_changed(self) -> bool:
         view = self.player.view
-        return view is not None and self.clip is None and view.action != self._wanted()
+        return view is not None and self.clip is None and view.action != self._next_action()
 
     async def _step(self, action: int) -> None:
         was_recording = self.player.recording
-        await self.room.worker.run(partial(self.player.step, action))
+        await self.session.worker.run(partial(self.player.step, action))
         if was_recording and not self.player.recording:
-            await self._say({"type": "error", "text": "the recording is full; download it, or record anew"})
-            await self._state()
+            await self._send_json({"type": "error", "text": "the recording is full; download it, or record anew"})
+            await self._send_state()
 
     async def _wait(self, seconds: float | None) -> None:
-        self.news.clear()
+        self.changed.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self.news.wait()
+                await self.changed.wait()
 
-    async def _frame(self, ms: float) -> None:
+    async def _send_frame(self, ms: float) -> None:
         view = self.player.view
         assert view is not None
         self.sent += 1
@@ -176,9 +176,9 @@ class Seat:
                 while self.acknowledged < self.sent:
                     await self._wait(None)
         except TimeoutError:
-            raise Gone(f"no frame was acknowledged for {STALL_SECONDS:g} s") from None
+            raise Disconnected(f"no frame was acknowledged for {STALL_SECONDS:g} s") from None
 
-    async def _say(self, message: dict[str, Any]) -> None:
+    async def _send_json(self, message: dict[str, Any]) -> None:
         await self._send(self.socket.send_json, message)
 
     async def _send(self, send: Callable[[Any], Awaitable[None]], message: Any) -> None:
@@ -186,72 +186,72 @@ class Seat:
             async with asyncio.timeout(STALL_SECONDS):
                 await send(message)
         except (WebSocketDisconnect, RuntimeError, TimeoutError):  # starlette's RuntimeError: already closed
-            raise Gone("the browser does not read") from None
+            raise Disconnected("the browser does not read") from None
 
-    async def _read(self) -> None:
+    async def _read_loop(self) -> None:
         while True:
             message = await self.socket.receive()
             if message["type"] == "websocket.disconnect":
                 return
             try:
-                await self._answer(message.get("text") or message.get("bytes"))
+                await self._handle(message.get("text") or message.get("bytes"))
             except ValueError as error:
-                await self._say({"type": "error", "text": str(error)})
+                await self._send_json({"type": "error", "text": str(error)})
 
-    async def _answer(self, text: str | bytes | None) -> None:
+    async def _handle(self, text: str | bytes | None) -> None:
         try:
             message = parse_json(text or "")
         except ValueError:
             raise ValueError("a message must be JSON") from None
         kind = message.get("type") if isinstance(message, dict) else None
-        answer = getattr(self, f"on_{kind}", None) if kind in MESSAGES else None
-        if answer is None:
+        handler = getattr(self, f"on_{kind}", None) if kind in MESSAGES else None
+        if handler is None:
             raise ValueError(f"a message needs a type, one of {', '.join(MESSAGES)}")
-        await answer(message)
+        await handler(message)
 
     async def on_held(self, message: dict[str, Any]) -> None:
         """action: what is pressed now, or null."""
-        self.held = _integer_or_none(message, "action", self.room.world.num_actions - 1)
+        self.held = _integer_or_none(message, "action", self.session.world.num_actions - 1)
         if self.held is not None:
             self.tapped = self.held
-        self.news.set()
+        self.changed.set()
 
     async def on_step(self, message: dict[str, Any]) -> None:
         """One frame on, with `action` or the no-op, though it be paused."""
-        action = _integer_or_none(message, "action", self.room.world.num_actions - 1)
-        self._needs_start()
-        self.single = self.room.noop if action is None else action
-        self.news.set()
+        action = _integer_or_none(message, "action", self.session.world.num_actions - 1)
+        self._require_start()
+        self.single_step = self.session.noop if action is None else action
+        self.changed.set()
 
     async def on_ack(self, message: dict[str, Any]) -> None:
         """serial: of the frame that has arrived."""
         self.acknowledged = max(self.acknowledged, _integer(message, "serial", self.sent))
-        self.news.set()
+        self.changed.set()
 
     async def on_reset(self, message: dict[str, Any]) -> None:
         """Begin anew; start: number of a start picture, or null for the last one; seed: or null for the last one."""
         seed = _integer_or_none(message, "seed", 2**32 - 1)
-        index = _integer_or_none(message, "start", len(self.room.starts) - 1)
+        index = _integer_or_none(message, "start", len(self.session.starts) - 1)
         if index is None:
-            self._needs_start()
+            self._require_start()
         else:
-            self.start, self.start_index = self.room.starts[index], index
+            self.start, self.start_index = self.session.starts[index], index
             self.clip_index = self.clip = None
         self.seed = self.seed if seed is None else seed
-        await self._begin()
+        await self._restart()
 
     async def on_pause(self, message: dict[str, Any]) -> None:
         self.paused, self.tapped = _flag(message), None
-        self.news.set()
-        await self._state()
+        self.changed.set()
+        await self._send_state()
 
     async def on_undo(self, message: dict[str, Any]) -> None:
         """One frame back, and pause there."""
-        self._needs_start()
+        self._require_start()
         self.paused = True
-        if await self.room.worker.run(self.player.undo):
-            self._show()
-        await self._state()
+        if await self.session.worker.run(self.player.undo):
+            self._redraw()
+        await self._send_state()
 
     async def on_sampling(self, message: dict[str, Any]) -> None:
         """steps: of MaskGIT, per frame; temperature."""
@@ -259,31 +259,31 @@ class Seat:
         if not isinstance(temperature, int | float):
             raise ValueError("temperature must be a number")
         steps = _integer(message, "steps", self.player.most_steps)
-        await self.room.worker.run(partial(self.player.sample, steps, float(temperature)))
-        await self._state()
+        await self.session.worker.run(partial(self.player.sample, steps, float(temperature)))
+        await self._send_state()
 
     async def on_record(self, message: dict[str, Any]) -> None:
-        self._needs_start()
-        await self.room.worker.run(partial(self.player.record, _flag(message)))
-        await self._state()
+        self._require_start()
+        await self.session.worker.run(partial(self.player.record, _flag(message)))
+        await self._send_state()
 
     async def on_watch(self, message: dict[str, Any]) -> None:
         """The split view; clip: number of a held-out clip, or null to play again."""
-        footage = self.room.footage
+        footage = self.session.footage
         if footage is None:
             raise ValueError("there is no held-out footage; start minigenie play with --footage FOLDER")
         index = _integer_or_none(message, "clip", len(footage.episodes) - 1)
-        self.clip_index, self.clip = index, None if index is None else await self.room.clip(index)
+        self.clip_index, self.clip = index, None if index is None else await self.session.clip(index)
         if self.clip is not None:
             self.start, self.start_index, self.paused = self.clip.frames[0], None, False
-        await self._begin()
+        await self._restart()
 
-    def _needs_start(self) -> None:
+    def _require_start(self) -> None:
         if self.start is None:
             raise ValueError("there is no picture to begin with yet; choose or upload one")
 
 
-MESSAGES = [name.removeprefix("on_") for name in vars(Seat) if name.startswith("on_")]
+MESSAGES = [name.removeprefix("on_") for name in vars(Connection) if name.startswith("on_")]
 
 
 def _integer(message: dict[str, Any], field: str, most: int) -> int:

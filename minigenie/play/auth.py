@@ -1,0 +1,84 @@
+"""Who may come in: requests of this server's own page, and those that have its token, where there is one."""
+
+import ipaddress
+import secrets
+import socket
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.datastructures import MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+PAGE_HEADERS = {  # the page loads nothing from elsewhere, nobody frames it
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src 'self' blob: data:; connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+class AuthMiddleware:
+    """Refuses what another site's page sends: a foreign Origin, or a Host that is a name somebody pointed here. And,
+    where there is a token, who does not have it: it comes with the page's address and stays in a cookie."""
+
+    def __init__(self, app: ASGIApp, host: str, token: str | None = None) -> None:
+        self.app, self.token = app, token
+        self.names = {"localhost", host.lower(), socket.gethostname().lower()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        if not self._is_same_origin(scope, headers):
+            refusal = "refused: this request does not come from this server's own page"
+        elif not self._has_token(scope, headers):
+            refusal = "refused: there is no right token; open the whole address that minigenie has printed"
+        else:
+            return await self.app(scope, receive, self._with_cookie(scope, send) if self.token else send)
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": refusal})
+        else:
+            await error_response(refusal, 403)(scope, receive, send)
+
+    def _is_same_origin(self, scope: Scope, headers: dict[bytes, str]) -> bool:
+        host, origin = (headers.get(name, "") for name in (b"host", b"origin"))
+        reads = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
+        return self._is_own_host(host) and ((reads and not origin) or origin in (f"http://{host}", f"https://{host}"))
+
+    def _is_own_host(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            return name in self.names or bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
+
+    def _has_token(self, scope: Scope, headers: dict[bytes, str]) -> bool:
+        if self.token is None:
+            return True
+        told = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
+        try:
+            kept = SimpleCookie(headers.get(b"cookie", "")).get(_cookie_name(scope))
+        except CookieError:
+            kept = None
+        guesses = [*told, kept.value if kept else ""]
+        return any(secrets.compare_digest(guess.encode(), self.token.encode()) for guess in guesses)
+
+    def _with_cookie(self, scope: Scope, send: Send) -> Send:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                cookie = f"{_cookie_name(scope)}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+                MutableHeaders(scope=message).append("Set-Cookie", cookie)
+            await send(message)
+
+        return sending
+
+
+def _cookie_name(scope: Scope) -> str:
+    """Its name: browsers keep cookies by host alone, and several worlds may be played on one."""
+    return f"minigenie-{scope['server'][1]}"
+
+
+def error_response(text: str, status: int) -> JSONResponse:
+    return JSONResponse({"error": text}, status_code=status, headers=PAGE_HEADERS)
