@@ -43,8 +43,8 @@ def measure(folder: Path, dataset: str, settings: EvalSettings) -> None:
 
 
 def compare(folders: list[Path], out: Path | None) -> None:
+    out = beside(folders[0], out) if folders else Path()  # of none, read_reports says what is missing
     reports = read_reports(folders)
-    out = beside(folders[0], out)
     table(["", *reports], rows(reports))
     for line in differences(reports):
         print(f"note          {line}")
