@@ -10,7 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from minigenie.settings import Precision
+
 if TYPE_CHECKING:
+    import torch
+
     from minigenie.pipeline import Watcher
 
 QUIET_SECONDS = 10  # between lines where there is no terminal to redraw
@@ -127,6 +131,13 @@ def table(columns: list[str], rows: Iterable[Iterable[object]]) -> None:
     for row in rows:
         out.add_row(*("" if cell is None else str(cell) for cell in row))
     Console(width=None if sys.stdout.isatty() else 160).print(out)
+
+
+def note_precision(precision: Precision, device: "torch.device") -> None:
+    from minigenie.runtime import fast_bfloat16
+
+    if precision == "bfloat16" and not fast_bfloat16(device):
+        print(f"note          this {device.type} is slow at bfloat16; float32 or auto is faster", file=sys.stderr)
 
 
 def _clock(seconds: float) -> str:

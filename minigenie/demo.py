@@ -15,6 +15,7 @@ from minigenie.eval.report import summary, write_report
 from minigenie.pipeline import Recipe, train_world, with_actions
 from minigenie.recipes import tiny
 from minigenie.runtime import pick_device
+from minigenie.settings import CollectSettings
 from minigenie.world import World
 
 FULL_MINUTES = 8.0  # a shorter demo has less of everything
@@ -82,10 +83,11 @@ def _unlabelled(recipe: Recipe, footage: Dataset) -> Recipe:
 def _collect(game: str, out: Path, split: Literal["train", "test"], frames: int, seed: int) -> Dataset:
     """Simple footage in which every control has its share."""
     with working(f"collect {game}, {split}", "frames") as progress:
-        return collect(
-            game, out / split, split=split, frames=frames, mode="easy", backgrounds=False, themes=False,
-            policy="explore", levels=500, seed=seed, progress=progress,
+        settings = CollectSettings(
+            game=game, split=split, frames=frames, mode="easy", backgrounds=False, themes=False, policy="explore",
+            levels=500, seed=seed,
         )  # fmt: skip
+        return collect(settings, out / split, progress=progress)
 
 
 def _measure(folder: Path, footage: Dataset, clips: int, seed: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from minigenie.config import to_dict
+from minigenie.config import override, to_dict
 from minigenie.dynamics import DynamicsConfig
 from minigenie.finish import count_parameters
 from minigenie.lam import LAMConfig
@@ -16,6 +16,7 @@ from minigenie.nn.quantize import QuantizerConfig
 from minigenie.nn.st_transformer import Recompute, STConfig, STTransformer
 from minigenie.optim import OptimConfig
 from minigenie.pipeline import Recipe
+from minigenie.settings import RecipeSettings
 from minigenie.tokenizer import TokenizerConfig
 from minigenie.train import Execution, FitConfig
 
@@ -149,6 +150,20 @@ def recipe_named(name: str) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"recipe {name!r} does not exist; choose one of {', '.join(RECIPES)}")
     return RECIPES[name]()
+
+
+def adjusted(settings: RecipeSettings) -> Recipe:
+    """The recipe, with what is to change of it. ValueError, one line, if that cannot be."""
+    recipe = override(recipe_named(settings.recipe), settings.set)
+    execution = {name: getattr(settings, name) for name in ("save_every", "precision")}
+    execution = {name: value for name, value in execution.items() if value is not None}
+    for name in ("tokenizer_fit", "lam_fit", "dynamics_fit"):
+        fit = getattr(recipe, name)
+        steps = fit.steps if settings.max_steps is None else min(fit.steps, settings.max_steps)
+        fit = replace(fit, steps=steps, execution=replace(fit.execution, **execution))
+        recipe = replace(recipe, **{name: fit})
+    seed = recipe.seed if settings.seed is None else settings.seed
+    return replace(recipe, joint=recipe.joint or settings.joint, seed=seed)
 
 
 def describe(recipe: Recipe) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,13 +30,13 @@ from minigenie.maskgit import SamplingConfig, fill_most_confident, sample_frame
 from minigenie.nn.motion import motion
 from minigenie.nn.patches import patch_grid, to_float, to_uint8
 from minigenie.nn.st_transformer import STTransformer, TimeCache
-from minigenie.runtime import Precision, can_compile, compiled, dtype_of, pick_device
+from minigenie.runtime import can_compile, compiled, dtype_of, pick_device
+from minigenie.settings import Actions, Precision
 from minigenie.tokenizer import TokenizerConfig, VideoTokenizer
 
 FORMAT, VERSION = "minigenie-world", 1
 MODELS = ("tokenizer", "lam", "dynamics")
 ActionModel = LatentActionModel | InverseDynamics
-Actions = Literal["latent", "found", "labels", "true"]
 SHIPPED = Path(__file__).parent / "worlds"  # those that come with the package
 
 

@@ -32,6 +32,7 @@ from minigenie.eval import measure  # noqa: E402
 from minigenie.nn.st_transformer import STConfig  # noqa: E402
 from minigenie.pipeline import Recipe  # noqa: E402
 from minigenie.recipes import tiny  # noqa: E402
+from minigenie.settings import CollectSettings  # noqa: E402
 from minigenie.train import Execution  # noqa: E402
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job's, and then its children's too
@@ -57,7 +58,7 @@ def _own_cache_folder(tmp_path_factory) -> Iterator[None]:
 def toy(tmp_path_factory) -> Dataset:
     """Some episodes of the toy world, with true actions."""
     folder = tmp_path_factory.mktemp("data") / "toy"
-    return collect("toy", folder, frames=1_500, policy="explore", levels=20, num_envs=4)
+    return collect(CollectSettings(game="toy", frames=1_500, policy="explore", levels=20, num_envs=4), folder)
 
 
 def small_recipe(steps: int = 4) -> Recipe:

@@ -11,34 +11,25 @@ from PIL import Image
 
 from minigenie.__main__ import main
 from minigenie.data import collect as module
-from minigenie.data.collect import PROCGEN_ACTIONS, Settings, available, collect, expert_for, procgen_game
+from minigenie.data.collect import PROCGEN_ACTIONS, available, collect, expert_for, procgen_game
 from minigenie.data.dataset import Dataset
 from minigenie.data.expert import tiles_from_left
-from minigenie.eval.agents import Imitation, count_keys, draw_keys, imitate, measure_map, named_keys, play, wilson
+from minigenie.eval.agents import count_keys, draw_keys, imitate, measure_map, named_keys, play, wilson
 from minigenie.pipeline import train_world
+from minigenie.settings import CollectSettings, ImitateSettings
 from minigenie.world import World
 
 needs_procgen = pytest.mark.skipif(bool(available()), reason=str(available()))
 LOOK = {"mode": "easy", "backgrounds": False, "themes": False}
-HELD_OUT = Settings(
-    game="coinrun",
-    frames=1,
-    split="test",
-    levels=10_000,
-    start_level=1_000_000,
-    policy="expert",
-    seed=0,
-    num_envs=1,
-    **LOOK,
-)
-SMALL = Imitation(expert_frames=150, labels=20, levels=3, steps=2)
+HELD_OUT = CollectSettings(game="coinrun", split="test", policy="expert", **LOOK)
+SMALL = ImitateSettings(expert_frames=150, labels=20, levels=3, steps=2)
 
 
 @pytest.fixture(scope="session")
 def coinrun_world(tmp_path_factory):
     """A world of CoinRun, trained for a step or two."""
     folder = tmp_path_factory.mktemp("coinrun")
-    data = collect("coinrun", folder / "data", frames=600, policy="explore", num_envs=4, **LOOK)
+    data = collect(CollectSettings(game="coinrun", frames=600, policy="explore", num_envs=4, **LOOK), folder / "data")
     train_world(data, small_recipe(steps=2), folder / "world", device=torch.device("cpu"))
     return folder / "world"
 
@@ -139,8 +130,8 @@ def test_who_stands_still_runs_out_of_time():
 @needs_procgen
 def test_expert_footage_is_repeatable_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "STEPS", 40)
-    wanted = {"frames": 160, "num_envs": 2, "policy": "expert", **LOOK}
-    alone, threaded = (collect("coinrun", tmp_path / str(n), workers=n, **wanted) for n in (1, 2))
+    wanted = CollectSettings(game="coinrun", frames=160, num_envs=2, policy="expert", **LOOK)
+    alone, threaded = (collect(wanted, tmp_path / str(n), workers=n) for n in (1, 2))
     assert [shard["sha256"] for shard in alone.manifest["shards"]] == [
         shard["sha256"] for shard in threaded.manifest["shards"]
     ]
@@ -174,7 +165,7 @@ def test_the_experiment_from_a_world_to_a_table(coinrun_world, tmp_path, capsys)
     assert imitate(coinrun_world, tmp_path / "again", SMALL) == report  # and from nothing
     assert Dataset.open(out / "expert").manifest == before
     with pytest.raises(FileExistsError, match="other settings"):
-        imitate(coinrun_world, out, Imitation(expert_frames=150, labels=21, levels=3, steps=2))
+        imitate(coinrun_world, out, ImitateSettings(expert_frames=150, labels=21, levels=3, steps=2))
 
 
 def test_a_world_of_another_game(trained, tmp_path, capsys):
@@ -196,11 +187,11 @@ def test_a_folder_that_holds_something_else(coinrun_world, tmp_path):
 
 def test_the_expert_plays_no_other_game(tmp_path):
     with pytest.raises(ValueError, match="the expert plays coinrun, not toy; take explore"):
-        collect("toy", tmp_path / "out", policy="expert")
+        collect(CollectSettings(game="toy", policy="expert"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["expert_frames", "labels", "levels", "steps"])
 def test_nothing_of_something_is_refused(name):
     with pytest.raises(ValueError, match=f"{name} is 0, should be at least 1"):
-        Imitation(**{name: 0})
+        ImitateSettings(**{name: 0})

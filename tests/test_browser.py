@@ -26,6 +26,7 @@ from minigenie.play.actions import save_actions
 from minigenie.play.player import footage_clip
 from minigenie.play.server import listen, make_app, make_server
 from minigenie.play.session import Session
+from minigenie.settings import PlaySettings
 from minigenie.world import World
 
 expect.set_options(timeout=30_000)
@@ -34,9 +35,9 @@ LIT, ON = re.compile(r"\blit\b"), re.compile(r"\bon\b")
 
 @contextlib.contextmanager
 def serving(folder, **options):
-    options = {"device": "cpu", "fps": 20, "max_players": 2, "seed": 0, "footage": None, **options}
+    options = {"device": "cpu", "fps": 20, "max_players": 2, **options}
     with listen("127.0.0.1", 0) as listening:
-        server = make_server(make_app(Session(folder, **options)))
+        server = make_server(make_app(Session(folder, PlaySettings(**options))))
         thread = threading.Thread(target=asyncio.run, args=(server.serve([listening]),))
         thread.start()
         try:

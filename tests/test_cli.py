@@ -121,6 +121,7 @@ def test_folders_that_are_not_there(tmp_path, capsys):
         ("train", "--recipe", "tiny"),
         ("rollout", tmp_path / "no", "--actions", "0"),
         ("eval", tmp_path / "no", tmp_path / "no"),
+        ("eval", "--compare"),
         ("info", tmp_path / "no"),
         ("info", tmp_path),
         ("ingest", tmp_path / "no", "--out", tmp_path / "data"),

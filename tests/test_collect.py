@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,14 @@ from packaging.requirements import Requirement
 from minigenie.data import collect as module
 from minigenie.data.collect import GAMES, action_plan, available, collect
 from minigenie.data.dataset import Dataset
+from minigenie.settings import CollectSettings
 
 GAMES_HERE = ["toy", pytest.param("coinrun", marks=pytest.mark.skipif(bool(available()), reason=str(available())))]
-SMALL = {"frames": 600, "num_envs": 2, "levels": 3, "mode": "easy", "policy": "explore"}
+
+
+def small(game: str, **change) -> CollectSettings:
+    settings = CollectSettings(game=game, frames=600, num_envs=2, levels=3, mode="easy", policy="explore")
+    return replace(settings, **change)
 
 
 def checksums(dataset: Dataset) -> list[str]:
@@ -30,48 +36,46 @@ def short_shards(monkeypatch):
 
 @pytest.mark.parametrize("game", GAMES_HERE)
 def test_the_same_call_gives_the_same_frames(tmp_path, short_shards, game):
-    runs = [collect(game, tmp_path / str(workers), workers=workers, **SMALL) for workers in (1, 3)]
+    runs = [collect(small(game), tmp_path / str(workers), workers=workers) for workers in (1, 3)]
     assert checksums(runs[0]) == checksums(runs[1])
     assert runs[0].num_frames in range(600, 604)
     assert len(runs[0].manifest["shards"]) == 3
-    assert checksums(collect(game, tmp_path / "seed", seed=1, **SMALL)) != checksums(runs[0])
+    assert checksums(collect(small(game, seed=1), tmp_path / "seed")) != checksums(runs[0])
 
 
 @pytest.mark.parametrize("game", GAMES_HERE)
 def test_an_episode_shows_the_level_it_says(tmp_path, game):
-    dataset = collect(game, tmp_path / "many", **SMALL, start_level=40)
+    dataset = collect(small(game, start_level=40), tmp_path / "many")
     levels = {episode.level_seed for episode in dataset.episodes}
     assert levels <= {40, 41, 42}
     assert len(levels) > 1
     for i, episode in enumerate(dataset.episodes):
         alone = tmp_path / str(episode.level_seed)
-        only = collect(game, alone, **{**SMALL, "levels": 1, "frames": 2}, start_level=episode.level_seed)
+        only = collect(small(game, levels=1, frames=2, start_level=episode.level_seed), alone)
         np.testing.assert_array_equal(dataset.episode_frames(i)[0], only.episode_frames(0)[0])
 
 
 def test_splits_share_no_level(tmp_path):
-    levels = [
-        {e.level_seed for e in collect("toy", tmp_path / s, split=s, **SMALL).episodes} for s in ("train", "test")
-    ]
+    levels = [{e.level_seed for e in collect(small("toy", split=s), tmp_path / s).episodes} for s in ("train", "test")]
     assert max(levels[0]) < 3
     assert min(levels[1]) >= 1_000_000
 
 
 def test_a_killed_collection_resumes(tmp_path, short_shards):
-    whole = collect("toy", tmp_path / "whole", **SMALL)
+    whole = collect(small("toy"), tmp_path / "whole")
 
     def kill(done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect("toy", tmp_path / "killed", workers=1, progress=kill, **SMALL)
+        collect(small("toy"), tmp_path / "killed", workers=1, progress=kill)
     with pytest.raises(FileNotFoundError, match="unfinished"):
         Dataset.open(tmp_path / "killed")
     seen = []
-    resumed = collect("toy", tmp_path / "killed", progress=lambda *counts: seen.append(counts), **SMALL)
+    resumed = collect(small("toy"), tmp_path / "killed", progress=lambda *counts: seen.append(counts))
     assert checksums(resumed) == checksums(whole)
     assert seen[-1] == (600, 600)
-    assert collect("toy", tmp_path / "killed", **SMALL).manifest == resumed.manifest  # nothing left to do
+    assert collect(small("toy"), tmp_path / "killed").manifest == resumed.manifest  # nothing left to do
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -86,7 +90,7 @@ def test_a_stopped_collection_says_so(tmp_path, how):
     assert process.returncode == 130
     assert "stopped; what trains, collects or ingests goes on from what is saved" in said
     assert "Traceback" not in said
-    assert collect("toy", tmp_path / "stopped", frames=40_000, num_envs=4).num_frames >= 40_000
+    assert collect(CollectSettings(game="toy", frames=40_000, num_envs=4), tmp_path / "stopped").num_frames >= 40_000
 
 
 def explored(game, steps, n=8, stands=lambda step: False):
@@ -141,7 +145,7 @@ def test_random_is_uniform_over_all_actions():
 
 
 def test_actions_are_those_that_were_played(tmp_path):
-    dataset = collect("toy", tmp_path, **{**SMALL, "frames": 60, "levels": 1})
+    dataset = collect(small("toy", frames=60, levels=1), tmp_path)
     world = module.ToyWorld(1, num_levels=1)
     for frame, action in zip(dataset.episode_frames(0), dataset.episode_actions(0), strict=True):
         np.testing.assert_array_equal(world.frames()[0], frame)
@@ -159,7 +163,7 @@ def test_actions_are_those_that_were_played(tmp_path):
 )
 def test_impossible_settings_are_explained(tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):
-        collect(out=tmp_path / "out", **{"game": "toy", **wrong})
+        collect(CollectSettings(**{"game": "toy", **wrong}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -183,7 +187,7 @@ def test_the_extra_installs_what_there_is_for_each_python(python, platform, mach
 
 @pytest.mark.skipif(bool(available()), reason=str(available()))
 def test_the_manifest_names_the_generator_of_this_python(tmp_path):
-    dataset = collect("coinrun", tmp_path / "out", **{**SMALL, "frames": 60})
+    dataset = collect(small("coinrun", frames=60), tmp_path / "out")
     assert dataset.manifest["generator"] == (
         "procgen-gym 0.1.1" if sys.version_info >= (3, 13) else "procgen-mirror 0.10.7"
     )
@@ -203,7 +207,7 @@ def test_without_procgen_one_line_says_what_to_do(tmp_path, monkeypatch, platfor
     monkeypatch.setattr(module.platform, "machine", lambda: machine)
     assert available() == message
     with pytest.raises(ValueError, match=r"cannot play coinrun: .* play the game toy"):
-        collect("coinrun", tmp_path / "out")
+        collect(CollectSettings(game="coinrun"), tmp_path / "out")
 
 
 @pytest.mark.skipif(bool(available()), reason="needs Procgen's own library")

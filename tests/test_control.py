@@ -9,10 +9,8 @@ from test_eval import Rolling, footage
 from torch.testing import assert_close
 
 from minigenie.data.collect import (
-    FIRST_TEST_LEVEL,
     PROCGEN_ACTIONS,
     PROCGEN_GAMES,
-    Settings,
     action_plan,
     available,
     collect,
@@ -26,6 +24,7 @@ from minigenie.eval.inverse import fit_inverse, keys_of
 from minigenie.eval.measure import evaluate
 from minigenie.eval.motion import shifts
 from minigenie.eval.report import headline, summary, write_report
+from minigenie.settings import CollectSettings
 
 needs_games = pytest.mark.skipif(bool(available()), reason=str(available()))
 STATES, CPU = 8, torch.device("cpu")
@@ -36,7 +35,7 @@ CONTROLS = procgen_controls("coinrun")
 def coinrun(tmp_path_factory) -> Dataset:
     folder = tmp_path_factory.mktemp("data") / "coinrun"
     easy = {"mode": "easy", "backgrounds": False, "themes": False, "levels": 500, "policy": "explore"}
-    return collect("coinrun", folder, frames=2_000, split="test", num_envs=4, **easy)
+    return collect(CollectSettings(game="coinrun", frames=2_000, split="test", num_envs=4, **easy), folder)
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +95,7 @@ def test_the_cameras_that_follow_are_known():
     """Every direction held for a while, less what the picture does by itself: backgrounds show when it moves."""
     found = {}
     for game in PROCGEN_GAMES:
-        settings = Settings(
-            game=game, frames=1, split="test", mode="easy", backgrounds=True, themes=False, levels=500,
-            start_level=FIRST_TEST_LEVEL, policy="explore", seed=0, num_envs=12,
-        )  # fmt: skip
+        settings = CollectSettings(game=game, split="test", mode="easy", themes=False, levels=500)
         played, ways = start_game(settings, 12, 0), []
         for actions in action_plan(game, "explore", 30, 12, np.random.default_rng(0)):
             played.step(actions)

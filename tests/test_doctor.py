@@ -13,6 +13,7 @@ from minigenie.data import collect as collecting
 from minigenie.data.dataset import DatasetWriter, Episode
 from minigenie.eval.doctor import Run, diagnose, read_run
 from minigenie.pipeline import survey
+from minigenie.settings import CollectSettings
 
 LINES = [
     {"stage": "data", "step": 0, "progress": 0, "frames": 64_000, "episodes": 300, "teleports": 0.001},
@@ -122,7 +123,9 @@ def test_cuts_inside_episodes_are_teleports_and_honest_motion_is_not(toy, tmp_pa
 def test_a_few_shards_are_surveyed_for_all(tmp_path, monkeypatch):
     """Those of a dataset in object storage are copied whole, so eight of them have to do, if they are not tiny."""
     monkeypatch.setattr(collecting, "STEPS", 64)
-    footage = collecting.collect("toy", tmp_path, frames=3000, policy="explore", levels=20, num_envs=4, workers=1)
+    footage = collecting.collect(
+        CollectSettings(game="toy", frames=3000, policy="explore", levels=20, num_envs=4), tmp_path, workers=1
+    )
     read, map_file = set(), footage._map
     monkeypatch.setattr(footage, "_map", lambda kind, shard: read.add(shard) or map_file(kind, shard))
     assert survey(footage, seed=0)["teleports"] == 0

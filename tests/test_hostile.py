@@ -41,6 +41,7 @@ from websockets.exceptions import WebSocketException
 
 from minigenie.play import limits
 from minigenie.play import server as server_module
+from minigenie.settings import PlaySettings, ServerSettings
 
 SOAK_SECONDS = float(os.environ.get("SOAK_SECONDS", 3600))
 TEXT, BINARY, CONTINUED, PING = 1, 2, 0, 9
@@ -380,7 +381,7 @@ def test_pictures_are_unpacked_one_at_a_time(folder, monkeypatch):
 def test_beyond_this_machine_a_token_is_needed(folder, monkeypatch, capsys, host, open_to_all):
     made = []
     monkeypatch.setattr(server_module, "make_server", lambda app: SimpleNamespace(run=lambda sockets: made.append(app)))
-    server_module.serve(folder, host=host, port=0, open_browser=False, device="cpu")
+    server_module.serve(folder, PlaySettings(device="cpu"), ServerSettings(host=host, port=0, open=False))
     with TestClient(made[0], base_url=HOST, headers=OWN) as client:
         token = parse_qs(urlsplit(capsys.readouterr().out.split()[3]).query).get("token", [""])[0]
         assert bool(token) != open_to_all

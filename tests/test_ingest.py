@@ -18,6 +18,7 @@ from minigenie.data.collect import TOY_ACTIONS
 from minigenie.data.duplicates import ThumbnailIndex, thumbnails
 from minigenie.data.ingest import ingest
 from minigenie.data.toy import ToyWorld
+from minigenie.settings import IngestSettings
 
 
 def write(path: Path, frames: np.ndarray, side: int = 128, **how) -> Path:
@@ -60,7 +61,7 @@ def footage(levels, tmp_path_factory) -> Path:
 def whole(footage, tmp_path_factory) -> dict[str, bytes]:
     """What one process makes of them."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    ingest([footage], out, size=32, split=0.2)
+    ingest([footage], out, IngestSettings(size=32, split=0.2))
     return both(out)
 
 
@@ -71,7 +72,7 @@ def both(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("workers", [2, 5])
 def test_as_many_workers_as_you_like(footage, whole, tmp_path, workers):
-    ingest([footage], tmp_path / "out", size=32, split=0.2, workers=workers)
+    ingest([footage], tmp_path / "out", IngestSettings(size=32, split=0.2), workers=workers)
     assert both(tmp_path / "out") == whole
 
 
@@ -81,7 +82,7 @@ def test_a_ray_cluster_of_two_nodes(footage, whole, tmp_path):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1)
-        ingest([footage], tmp_path / "out", size=32, split=0.2, ray=cluster.address)
+        ingest([footage], tmp_path / "out", IngestSettings(size=32, split=0.2), ray=cluster.address)
     finally:
         cluster.shutdown()
     assert both(tmp_path / "out") == whole
@@ -144,7 +145,7 @@ def test_workers_end_with_the_command(footage, whole, tmp_path, stop):
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    ingest([footage], out, size=32, split=0.2)
+    ingest([footage], out, IngestSettings(size=32, split=0.2))
     assert both(out) == whole
 
 
@@ -179,7 +180,7 @@ def test_copies_are_left_out_and_named(levels, tmp_path):
         (80, 0, "kept"), (40, 40, "kept"), (40, 40, "kept"), (0, 33, "skipped"),
     ]  # fmt: skip
     assert [row.reason for row in rows[1:]] == ["40 frames repeat a.mp4"] * 2 + ["33 frames repeat a.mp4"]
-    everything = ingest([tmp_path / "in"], tmp_path / "all", keep_duplicates=True)
+    everything = ingest([tmp_path / "in"], tmp_path / "all", IngestSettings(keep_duplicates=True))
     assert everything.dataset.num_frames == 80 + 80 + 80 + 33
 
 
@@ -217,7 +218,7 @@ def test_what_was_seen_outlives_a_kill(levels, tmp_path):
 
 
 def test_a_long_table_is_short(tmp_path, footage, capsys, monkeypatch):
-    monkeypatch.setattr("minigenie.__main__.MAX_ROWS", 5)
+    monkeypatch.setattr("minigenie.info.MAX_ROWS", 5)
     main(["ingest", str(footage), "--out", str(tmp_path / "out"), "--size", "32"])
     printed = capsys.readouterr().out
     assert "8 more files" in printed

@@ -12,15 +12,17 @@ PACKAGE = Path(__file__).parent.parent / "minigenie"
 
 # Each module may import from its own line and those above it.
 LAYERS = [
-    ["config", "runtime"],
+    ["config", "settings"],
+    ["runtime"],
     ["data", "nn", "pictures", "maskgit"],
     ["tokenizer", "lam", "inverse", "found", "camera", "dynamics"],
     ["optim", "checkpoint", "metrics"],
     ["world", "encode"],
     ["train", "finish"],
     ["pipeline"],
+    ["console"],
     ["eval", "env", "play", "teach"],
-    ["recipes", "console", "bench"],
+    ["recipes", "bench", "info"],
     ["demo"],
     ["__main__"],
 ]

@@ -25,6 +25,7 @@ from minigenie.play.actions import describe, load_actions, resolve_actions, save
 from minigenie.play.player import Clip, Player, View, footage_clip
 from minigenie.play.server import MAX_UPLOAD_BYTES, listen, make_app
 from minigenie.play.session import NO_ACTION, PICTURE_HEADER, Session, pack_frame
+from minigenie.settings import PlaySettings
 from minigenie.world import World, read_prompt
 
 HOST = "http://127.0.0.1:8000"
@@ -45,9 +46,9 @@ def client(folder):
 
 
 def started(folder, **options):
-    options = {"device": "cpu", "fps": 60, "max_players": 2, "seed": 0, "footage": None, **options}
+    options = {"device": "cpu", "fps": 60, "max_players": 2, **options}
     with (
-        TestClient(make_app(Session(folder, **options)), base_url=HOST, headers=OWN) as client,
+        TestClient(make_app(Session(folder, PlaySettings(**options))), base_url=HOST, headers=OWN) as client,
         ExitStack() as client.left,
     ):
         yield client
@@ -400,7 +401,7 @@ def test_actions_are_measured_once_and_edits_are_kept(folder):
 def test_a_damaged_actions_file_is_never_overwritten(folder):
     (folder / "actions.json").write_text('[{"name": 3}]')
     with pytest.raises(ValueError, match="actions.json is damaged"):
-        Session(folder, device="cpu", fps=None, max_players=1, seed=0, footage=None)
+        Session(folder, PlaySettings(device="cpu", max_players=1))
     assert (folder / "actions.json").read_text() == '[{"name": 3}]'
 
 
@@ -520,6 +521,6 @@ def test_a_port_in_use_is_named():
 
 @pytest.mark.parametrize(("option", "says"), [({"max_players": 0}, "max_players"), ({"fps": 1e9}, "fps is")])
 def test_options_out_of_range_are_named(folder, option, says):
-    options = {"device": "cpu", "fps": None, "max_players": 1, "seed": 0, "footage": None, **option}
+    options = {"device": "cpu", "max_players": 1, **option}
     with pytest.raises(ValueError, match=says):
-        Session(folder, **options)
+        Session(folder, PlaySettings(**options))

@@ -19,12 +19,15 @@ from minigenie.data import dataset as datasets
 from minigenie.data.collect import collect
 from minigenie.data.dataset import Dataset
 from minigenie.data.remote import cache_folder
+from minigenie.settings import CollectSettings
 
 
 @pytest.fixture(scope="module")
 def footage(tmp_path_factory) -> Dataset:
     """Three shards, with true actions."""
-    return collect("toy", tmp_path_factory.mktemp("data") / "toy", frames=3_000, levels=20, num_envs=2)
+    return collect(
+        CollectSettings(game="toy", frames=3_000, levels=20, num_envs=2), tmp_path_factory.mktemp("data") / "toy"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +134,7 @@ def test_a_dataset_made_anew_is_read_anew(footage, tmp_path):
     storage = fsspec.filesystem("memory")
     storage.put(str(footage.folder), "/anew", recursive=True)
     old = Dataset.open("memory://anew").episode_frames(0).copy()
-    other = collect("toy", tmp_path / "other", frames=600, seed=5, num_envs=2)
+    other = collect(CollectSettings(game="toy", frames=600, seed=5, num_envs=2), tmp_path / "other")
     storage.rm("/anew", recursive=True)
     storage.put(str(other.folder), "/anew", recursive=True)
     new = Dataset.open("memory://anew").episode_frames(0)

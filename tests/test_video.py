@@ -11,6 +11,7 @@ from minigenie.data import ingest as ingesting
 from minigenie.data.dataset import Dataset
 from minigenie.data.ingest import NoUsableVideo, ingest
 from minigenie.data.video import find_videos, read_video
+from minigenie.settings import IngestSettings
 
 
 def scroll(time, height, width, hue=0.0):
@@ -186,7 +187,7 @@ def test_a_varying_rate_goes_by_its_times(tmp_path):
 @pytest.mark.parametrize("name", ["h264_30.mp4", "vp8.webm", "anim.gif", "h264_30.ts"])
 def test_what_a_truncated_file_still_holds_is_kept(tmp_path, name):
     path = cut_short(clip(tmp_path / name, 4, **KINDS[name]))
-    (row,) = ingest([path], tmp_path / "out", min_frames=8).rows
+    (row,) = ingest([path], tmp_path / "out", IngestSettings(min_frames=8)).rows
     frames, warning = read_video(path, size=(48, 64), fps=10)
     assert 12 <= row.frames <= len(frames) <= 30
     assert distance(frames, np.stack([scroll(tick / 10, 48, 64) for tick in range(len(frames))])) < 8
@@ -201,7 +202,7 @@ def test_damage_in_the_middle_is_left_out(tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 300] = b"x" * 300
     path.write_bytes(data)
-    result = ingest([path], tmp_path / "out", size=(48, 64))
+    result = ingest([path], tmp_path / "out", IngestSettings(size=(48, 64)))
     assert result.rows[0].status == "partly"
     assert "damaged frames left out: " in result.rows[0].reason
     assert len(result.dataset.episodes) == 2  # no take reaches over the hole
@@ -299,7 +300,7 @@ def all_frames(dataset):
 
 @pytest.mark.parametrize("split", [0.05, 0.3])
 def test_split_shares_no_frame(footage, tmp_path, split):
-    result = ingest([footage], tmp_path / "out", split=split)
+    result = ingest([footage], tmp_path / "out", IngestSettings(split=split))
     assert result.test_dataset.folder == tmp_path / "out-test"
     assert not all_frames(result.dataset) & all_frames(result.test_dataset)
     assert (
@@ -316,9 +317,9 @@ def test_split_shares_no_frame(footage, tmp_path, split):
 
 
 def test_split_of_a_single_video(tmp_path):
-    result = ingest([clip(tmp_path / "a.mp4", 10)], tmp_path / "out", split=0.2)
+    result = ingest([clip(tmp_path / "a.mp4", 10)], tmp_path / "out", IngestSettings(split=0.2))
     assert (result.dataset.num_frames, result.test_dataset.num_frames) == (80, 20)
-    short = ingest([clip(tmp_path / "b.mp4", 2)], tmp_path / "short", split=0.1)
+    short = ingest([clip(tmp_path / "b.mp4", 2)], tmp_path / "short", IngestSettings(split=0.1))
     assert (short.dataset.num_frames, short.test_dataset) == (20, None)
     assert not (tmp_path / "short-test").exists()
 
@@ -331,19 +332,21 @@ def test_killed_and_resumed_equals_never_killed(footage, tmp_path, monkeypatch, 
         if done >= killed_at:
             raise KeyboardInterrupt
 
-    expected = ingest([footage], tmp_path / "whole", split=split, size=32)
+    expected = ingest([footage], tmp_path / "whole", IngestSettings(split=split, size=32))
     with pytest.raises(KeyboardInterrupt):
-        ingest([footage], tmp_path / "killed", split=split, size=32, progress=kill)
+        ingest([footage], tmp_path / "killed", IngestSettings(split=split, size=32), progress=kill)
     log = tmp_path / "killed" / ingesting.LOG
     log.write_bytes((log.read_bytes() if log.exists() else b"") + b'{"file": "torn')
     seen = []
-    resumed = ingest([footage], tmp_path / "killed", split=split, size=32, progress=lambda *args: seen.append(args))
+    resumed = ingest(
+        [footage], tmp_path / "killed", IngestSettings(split=split, size=32), progress=lambda *args: seen.append(args)
+    )
     assert seen[0][0] >= int(killed_at)  # finished videos are not read again
     assert resumed.rows == expected.rows
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     if split:
         assert contents(tmp_path / "killed-test") == contents(tmp_path / "whole-test")
-    again = ingest([footage], tmp_path / "killed", split=split, size=32)
+    again = ingest([footage], tmp_path / "killed", IngestSettings(split=split, size=32))
     assert again.rows == expected.rows
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
@@ -351,7 +354,8 @@ def test_killed_and_resumed_equals_never_killed(footage, tmp_path, monkeypatch, 
 def test_a_long_take_is_stored_in_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(ingesting, "SHARD_FRAMES", 32)
     path = clip(tmp_path / "a.mkv", 10, codec="ffv1", pix_fmt="bgr0")
-    dataset = ingest([path], tmp_path / "out", size=(48, 64), keep_duplicates=True).dataset  # it goes round in 2.1 s
+    settings = IngestSettings(size=(48, 64), keep_duplicates=True)  # it goes round in 2.1 s
+    dataset = ingest([path], tmp_path / "out", settings).dataset
     assert [(e.shard, e.offset, e.length) for e in dataset.episodes] == [(0, 0, 32), (1, 0, 32), (2, 0, 32)]
     stored = np.concatenate([dataset.episode_frames(i) for i in range(3)])
     np.testing.assert_array_equal(stored, read_video(path, size=(48, 64), fps=10).frames[:96])
@@ -361,7 +365,7 @@ def test_nothing_usable_leaves_nothing_behind(tmp_path):
     (tmp_path / "junk.mp4").write_bytes(b"junk" * 100)
     clip(tmp_path / "short.mp4", 0.5)
     with pytest.raises(NoUsableVideo, match=r"none of 2 files can be used; junk.mp4: not a video") as error:
-        ingest([tmp_path], tmp_path / "out", split=0.2)
+        ingest([tmp_path], tmp_path / "out", IngestSettings(split=0.2))
     assert [row.status for row in error.value.rows] == ["skipped", "skipped"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["junk.mp4", "short.mp4"]
     (tmp_path / "none").mkdir()
@@ -376,13 +380,13 @@ def test_another_list_of_files_is_refused(tmp_path):
     with pytest.raises(FileExistsError, match=r"videos.*1 files.*2 files"):
         ingest([path, clip(tmp_path / "b.mp4")], tmp_path / "out")
     with pytest.raises(FileExistsError, match="fit"):
-        ingest([path], tmp_path / "out", fit="letterbox")
+        ingest([path], tmp_path / "out", IngestSettings(fit="letterbox"))
     assert contents(tmp_path / "out") == before
 
 
 def test_progress_grows_to_the_total(footage, tmp_path):
     seen = []
-    ingest([footage], tmp_path / "out", size=16, progress=lambda *args: seen.append(args))
+    ingest([footage], tmp_path / "out", IngestSettings(size=16), progress=lambda *args: seen.append(args))
     done = [done for done, _, _ in seen]
     assert done == sorted(done)
     assert len(set(done)) > 100
@@ -401,5 +405,5 @@ def test_progress_grows_to_the_total(footage, tmp_path):
 )
 def test_wrong_settings_are_explained(tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):
-        ingest([tmp_path], tmp_path / "out", **wrong)
+        ingest([tmp_path], tmp_path / "out", IngestSettings(**wrong))
     assert not (tmp_path / "out").exists()

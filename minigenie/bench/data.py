@@ -10,6 +10,7 @@ from minigenie.bench.machine import Call, Item
 from minigenie.data.collect import collect
 from minigenie.data.dataset import sample_batch
 from minigenie.pictures import save_video
+from minigenie.settings import CollectSettings
 
 CLIPS, CLIP_FRAMES, FRAMES = 64, 16, 2_000
 
@@ -25,7 +26,7 @@ def data_items(folder: Path) -> list[Item]:
 
 
 def load_call(folder: Path) -> Call:
-    dataset = collect("toy", folder / "toy", frames=FRAMES)
+    dataset = collect(CollectSettings(game="toy", frames=FRAMES), folder / "toy")
     windows, step = dataset.windows(CLIP_FRAMES), 0
 
     def load() -> torch.Tensor:
@@ -40,7 +41,7 @@ def load_call(folder: Path) -> Call:
 def ingest_call(folder: Path) -> Call:
     from minigenie.data.ingest import ingest  # wants PyAV, which measuring the rest does without
 
-    toy = collect("toy", folder / "toy", frames=FRAMES)
+    toy = collect(CollectSettings(game="toy", frames=FRAMES), folder / "toy")
     frames = np.concatenate([toy.episode_frames(i) for i in range(len(toy.episodes))])[:FRAMES]
     save_video(torch.from_numpy(frames), folder / "toy.mp4", 10.0)
     count = 0
@@ -48,6 +49,6 @@ def ingest_call(folder: Path) -> Call:
     def run() -> None:
         nonlocal count
         count += 1
-        ingest(folder / "toy.mp4", folder / f"ingested-{count}", size=64, fps=10)
+        ingest(folder / "toy.mp4", folder / f"ingested-{count}")
 
     return Call(run)

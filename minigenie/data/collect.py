@@ -19,18 +19,19 @@ import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, get_args, get_type_hints
 
 import numpy as np
 
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.expert import Expert
 from minigenie.data.toy import ToyWorld
+from minigenie.settings import FIRST_TEST_LEVEL, CollectSettings
 
 PROCGEN_GAMES = (
     "bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot",
@@ -38,7 +39,6 @@ PROCGEN_GAMES = (
 )  # fmt: skip
 GAMES = (*PROCGEN_GAMES, "toy")
 PROCGEN_PACKAGES = {"procgen": "procgen-mirror", "procgen_gym": "procgen-gym"}  # by the module that each brings
-FIRST_TEST_LEVEL = 1_000_000
 FPS = 15  # Procgen's own
 MAX_WORKERS = 16  # each takes 200 MB
 MAX_STATE = 2**20  # bytes of a saved Procgen game, at most
@@ -73,63 +73,28 @@ class Game(Protocol):
     def step(self, actions: np.ndarray) -> None: ...  # int [n]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """All that decides which frames come out."""
-
-    game: str
-    frames: int
-    split: str
-    mode: str
-    backgrounds: bool
-    themes: bool
-    levels: int
-    start_level: int
-    policy: str
-    seed: int
-    num_envs: int
-
-
 def collect(
-    game: str,
+    settings: CollectSettings,
     out: str | Path,
     *,
-    frames: int = 100_000,
-    split: Literal["train", "test"] = "train",
-    mode: Literal["easy", "hard"] = "hard",
-    backgrounds: bool = True,
-    themes: bool = True,
-    levels: int = 10_000,
-    start_level: int | None = None,
-    policy: Literal["random", "explore", "expert"] = "random",
-    seed: int = 0,
-    num_envs: int = 16,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """Write at least `frames` frames of `game` to the folder `out`; the same call resumes, or finds all done.
+    """Write at least `settings.frames` frames to the folder `out`; the same call resumes, or finds all done.
 
-    `policy` "random" draws each action uniformly, as the paper does; "explore" gets further into the levels; "expert"
-    searches its way through CoinRun (minigenie.data.expert).
-    `start_level` defaults to 0 for training and 1,000,000 for testing. `workers` is the number of threads, by default
-    one per core up to 16; the frames do not depend on it. `progress(frames done, frames in all)` is called after each
-    shard. Raises ValueError for settings that cannot be, FileExistsError if `out` holds anything else.
+    `workers` is the number of threads, by default one per core up to 16; the frames do not depend on it.
+    `progress(frames done, frames in all)` is called after each shard. Raises ValueError for settings that cannot be,
+    FileExistsError if `out` holds anything else.
     """
-    if start_level is None:
-        start_level = FIRST_TEST_LEVEL if split == "test" else 0
-    settings = Settings(
-        game=game, frames=frames, split=split, mode=mode, backgrounds=backgrounds, themes=themes, levels=levels,
-        start_level=start_level, policy=policy, seed=seed, num_envs=num_envs,
-    )  # fmt: skip
     check(settings)
     writer = DatasetWriter(
         out,
         frame_size=(64, 64),
         fps=FPS,
-        source=game,
-        generator=generator_of(game),
-        split=split,
-        settings=asdict(settings),
+        source=settings.game,
+        generator=generator_of(settings.game),
+        split=settings.split,
+        settings=asdict(settings) | {"start_level": settings.first_level},
     )
     sizes = _shard_sizes(settings)
     if not writer.finished:
@@ -214,7 +179,7 @@ class Explorer:
         return self._rng.choice(list(shares), p=list(shares.values())).replace("on", on).replace("back", back)
 
 
-def _play(settings: Settings, k: int, n: int, steps: int) -> tuple[np.ndarray, list[Episode], np.ndarray]:
+def _play(settings: CollectSettings, k: int, n: int, steps: int) -> tuple[np.ndarray, list[Episode], np.ndarray]:
     """Shard `k`: at least `steps` frames from each of `n` games in turn [f h w c], their episodes, and actions [f]."""
     seeds = np.random.SeedSequence([settings.seed, settings.split == "test", k])
     game = _start(settings, n, int(seeds.generate_state(1)[0]) % 2**31)
@@ -243,7 +208,7 @@ def _play(settings: Settings, k: int, n: int, steps: int) -> tuple[np.ndarray, l
     return np.concatenate([frames[piece] for piece in pieces]), episodes, shard_actions
 
 
-def _shard_sizes(settings: Settings) -> list[tuple[int, int]]:
+def _shard_sizes(settings: CollectSettings) -> list[tuple[int, int]]:
     """(n, steps) of each shard. The last plays fewer games, not shorter ones: clips need length."""
     full, rest = divmod(settings.frames, settings.num_envs * STEPS)
     sizes = [(settings.num_envs, STEPS)] * full
@@ -253,9 +218,9 @@ def _shard_sizes(settings: Settings) -> list[tuple[int, int]]:
     return sizes
 
 
-def check(settings: Settings) -> None:
-    policies = ("random", "explore", "expert")
-    options = {"game": GAMES, "split": ("train", "test"), "mode": ("easy", "hard"), "policy": policies}
+def check(settings: CollectSettings) -> None:
+    kinds = get_type_hints(CollectSettings)
+    options = {"game": GAMES, **{name: get_args(kinds[name]) for name in ("split", "mode", "policy")}}
     for name, known in options.items():
         if getattr(settings, name) not in known:
             raise ValueError(f"unknown {name} {getattr(settings, name)!r}; choose from {', '.join(known)}")
@@ -264,9 +229,9 @@ def check(settings: Settings) -> None:
             raise ValueError(f"{name} is {getattr(settings, name)}, should be at least 1")
     if settings.seed < 0:
         raise ValueError(f"seed is {settings.seed}, should be at least 0")
-    if not 0 <= settings.start_level < 2**31 - settings.levels:
-        raise ValueError(f"start_level is {settings.start_level}, should be from 0 to 2**31 - levels")
-    if settings.split == "train" and settings.start_level + settings.levels > FIRST_TEST_LEVEL:
+    if not 0 <= settings.first_level < 2**31 - settings.levels:
+        raise ValueError(f"start_level is {settings.first_level}, should be from 0 to 2**31 - levels")
+    if settings.split == "train" and settings.first_level + settings.levels > FIRST_TEST_LEVEL:
         raise ValueError(f"levels should stay below {FIRST_TEST_LEVEL:,}, where the test levels begin; play fewer")
     if settings.game != "toy" and (why := available()):
         raise ValueError(f"cannot play {settings.game}: {why}")
@@ -281,13 +246,13 @@ def generator_of(game: str) -> str:
     return f"{package} {importlib.metadata.version(package)}"
 
 
-def _start(settings: Settings, n: int, seed: int) -> Game:
+def _start(settings: CollectSettings, n: int, seed: int) -> Game:
     if settings.game == "toy":
-        return ToyWorld(n, seed=seed, num_levels=settings.levels, start_level=settings.start_level)
+        return ToyWorld(n, seed=seed, num_levels=settings.levels, start_level=settings.first_level)
     return procgen_game(settings, n, seed)
 
 
-def player_for(settings: Settings, game: Game, rng: np.random.Generator, steps: int) -> Callable[[], np.ndarray]:
+def player_for(settings: CollectSettings, game: Game, rng: np.random.Generator, steps: int) -> Callable[[], np.ndarray]:
     """What the settings' policy does next in every game, for up to `steps` steps: () -> int [n]."""
     if settings.policy == "expert":
         return expert_for(settings, game, rng).act
@@ -298,20 +263,20 @@ def player_for(settings: Settings, game: Game, rng: np.random.Generator, steps: 
     return lambda: next(plan)
 
 
-def expert_for(settings: Settings, game: Game, rng: np.random.Generator) -> Expert:
+def expert_for(settings: CollectSettings, game: Game, rng: np.random.Generator) -> Expert:
     """An expert at `game`, with a copy of its own to search in."""
     assert isinstance(game, ProcgenGame)
     return Expert(game, procgen_game(settings, 1, 0), PROCGEN_ACTIONS, rng)
 
 
-def procgen_game(settings: Settings, n: int, seed: int) -> "ProcgenGame":
+def procgen_game(settings: CollectSettings, n: int, seed: int) -> "ProcgenGame":
     return (ProcgenGame if _procgen_module() == "procgen" else ProcgenGymGame)(settings, n, seed)
 
 
 class ProcgenGame:
     """A Procgen game, from procgen-mirror."""
 
-    def __init__(self, settings: Settings, n: int, seed: int):
+    def __init__(self, settings: CollectSettings, n: int, seed: int):
         self._env = _import_procgen().ProcgenGym3Env(n, **_procgen_options(settings, seed))
         self._buffer = self._env._ffi.new("char[]", MAX_STATE)
         self._observe()
@@ -341,7 +306,7 @@ class ProcgenGame:
 class ProcgenGymGame(ProcgenGame):
     """The same from procgen-gym, which calls the same library another way."""
 
-    def __init__(self, settings: Settings, n: int, seed: int):
+    def __init__(self, settings: CollectSettings, n: int, seed: int):
         self._env = _import_procgen().ProcgenVecEnv(n, **_procgen_options(settings, seed))
         self._buffer = ctypes.create_string_buffer(MAX_STATE)
         self._observe()
@@ -358,13 +323,13 @@ class ProcgenGymGame(ProcgenGame):
         self.first, self._frames, self.level_seed = first.astype(bool), observation["rgb"], info["level_seed"]
 
 
-def _procgen_options(settings: Settings, seed: int) -> dict[str, Any]:
+def _procgen_options(settings: CollectSettings, seed: int) -> dict[str, Any]:
     return {
         "env_name": settings.game,
         "rand_seed": seed,
         "distribution_mode": settings.mode,
         "num_levels": settings.levels,  # never 0, with which start_level would be ignored
-        "start_level": settings.start_level,
+        "start_level": settings.first_level,
         "use_backgrounds": settings.backgrounds,
         "restrict_themes": not settings.themes,
         "num_threads": 0,

@@ -29,6 +29,7 @@ from minigenie.data.dataset import Dataset, DatasetWriter, Episode, write_atomic
 from minigenie.data.duplicates import SIDE, ThumbnailIndex, thumbnails
 from minigenie.data.video import EXTENSIONS, Reader, Unreadable, check_options, find_videos, split_takes
 from minigenie.data.workers import workers as start_workers
+from minigenie.settings import IngestSettings
 
 SHARD_FRAMES, SHARD_BYTES, SHARDS_PER_VIDEO = 8192, 2**26, 10_000
 LOG = "videos.jsonl"  # a row per finished video: where a killed ingest goes on, and where the frames came from
@@ -96,22 +97,16 @@ class Staged(NamedTuple):
 def ingest(
     paths: str | Path | Iterable[str | Path],
     out: str | Path,
+    settings: IngestSettings = IngestSettings(),
     *,
-    size: int | tuple[int, int] = 64,
-    fps: float = 10,
-    fit: str = "crop",
-    split: float = 0.0,
-    min_frames: int = 16,
-    keep_duplicates: bool = False,
     workers: int = 1,
     ray: str | None = None,
     progress: Callable[[float, int, str], None] | None = None,
 ) -> IngestResult:
-    """Turn videos and folders of videos into the dataset `out`; the share `split` is held out, into `<out>-test`.
+    """Turn videos and folders of videos into the dataset `out`, and what is held out into `<out>-test`.
 
-    Takes shorter than `min_frames` (one training window) are left out, and so are copies of earlier ones, unless
-    `keep_duplicates`. Whole videos are held out, chosen by a hash of their names; where `split` comes to less than one
-    video, the last part of long takes. Files are decoded by so many processes, `workers`, or by all of the Ray cluster
+    Whole videos are held out, chosen by a hash of their names; where `settings.split` comes to less than one video, the
+    last part of long takes. Files are decoded by so many processes, `workers`, or by all of the Ray cluster
     at the address `ray`, whose machines must see `paths` and `out` under the same names. After a kill the same call
     goes on where it was and ends with the same bytes, whatever the workers. `progress(done, total, name)` counts
     videos, `done` in fractions if this process decodes them.
@@ -119,7 +114,8 @@ def ingest(
     NoUsableVideo, and nothing left on disk, if no file gives a take; FileNotFoundError for a missing path;
     FileExistsError if `out` holds anything else, be it this dataset from a different list of files.
     """
-    height_width = check_options(size, fps, fit)
+    fps, split, min_frames = settings.fps, settings.split, settings.min_frames
+    height_width = check_options(settings.size, fps, settings.fit)
     if not (min_frames >= 2 and 0 <= split < 1):
         raise ValueError(f"min_frames should be at least 2 and split in [0, 1), got {min_frames} and {split}")
     if workers < 1:
@@ -140,10 +136,10 @@ def ingest(
         "generator": f"minigenie ingest, av {av.__version__}",
         "settings": {
             "videos": f"{len(videos)} files with listing {digest}",
-            "fit": fit,
+            "fit": settings.fit,
             "held_out": split,
             "min_frames": min_frames,
-            "duplicates": "kept" if keep_duplicates else "dropped",
+            "duplicates": "kept" if settings.keep_duplicates else "dropped",
         },
     }
 
@@ -164,7 +160,7 @@ def ingest(
     if num_test_videos:
         order.sort(key=lambda i: hashlib.sha256(names[i].encode()).digest())
     max_frames = max(2 * min_frames, min(SHARD_FRAMES, SHARD_BYTES // (3 * math.prod(height_width))))
-    seen = None if keep_duplicates else ThumbnailIndex(out / SEEN, len(rows), fps)
+    seen = None if settings.keep_duplicates else ThumbnailIndex(out / SEEN, len(rows), fps)
 
     for left_behind in out.glob(f"{STAGING}*"):
         shutil.rmtree(left_behind)
@@ -174,7 +170,7 @@ def ingest(
 
         def begin(k: int) -> tuple[Path, Callable[[], Staged]]:
             i, staged = order[k], staging / str(k)
-            job = Job(videos[i], staged, height_width, fps, fit, min_frames, max_frames)
+            job = Job(videos[i], staged, height_width, fps, settings.fit, min_frames, max_frames)
             return staged, submit(stage, job, *([partial(report, k, names[i])] if ahead == 1 else []))
 
         beginning = map(begin, todo)

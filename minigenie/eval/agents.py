@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,12 +26,10 @@ from torch import Tensor, nn
 
 from minigenie.config import parse_json
 from minigenie.data.collect import (
-    FIRST_TEST_LEVEL,
     FPS,
     PROCGEN_ACTIONS,
     Explorer,
     ProcgenGame,
-    Settings,
     action_plan,
     check,
     collect,
@@ -44,6 +42,7 @@ from minigenie.eval.controllability import confusion, mutual_information
 from minigenie.nn.patches import to_float
 from minigenie.optim import OptimConfig
 from minigenie.pictures import save_video
+from minigenie.settings import CollectSettings, ImitateSettings
 from minigenie.train import Execution, FitConfig, fit
 from minigenie.world import World, read_config
 
@@ -59,23 +58,6 @@ Player = Callable[[ProcgenGame], Act]
 ToKeys = Callable[[np.ndarray], np.ndarray]  # what a policy chose, int [n] -> keys, int [n]
 Progress = Callable[[float, float], None]
 Line = Callable[[str, str], AbstractContextManager[Progress]]  # what is being done, in which unit
-
-
-@dataclass(frozen=True, kw_only=True)
-class Imitation:
-    """expert_frames: of video. labels: transitions of it whose key is told. levels: held-out ones, the same for every
-    player. steps: of training each policy, of 64 transitions."""
-
-    expert_frames: int = 20_000
-    labels: int = 200
-    levels: int = 200
-    steps: int = 1_500
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("expert_frames", "labels", "levels", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, should be at least 1")
 
 
 class Policy(nn.Module):
@@ -112,26 +94,22 @@ def no_progress(what: str, unit: str) -> Iterator[Progress]:
 
 
 def imitate(
-    world_folder: Path, out: Path, sizes: Imitation, device: str | None = None, line: Line = no_progress
+    world_folder: Path, out: Path, sizes: ImitateSettings, device: str | None = None, line: Line = no_progress
 ) -> dict[str, Any]:
     """The experiment, into the folder `out`: what it returns is also in imitation.json; imitation.gif shows it.
 
     The same call goes on from what is saved. Raises ValueError if the world is not of CoinRun or the expert cannot play
     on this machine, FileExistsError if `out` holds another experiment or other things.
     """
-    look = coinrun_look(world_folder)
-    settings = Settings(
-        game="coinrun", frames=sizes.expert_frames, split="test", levels=10_000, start_level=FIRST_TEST_LEVEL,
-        policy="expert", seed=sizes.seed, num_envs=16, **look,
+    settings = CollectSettings(
+        game="coinrun", frames=sizes.expert_frames, split="test", policy="expert", seed=sizes.seed,
+        **coinrun_look(world_folder),
     )  # fmt: skip
     check(settings)
     world = World.load(world_folder, device)
     prepare_folder(out, world_folder, sizes)
     with line("the expert plays", "frames") as progress:
-        video = collect(
-            "coinrun", out / "expert", frames=sizes.expert_frames, policy="expert", seed=sizes.seed,
-            progress=progress, **look,
-        )  # fmt: skip
+        video = collect(replace(settings, split="train"), out / "expert", progress=progress)
     starts = video.windows(SEEN + 1)
     latents = infer(world, video, out / "encoded", line)[starts + SEEN - 1].astype(np.int64)
     if sizes.labels >= len(starts):
@@ -185,7 +163,7 @@ def coinrun_look(world_folder: Path) -> dict[str, Any]:
     return {name: source["settings"][name] for name in ("mode", "backgrounds", "themes")}
 
 
-def prepare_folder(out: Path, world_folder: Path, sizes: Imitation) -> None:
+def prepare_folder(out: Path, world_folder: Path, sizes: ImitateSettings) -> None:
     """Write settings.json into a new or empty folder, or see that the one there is of this very experiment."""
     with open(world_folder / "lam.safetensors", "rb") as file:
         lam = hashlib.file_digest(file, "sha256").hexdigest()
@@ -265,7 +243,7 @@ def train_policy(
     windows: np.ndarray,
     choices: np.ndarray,
     num_choices: int,
-    sizes: Imitation,
+    sizes: ImitateSettings,
     out: Path,
     device: torch.device,
     progress: Progress,
@@ -319,7 +297,9 @@ def scripted_player(plan: Iterator[np.ndarray]) -> Player:
     return lambda game: lambda playing: next(plan)
 
 
-def play(settings: Settings, levels: int, player: Player, progress: Progress = lambda done, total: None) -> Played:
+def play(
+    settings: CollectSettings, levels: int, player: Player, progress: Progress = lambda done, total: None
+) -> Played:
     """One attempt of `player` at each of `levels` levels. Which they are follows from the settings alone."""
     game = procgen_game(settings, levels, settings.seed)
     act = player(game)
@@ -378,12 +358,15 @@ def _row(name: str, played: Played, length: int) -> np.ndarray:
 
 
 def table_rows(report: dict[str, Any]) -> list[list[str]]:
-    """Player, levels solved, its 95 % interval, mean return, mean steps."""
+    """For `console.table` under `HEADINGS`."""
     return [
         [name, f"{of['solved']:.1%}", "{:.1%} to {:.1%}".format(*of["ci95"]), f"{of['mean_return']:.1f}",
          f"{of['mean_steps']:.0f}"]
         for name, of in report["players"].items()
     ]  # fmt: skip
+
+
+HEADINGS = ["player", "levels solved", "95 % interval", "mean return", "mean steps"]
 
 
 def summary(report: dict[str, Any]) -> list[str]:

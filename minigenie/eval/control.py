@@ -18,9 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from minigenie.data.collect import (
-    FIRST_TEST_LEVEL,
     ProcgenGame,
-    Settings,
     available,
     generator_of,
     player_for,
@@ -34,6 +32,7 @@ from minigenie.eval.motion import shifts
 from minigenie.eval.statistics import bootstrap, interval_of_columns
 from minigenie.inverse import InverseDynamics
 from minigenie.runtime import parallel_map
+from minigenie.settings import CollectSettings
 
 STATES, FEWEST = 32, 2
 PROMPT = 4  # true frames that the world is given, all of them at rest
@@ -86,14 +85,14 @@ def frames_to_imagine(dataset: Dataset, states: int, num_actions: int) -> int:
     return 0 if why_impossible(dataset) else states * (num_actions * HELD + UP + DOWN)
 
 
-def settings_of(dataset: Dataset) -> Settings:
+def settings_of(dataset: Dataset) -> CollectSettings:
     """The game as in the dataset, on held-out levels."""
     settings = dataset.manifest["settings"]
-    held_out = {} if settings["split"] == "test" else {"split": "test", "start_level": FIRST_TEST_LEVEL}
-    return Settings(**(settings | held_out))
+    held_out = {} if settings["split"] == "test" else {"split": "test", "start_level": None}
+    return CollectSettings(**(settings | held_out))
 
 
-def find_rest(game: ProcgenGame, settings: Settings, count: int, seed: int) -> Start:
+def find_rest(game: ProcgenGame, settings: CollectSettings, count: int, seed: int) -> Start:
     """Up to `count` states in which the player stands still: each `game` wanders for a while, then nothing is pressed
     until the last frames are equal. Levels differ as far as there are enough."""
     n, rng, found = len(game.first), np.random.default_rng([seed, 6]), Start([], torch.empty(0), [])

@@ -165,6 +165,19 @@ def teleporting(run: Run) -> Finding:
     )
 
 
+def summary(findings: list[Finding]) -> list[str]:
+    """Each finding, with what to change, and a last line of all together."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.verdict:<9} {finding.disease:<21} {finding.measured}")
+        if finding.advice:
+            lines.append(f"{'':<9} {'to change:':<21} {finding.advice}")
+    ill = [finding.disease for finding in findings if finding.verdict == "ill"]
+    unknown = sum(finding.verdict == "unknown" for finding in findings)
+    ending = f", {unknown} unknown" if unknown else ""
+    return [*lines, f"{len(findings)} checks: {', '.join(ill) or 'nothing wrong found'}{ending}"]
+
+
 CHECKS = (
     collapsed_actions, empty_actions, dead_codes, blurry_tokenizer, ignored_actions, overfitting, teleporting,
 )  # fmt: skip

@@ -33,7 +33,7 @@ from minigenie.play.connection import Connection, Disconnected
 from minigenie.play.limits import MAX_MESSAGE_BYTES, LimitedServer, LimitedWebSocket
 from minigenie.play.player import to_video
 from minigenie.play.session import Session
-from minigenie.runtime import Precision
+from minigenie.settings import PlaySettings, ServerSettings
 
 PAGE = Path(__file__).with_name("page.html")
 MAX_EDIT_BYTES, MAX_UPLOAD_BYTES = 1 << 16, 10 << 20
@@ -178,19 +178,19 @@ def make_server(app: Starlette) -> LimitedServer:
 def run(
     make_app: Callable[[str, str | None, Callable[[], Any]], Starlette],
     listening: socket.socket,
-    host: str,
     what: Path,
-    open_browser: bool,
+    server: ServerSettings,
 ) -> None:
     """Serve the app of `make_app(host, token, ready)` until Ctrl-C, and say where `what` is. Beyond this machine it
     wants a token."""
+    host = server.host
     shown, (address, number) = f"[{host}]" if ":" in host else host, listening.getsockname()[:2]
     token = None if ipaddress.ip_address(address).is_loopback else secrets.token_urlsafe(16)
     url = f"http://{shown}:{number}/" + (f"?token={token}" if token else "")
 
     def ready() -> None:
         print(f"{what} is at {url} (Ctrl-C stops it)", flush=True)
-        if open_browser:
+        if server.open:
             asyncio.get_running_loop().run_in_executor(None, webbrowser.open, url)
 
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -198,24 +198,7 @@ def run(
         make_server(make_app(host, token, ready)).run(sockets=[listening])
 
 
-def serve(
-    folder: Path,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    open_browser: bool = True,
-    max_players: int = 4,
-    fps: float | None = None,
-    device: str | None = None,
-    seed: int = 0,
-    footage: str | Path | None = None,
-    compiled: bool = False,
-    precision: Precision = "auto",
-) -> None:
+def serve(folder: Path, settings: PlaySettings, server: ServerSettings) -> None:
     """Play the world in `folder` until Ctrl-C. ValueError or OSError, one line, if that cannot be."""
-    with listen(host, port) as listening:
-        session = Session(
-            folder, device=device, fps=fps, max_players=max_players, seed=seed, footage=footage, compiled=compiled,
-            precision=precision,
-        )  # fmt: skip
-        run(partial(make_app, session), listening, host, folder, open_browser)
+    with listen(server.host, server.port) as listening:
+        run(partial(make_app, Session(folder, settings)), listening, folder, server)

@@ -19,7 +19,8 @@ from minigenie.eval.motion import motion
 from minigenie.play.actions import check_actions, describe, load_actions, merge_actions, save_actions
 from minigenie.play.player import Clip, View, encode, footage_clip, longest
 from minigenie.play.worker import Worker, choose_threads, timed, with_fewer_steps
-from minigenie.runtime import Precision, Result
+from minigenie.runtime import Result
+from minigenie.settings import PlaySettings
 from minigenie.world import World, locate, read_prompt
 
 # kind, format, action, serial, number, ms, width, height, parts: all that a picture on the wire says of itself
@@ -39,41 +40,31 @@ BACKGROUND_SHARE = 0.25  # of the worker's time, while somebody plays
 class Session:
     """A world folder that is being played."""
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        device: str | None,
-        fps: float | None,
-        max_players: int,
-        seed: int,
-        footage: str | Path | None,
-        compiled: bool = False,
-        precision: Precision = "auto",
-    ) -> None:
-        if max_players < 1:
-            raise ValueError(f"max_players is {max_players}; let at least 1 play")
-        self.folder, self.max_players, self.seed, self.worker = locate(folder), max_players, seed, Worker()
-        self.world = self.worker.ask(partial(World.load, self.folder, device, precision)).result()
-        if compiled:
+    def __init__(self, folder: Path, settings: PlaySettings) -> None:
+        if settings.max_players < 1:
+            raise ValueError(f"max_players is {settings.max_players}; let at least 1 play")
+        self.folder, self.max_players, self.seed = locate(folder), settings.max_players, settings.seed
+        self.worker = Worker()
+        self.world = self.worker.ask(partial(World.load, self.folder, settings.device, settings.precision)).result()
+        if settings.compiled:
             print("compiling the world; this takes a minute", flush=True)
             self.world.compile()
         self.worker.ask(partial(choose_threads, self.world)).result()
-        self.fps = float(fps or self.world.fps)
+        self.fps = float(settings.fps or self.world.fps)
         if not 0 < self.fps <= 240:
             raise ValueError(f"fps is {self.fps:g}; choose a rate between 0 and 240 frames a second")
         self.actions = load_actions(self.folder, self.world.num_actions)
         paths = sorted((self.folder / "prompts").glob("*.png"))[:MAX_STARTS]
         self.starts = [read_prompt(path, self.world.frame_shape)[0, 0].numpy() for path in paths]
         self.start_pngs = [encode(start, "PNG") for start in self.starts]
-        self.footage = self._open_footage(footage) if footage else None
+        self.footage = self._open_footage(settings.footage) if settings.footage else None
         self.connections: dict[str, Any] = {}
         self.previews: OrderedDict[tuple[bytes, int], asyncio.Task[bytes]] = OrderedDict()
         self.measurements: dict[bytes, dict[int, tuple[np.ndarray, float]]] = {}
         self.saving = asyncio.Lock()
         self.media_pool = ThreadPoolExecutor(1)  # what decodes pictures and encodes videos: each may take 500 MB
 
-    def _open_footage(self, folder: str | Path) -> Dataset:
+    def _open_footage(self, folder: str) -> Dataset:
         footage, shape = Dataset.open(folder), self.world.frame_shape
         if footage.frame_size != shape[:2]:
             sizes = f"{footage.frame_size[0]}x{footage.frame_size[1]}, this world imagines {shape[0]}x{shape[1]}"

@@ -20,6 +20,7 @@ from minigenie.data.dataset import Dataset
 from minigenie.data.labels import FILE
 from minigenie.play.auth import PAGE_HEADERS, AuthMiddleware, error_response
 from minigenie.play.server import listen, read_body, run
+from minigenie.settings import ServerSettings
 from minigenie.teach.agreement import Agreement, quick_agreement
 from minigenie.teach.session import Session
 
@@ -118,18 +119,10 @@ def make_app(
     return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(AuthMiddleware, host=host, token=token)])
 
 
-def serve(
-    folder: str,
-    *,
-    controls: str | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    open_browser: bool = True,
-    seed: int = 0,
-) -> None:
+def serve(folder: str, controls: str | None, seed: int, server: ServerSettings) -> None:
     """Label the dataset in `folder` until Ctrl-C. ValueError or OSError, one line, if that cannot be."""
-    with listen(host, port) as listening:
+    with listen(server.host, server.port) as listening:
         session = Session(Dataset.open(folder), controls, seed)
-        run(partial(make_app, session), listening, host, session.dataset.folder, open_browser)
+        run(partial(make_app, session), listening, session.dataset.folder, server)
     counts = ", ".join(f"{entry['count']:,} {entry['name']}" for entry in session.describe()["controls"])
     print(f"{session.dataset.folder / FILE} has {len(session.labels):,} labels: {counts or 'none'}")

@@ -1,0 +1,51 @@
+"""All of `minigenie eval`: measure a world, or put measured ones side by side; write that, and print it."""
+
+from pathlib import Path
+
+from minigenie.console import note_precision, table, working
+from minigenie.data.dataset import Dataset
+from minigenie.eval.compare import differences, read_reports, rows, write_comparison
+from minigenie.eval.measure import evaluate
+from minigenie.eval.report import summary, write_report
+from minigenie.settings import EvalSettings
+from minigenie.world import World, locate, output_folder
+
+
+def run(settings: EvalSettings) -> None:
+    """ValueError or OSError, one line, if that cannot be."""
+    if settings.compare:
+        compare([locate(path) for path in settings.paths], settings.out)
+    elif len(settings.paths) != 2:
+        raise ValueError(
+            f"eval takes a world and a dataset, not {len(settings.paths)} paths; worlds side by side take --compare"
+        )
+    elif settings.clips < 2:
+        raise ValueError(f"clips is {settings.clips}; an interval takes at least 2")
+    else:
+        measure(locate(settings.paths[0]), settings.paths[1], settings)
+
+
+def measure(folder: Path, dataset: str, settings: EvalSettings) -> None:
+    out = output_folder(folder, settings.out)
+    world, footage = World.load(folder, settings.device, settings.precision), Dataset.open(dataset)
+    note_precision(settings.precision, world.device)
+    if footage.frame_size != world.frame_shape[:2]:
+        raise ValueError(
+            f"{dataset} has frames of {footage.frame_size[0]}x{footage.frame_size[1]}, {folder} imagines "
+            f"{world.frame_shape[0]}x{world.frame_shape[1]}; ingest with --size {world.frame_shape[0]}"
+        )
+    with working("measure", "frames") as progress:
+        report, scenes = evaluate(world, footage, clips=settings.clips, seed=settings.seed, watch=progress)
+    pictures = write_report(out, report, scenes, title=folder.resolve().name, metrics=folder / "metrics.jsonl")
+    print("\n".join(summary(report)))
+    print(f"report        {out / 'report.html'}, {out / 'report.json'}")
+    print(f"pictures      {', '.join(map(str, pictures))}")
+
+
+def compare(folders: list[Path], out: Path | None) -> None:
+    out = output_folder(folders[0], out) if folders else Path()  # of none, read_reports says what is missing
+    reports = read_reports(folders)
+    table(["", *reports], rows(reports))
+    for line in differences(reports):
+        print(f"note          {line}")
+    print(f"side by side  {write_comparison(folders, reports, out / 'compare.html')}")
