@@ -396,7 +396,8 @@ def test_a_gamepad_plays(page):
     until(page, f"shownAction === {action}")
     page.evaluate(f"pad.buttons[{action}].pressed = false")
     expect(tile).not_to_have_class(LIT)
-    page.evaluate("actions[5].key = 'ArrowLeft'; pad.axes[0] = -1")
+    until(page, "actions.every(entry => entry.motion)")  # what is measured is told to the page anew
+    page.evaluate("actions.forEach((entry, a) => { entry.key = a === 5 ? 'ArrowLeft' : ''; }); pad.axes[0] = -1")
     expect(page.locator(".tile").nth(5)).to_have_class(LIT)
 
 

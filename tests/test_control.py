@@ -24,7 +24,7 @@ from minigenie.eval.inverse import fit_inverse, keys_of
 from minigenie.eval.measure import evaluate
 from minigenie.eval.motion import shifts
 from minigenie.eval.report import headline, summary, write_report
-from minigenie.settings import CollectSettings
+from minigenie.settings import FIRST_TEST_LEVEL, CollectSettings
 
 needs_games = pytest.mark.skipif(bool(available()), reason=str(available()))
 STATES, CPU = 8, torch.device("cpu")
@@ -143,7 +143,7 @@ def test_rest_follows_from_the_seed(coinrun, start):
 @needs_games
 def test_training_footage_is_tested_on_held_out_levels(coinrun):
     manifest = coinrun.manifest | {"settings": coinrun.manifest["settings"] | {"split": "train", "start_level": 0}}
-    assert settings_of(Dataset(coinrun.folder, manifest)).start_level == FIRST_TEST_LEVEL
+    assert settings_of(Dataset(coinrun.folder, manifest)).first_level == FIRST_TEST_LEVEL
 
 
 # Scores.

@@ -86,7 +86,7 @@ def test_what_nobody_can_tell_is_drawn_and_lasts(monkeypatch):
     """Eight steps at which two controls are as likely, then eight at which one is: labelled for dynamics."""
     model = InverseDynamics(InverseConfig(controls=("a", "b", "c"), motion=False, held=0.5), (64, 64))
     chances = torch.tensor([[0.48, 0.48, 0.04]] * 8 + [[0.05, 0.9, 0.05]] * 8).expand(400, 16, 3)
-    monkeypatch.setattr(model, "_of_steps", lambda video: chances.log())
+    monkeypatch.setattr(model, "_step_logits", lambda video, motions: chances.log())
     labels, video = model.label(torch.zeros(400, 17, 64, 64, 3)), torch.zeros(400, 17, 64, 64, 3)
     told = labels[:, 7] < 2  # a third control is drawn now and then, and does not stay
     assert told.all()
