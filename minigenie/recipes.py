@@ -100,7 +100,7 @@ def coinrun() -> Recipe:
 
 def speedrun() -> Recipe:
     """`coinrun` against the clock on one large GPU (a plan: not yet run): Muon, larger parts, steps without end, so
-    that --max-minutes decides."""
+    that --max-minutes decides; and a camera, as `tiny` has."""
     recipe = coinrun()
     optim = OptimConfig(
         optimizer="muon", lr=1e-3, muon_lr=0.02, betas=(0.9, 0.95), warmup=100, decay="linear", final_lr=0.0
@@ -111,6 +111,7 @@ def speedrun() -> Recipe:
         recipe,
         tokenizer_fit=fit,
         lam_fit=replace(fit, batch_size=256, clip_frames=2, execution=replace(parts, part=256)),
+        dynamics=replace(recipe.dynamics, motions=256),
         dynamics_fit=replace(fit, batch_size=36, execution=replace(parts, part=12)),
         sampling=SamplingConfig(steps=8, temperature=0.5, choice_noise=0.5),
     )

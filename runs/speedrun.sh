@@ -6,13 +6,16 @@
 #   runs/speedrun.sh collect               some of them
 #   PART_SECONDS=420 runs/speedrun.sh      what can be done in so long; again, until it says that the world is measured
 #
-# SET holds more of train's options. Smaller, to rehearse on a CPU:
+# Its actions are keys, learnt from 1,000 labelled frames; ACTIONS=latent, found or true are the others. SET holds more
+# of train's options. Smaller, to rehearse on a CPU:
 #
 #   RECIPE=tiny FRAMES=20_000 MINUTES=2 CLIPS=16 MODE=easy runs/speedrun.sh
 set -euo pipefail
 recipe=${RECIPE:-speedrun} frames=${FRAMES:-1_000_000} minutes=${MINUTES:-17} clips=${CLIPS:-128} mode=${MODE:-hard}
 work=${WORK:-speedrun}
+actions=${ACTIONS:-labels}
 read -ra options <<<"${SET:-}"
+[ "$actions" != labels ] || options+=(--labels 1_000)
 
 run() {  # a command, until the time is over: it then saves what it has and ends
   local limit=0 code=0
@@ -33,7 +36,8 @@ collect() {
 
 train() {
   [ -e "$work/world/README.md" ] ||
-    run train "$work/train" --recipe "$recipe" --max-minutes "$minutes" --out "$work/world" "${options[@]}"
+    run train "$work/train" --recipe "$recipe" --actions "$actions" --max-minutes "$minutes" --out "$work/world" \
+      "${options[@]}"
 }
 
 measure() {  # report.json, report.html and pictures
