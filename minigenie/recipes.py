@@ -56,7 +56,7 @@ def tiny() -> Recipe:
 def laptop() -> Recipe:
     """Full-colour CoinRun on a laptop's CPU overnight: patch 4, since a code for 8x8 pixels cannot hold its looks, four
     tokens to a position of dynamics, so that a frame is 64 positions, and a LAM that sees steps of a pixel. No camera:
-    it was never tried where backgrounds move at a speed of their own."""
+    no world has been trained with one where backgrounds move at a speed of their own."""
     recipe = tiny()
     return replace(
         recipe,
