@@ -261,7 +261,7 @@ class Run:
     @cached_property
     def motions_around_labels(self) -> Tensor:
         """The motions of the picture around each label: [labels s 2]."""
-        return motions_around(self.dataset, self.labels.frames, self.recipe, self.watcher)
+        return motions_around(self.dataset, self.labels.frames, self.recipe, self.watcher, self.motions)
 
     @cached_property
     def motions(self) -> np.ndarray | None:
@@ -538,17 +538,23 @@ def label_batch(dataset: Dataset, labels: Labels, rows: np.ndarray, around: Tens
 
 
 @torch.no_grad()
-def motions_around(dataset: Dataset, frames: np.ndarray, recipe: Recipe, watcher: Watcher | None = None) -> Tensor:
+def motions_around(
+    dataset: Dataset,
+    frames: np.ndarray,
+    recipe: Recipe,
+    watcher: Watcher | None = None,
+    motions: np.ndarray | None = None,
+) -> Tensor:
     """The motions of the picture at the steps around those that lead on from `frames`: [frames s 2]. Beyond an
-    episode's ends nothing moves."""
+    episode's ends nothing moves. motions: those of `encode_motions`, if they are known."""
     model = InverseDynamics(recipe.inverse, recipe.tokenizer.frame_size)
     first, episode = dataset.episode_starts, dataset.episodes_of(frames)
     last = first + np.array([each.length for each in dataset.episodes]) - 1
     steps = frames[:, None] + np.arange(-recipe.inverse.past, recipe.inverse.future + 1)
     inside = (steps >= first[episode][:, None]) & (steps < last[episode][:, None])
     seen, place = np.unique(steps[inside], return_inverse=True)
-    found = torch.zeros(len(seen), 2)
-    for begin in range(0, len(seen), CLIP):
+    found = torch.zeros(len(seen), 2) if motions is None else torch.from_numpy(motions[seen]) / model.scale
+    for begin in range(0, len(seen) if motions is None else 0, CLIP):
         some = slice(begin, begin + CLIP)
         found[some] = model.motions(to_float(torch.from_numpy(dataset.clips(seen[some], 2))))[:, 0]
         if watcher:

@@ -99,21 +99,27 @@ def coinrun() -> Recipe:
 
 
 def speedrun() -> Recipe:
-    """`coinrun` against the clock on one large GPU (a plan: not yet run): Muon, larger parts, steps without end, so
-    that --max-minutes decides; and a camera, as `tiny` has."""
-    recipe = coinrun()
-    optim = OptimConfig(
-        optimizer="muon", lr=1e-3, muon_lr=0.02, betas=(0.9, 0.95), warmup=100, decay="linear", final_lr=0.0
-    )
-    parts = Execution(part=16, compile=True, sample_every=500, save_every=500)
-    fit = FitConfig(steps=1_000_000, batch_size=48, optim=optim, execution=parts)
+    """`laptop` against the clock on one large GPU: a wider decoder and dynamics, clips of 16 frames, larger batches, a
+    camera, steps without end, so that --max-minutes decides. Two CPU cores play what comes of it."""
+    recipe = laptop()
+    narrow = STConfig(num_blocks=4, dim=192, num_heads=3, attend_time=False)
+    optim = replace(recipe.tokenizer_fit.optim, warmup=100)
+    parts = Execution(compile=True, sample_every=1_000, save_every=2_000)
+    fit = FitConfig(steps=1_000_000, batch_size=256, clip_frames=1, optim=optim, execution=parts)
     return replace(
         recipe,
+        tokenizer=replace(
+            recipe.tokenizer,
+            encoder=replace(narrow, num_blocks=0),
+            decoder=narrow,
+            quantizer=replace(recipe.tokenizer.quantizer, num_codes=4096),
+        ),
         tokenizer_fit=fit,
-        lam_fit=replace(fit, batch_size=256, clip_frames=2, execution=replace(parts, part=256)),
-        dynamics=replace(recipe.dynamics, motions=256),
-        dynamics_fit=replace(fit, batch_size=36, execution=replace(parts, part=12)),
-        sampling=SamplingConfig(steps=8, temperature=0.5, choice_noise=0.5),
+        lam_fit=replace(recipe.lam_fit, steps=1_000_000, batch_size=256, execution=replace(parts, compile=False)),
+        dynamics=replace(recipe.dynamics, transformer=STConfig(num_blocks=6, dim=320, num_heads=5), motions=256),
+        dynamics_fit=replace(fit, batch_size=32, clip_frames=16, optim=replace(optim, lr=4e-3)),
+        context_frames=15,
+        shares=(0.2, 0.05, 0.75),
     )
 
 
