@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from minigenie.maskgit import sample_weighted
-from minigenie.nn.motion import STILL, warp
+from minigenie.nn.mosaic import Mosaic
+from minigenie.nn.motion import STILL
 from minigenie.nn.quantize import k_means
 
 PAST = 7  # steps that are looked back
@@ -39,15 +40,23 @@ class History(NamedTuple):
 
 class Camera(nn.Module):
     """motions: [k 2], pixels [down, right] by which the picture's content moves. unknown: the code of a motion that
-    nobody knows. grid: rows and columns of a frame's tokens."""
+    nobody knows. grid: rows and columns of a frame's tokens. memory: pixels around the frame at hand, remembered
+    (minigenie.nn.mosaic)."""
 
     motions: Tensor
 
     def __init__(
-        self, num_motions: int, dim: int, num_codes: int, token_dim: int, grid: tuple[int, int], num_actions: int
+        self,
+        num_motions: int,
+        dim: int,
+        num_codes: int,
+        token_dim: int,
+        grid: tuple[int, int],
+        num_actions: int,
+        memory: int = 0,
     ) -> None:
         super().__init__()
-        self.unknown, self.no_action, self.grid = num_motions, num_actions, grid
+        self.unknown, self.no_action, self.grid, self.memory = num_motions, num_actions, grid, memory
         self.register_buffer("motions", torch.zeros(num_motions, 2))
         self.embed = nn.Embedding(num_motions + 1, dim)
         self.embed_token = nn.Embedding(num_codes, token_dim)
@@ -78,8 +87,24 @@ class Camera(nn.Module):
         """The code of each."""
         return torch.cdist(motions.flatten(0, -2), self.motions).argmin(-1).view(motions.shape[:-1])
 
-    def move(self, frames: Float[Tensor, "m h w c"], codes: Int[Tensor, " m"]) -> Float[Tensor, "m h w c"]:
-        return warp(frames, self.motions[codes])[0]
+    def remember(self, video: Float[Tensor, "m t h w c"], motions: Float[Tensor, "m t-1 2"]) -> Mosaic:
+        """What was seen by the end of some clips. motions: of the picture, from each frame to the next."""
+        mosaic = Mosaic.begin(video[:, 0], self.memory)
+        for step in range(1, video.shape[1]):
+            mosaic.move(motions[:, step - 1], video[:, step])
+        return mosaic
+
+    def move(
+        self, video: Float[Tensor, "m t h w c"], codes: Int[Tensor, "m t"], motions: Float[Tensor, "m t 2"]
+    ) -> Float[Tensor, "m t h w c"]:
+        """Each frame of some clips, moved by a typical motion, with what was seen before in the clip. motions: those
+        that led from each frame to the next, the last one of no account."""
+        mosaic, moved = Mosaic.begin(video[:, 0], self.memory), []
+        for step, frame in enumerate(video.unbind(1)):
+            if step:
+                mosaic.move(motions[:, step - 1], frame)
+            moved.append(mosaic.look(frame, self.motions[codes[:, step]]))
+        return torch.stack(moved, dim=1)
 
     def history(self, tokens: Int[Tensor, "m n"], motions: Int[Tensor, "m t"], actions: Int[Tensor, "m t"]) -> History:
         """Of a frame, and the motions and actions that led into it and those before."""

@@ -41,7 +41,8 @@ class DynamicsConfig:
     makes a frame four times cheaper. token_dim: width of a token's embedding, of which a position joins group^2.
     context: see the module's docstring. corrupt: with a clean context, up to this share of a past frame's tokens is
     replaced by random ones, so that the world bears its own mistakes. min_mask: least mask rate of the masked one.
-    motions: of how many the camera's is one, 0 for none; with a clean context only."""
+    motions: of how many the camera's is one, 0 for none; with a clean context only. memory: pixels around a frame, of
+    which a world with a camera remembers what was seen there."""
 
     group: int = 1
     token_dim: int = 64
@@ -50,6 +51,7 @@ class DynamicsConfig:
     corrupt: float = 0.1
     min_mask: float = 0.5
     motions: int = 0
+    memory: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.group <= 65_536 or not 1 <= self.token_dim <= 65_536:
@@ -61,6 +63,8 @@ class DynamicsConfig:
             raise ValueError(f"motions is {self.motions}; it must be 0 to 65535")
         if self.motions and self.context == "masked":
             raise ValueError(f"motions is {self.motions}; with context=masked it must be 0")
+        if not 0 <= self.memory <= (1024 if self.motions else 0):
+            raise ValueError(f"memory is {self.memory}; it must be 0 to 1024 pixels, and 0 without motions")
 
 
 class Given(NamedTuple):
@@ -104,7 +108,7 @@ class Dynamics(nn.Module):
         self.part = nn.Linear(dim, joined)
         self.head = nn.Linear(config.token_dim, self.num_codes)
         self.camera = (
-            Camera(config.motions, dim, self.num_codes, config.token_dim, tokenizer.grid, num_actions)
+            Camera(config.motions, dim, self.num_codes, config.token_dim, tokenizer.grid, num_actions, config.memory)
             if config.motions
             else None
         )

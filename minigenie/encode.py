@@ -36,6 +36,8 @@ from minigenie.tokenizer import VideoTokenizer
 
 BATCH_FRAMES, CUDA_BATCH_FRAMES = 256, 1024
 CLIP = 64  # frames of a piece, for a model that does not look back
+REMEMBERED = 512  # frames of a piece, where a camera remembers what it saw
+MOSAICS, CUDA_MOSAICS = 4, 64  # of them at once
 SAVE_EVERY = 30  # seconds
 MAKE_AGAIN = "delete it, and it is made again"
 Watch = Callable[[int, int], None]
@@ -128,21 +130,24 @@ def encode_moved(
     tokenizer: VideoTokenizer,
     camera: Camera,
     codes: np.ndarray,
+    motions: np.ndarray,
     path: Path,
     watch: Watch = lambda done, total: None,
 ) -> np.ndarray:
     """moved[i] are the tokens of frame i when it has moved as far as frame i + 1 has: [f n] of the smallest unsigned
-    type, mapped from `path`. codes: of the camera's motions, [f]."""
+    type, mapped from `path`. motions: those of `encode_motions`, [f 2], and the camera's codes for them, [f]."""
     device, num_codes = next(tokenizer.parameters()).device, tokenizer.config.quantizer.num_codes
 
     def encode(frames: np.ndarray) -> Tensor:
         video = _load_frames(dataset, frames, device)
         code = torch.from_numpy(codes[frames].astype(np.int64)).to(device)
-        moved = camera.move(video.flatten(0, 1), code.flatten())
-        return tokenizer.encode(moved[:, None]).view(len(video), video.shape[1], -1)
+        moved = camera.move(video, code, torch.from_numpy(motions[frames]).to(device))
+        alone = [tokenizer.encode(part[:, None]) for part in moved.flatten(0, 1).split(_batch_frames(device))]
+        return torch.cat(alone).view(len(video), video.shape[1], -1)
 
     shape = (dataset.num_frames, tokenizer.config.num_patches)
-    batches = _batches(_pieces(dataset, CLIP), _batch_frames(device))
+    at_once = CUDA_MOSAICS if device.type == "cuda" else MOSAICS
+    batches = _batches(_pieces(dataset, REMEMBERED), at_once * REMEMBERED)
     _encode_to_file(path, _token_dtype(num_codes), shape, batches, encode, watch)
     return _load_integers(path, shape, num_codes)
 

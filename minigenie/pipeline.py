@@ -336,7 +336,7 @@ class Run:
         watch = partial(self.watcher.work, "moved tokens")
         camera, path = camera.to(self.device), self.out / "encoded/moved.npy"
         with autocast(self.device, self.recipe.tokenizer_fit.execution.precision):
-            moved = encode_moved(self.dataset, tokenizer.to(self.device), camera, codes, path, watch)
+            moved = encode_moved(self.dataset, tokenizer.to(self.device), camera, codes, motions, path, watch)
         return camera, {"motions": codes, "moved": moved}
 
     def joint(self, tokenizer: VideoTokenizer, tokens: np.ndarray) -> tuple[LatentActionModel, Dynamics]:
@@ -497,10 +497,10 @@ class Run:
 def seen_by_camera(camera: Camera, tokenizer: VideoTokenizer, frames: Tensor) -> dict[str, Tensor]:
     """Of clips, uint8 [b t h w c], what `Run.camera` knows of the dataset: "motions" [b t-1], "moved" [b t-1 n]."""
     video = to_float(frames)
-    before, after = video[:, :-1].flatten(0, 1), video[:, 1:].flatten(0, 1)
-    codes = camera.nearest(motion(before, after))
-    moved = tokenizer.encode(camera.move(before, codes)[:, None])
-    return {"motions": codes.view(len(video), -1), "moved": moved.view(len(video), video.shape[1] - 1, -1)}
+    motions = motion(video[:, :-1].flatten(0, 1), video[:, 1:].flatten(0, 1)).view(len(video), -1, 2)
+    codes = camera.nearest(motions)
+    moved = tokenizer.encode(camera.move(video[:, :-1], codes, motions).flatten(0, 1)[:, None])
+    return {"motions": codes, "moved": moved.view(*codes.shape, -1)}
 
 
 def recorded_controls(dataset: Dataset, starts: np.ndarray, length: int) -> Tensor:
@@ -635,7 +635,8 @@ def reuse_stages(other: Path, out: Path) -> None:
     """Tokenizer and tokens of a run whose config says that they are the same."""
     here, there = read_config(out), read_config(other)
     same = [here[key] == there[key] for key in ("dataset", "tokenizer", "context_frames", "seed")]
-    if not all(same) or here["dynamics"]["motions"] != there["dynamics"].get("motions"):
+    same += [here["dynamics"][key] == there["dynamics"].get(key, 0) for key in ("motions", "memory")]
+    if not all(same):
         raise ValueError(f"{other} is a run on other footage or with another tokenizer; train {out} on its own")
     for name in REUSED:
         if (other / name).exists() and not (out / name).exists():

@@ -27,6 +27,7 @@ from minigenie.dynamics import Dynamics, DynamicsConfig, Given
 from minigenie.inverse import InverseConfig, InverseDynamics
 from minigenie.lam import LAMConfig, LatentActionModel
 from minigenie.maskgit import SamplingConfig, fill_most_confident, sample_frame
+from minigenie.nn.mosaic import Mosaic
 from minigenie.nn.motion import motion
 from minigenie.nn.patches import patch_grid, to_float, to_uint8
 from minigenie.nn.st_transformer import STTransformer, TimeCache
@@ -193,21 +194,41 @@ class World:
         return self._captured_step(leading_in).cpu()
 
     def _imagine(self, action: Int[Tensor, " b"], past: "Past") -> UInt8[Tensor, "b h w c"]:
-        given = self._next_given(action, past.history, past.frame)
+        given = self._next_given(action, past.history, past.frame, past.mosaic)
         tokens = self._sample(partial(self.dynamics.fill, given, past.dynamics), past.b)
         self.dynamics.commit(tokens, given, past.dynamics)
         past.frame.copy_(self.tokenizer.decode_next(tokens, past.decoder))
+        self._go_on(past.mosaic, given, past.frame)
         past.remember(tokens, given)
         return to_uint8(past.frame)
 
-    def _next_given(self, action: Int[Tensor, " b"], history: History, frame: Float[Tensor, "b h w c"]) -> Given:
-        """What is given of the next frame: the action, and what follows from it and from the frame at hand."""
+    def _next_given(
+        self, action: Int[Tensor, " b"], history: History, frame: Float[Tensor, "b h w c"], mosaic: Mosaic
+    ) -> Given:
+        """What is given of the next frame: the action, and what follows from it and from what was seen."""
         camera = self.dynamics.camera
         if camera is None:
             return Given(action)
         uniform = torch.rand(len(action), generator=self._generator, device=self.device)
         code = camera.sample_motion(history, action, uniform, self.config.sampling.temperature)
-        return Given(action, code, self.tokenizer.encode(camera.move(frame, code)[:, None])[:, 0])
+        moved = mosaic.look(frame, camera.motions[code])
+        return Given(action, code, self.tokenizer.encode(moved[:, None])[:, 0])
+
+    def _go_on(self, mosaic: Mosaic, given: Given, frame: Float[Tensor, "b h w c"]) -> None:
+        if self.dynamics.camera is not None and given.motion is not None:
+            mosaic.move(self.dynamics.camera.motions[given.motion], frame)
+
+    def _mosaic(self, video: UInt8[Tensor, "b t h w c"]) -> Mosaic:
+        """What true frames have shown."""
+        frames, camera = to_float(video), self.dynamics.camera
+        if camera is None:
+            return Mosaic.begin(frames[:, -1], 0)
+        return camera.remember(frames, self._motions(frames))
+
+    def _motions(self, frames: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b t-1 2"]:
+        if frames.shape[1] < 2:
+            return frames.new_zeros(len(frames), 0, 2)
+        return motion(frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)).view(len(frames), -1, 2)
 
     def _history(self, tokens: Int[Tensor, "b n"], given: Given) -> History:
         """given: of the frame that these tokens are, and of those before."""
@@ -239,11 +260,12 @@ class World:
         self._generator.manual_seed(seed)
         keep, imagined = self.config.context_frames, []
         tokens = self.tokenizer.encode(to_float(video[:, -keep:]))
-        given = self._given(video[:, -keep:], tokens)
+        given, mosaic = self._given(video[:, -keep:], tokens), self._mosaic(video[:, -keep:])
         for column in actions.unbind(1):
             past, frame = tokens[:, -keep:], self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]
             chosen = self._check_actions(column, len(video))
-            given = given.then(self._next_given(chosen, self._history(tokens[:, -1], given), frame))
+            coming = self._next_given(chosen, self._history(tokens[:, -1], given), frame, mosaic)
+            given = given.then(coming)
             seen = given.map(lambda each: each[:, -keep - 1 :])
 
             def fill(present: Tensor, *rest: Any, past: Tensor = past, given: Given = seen) -> Tensor:
@@ -251,7 +273,9 @@ class World:
                 return fill_most_confident(present, self.dynamics.mask_id, logits, *rest)
 
             tokens = torch.cat((tokens, self._sample(fill, len(video))[:, None]), dim=1)
-            imagined.append(to_uint8(self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]).cpu())
+            frame = self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]
+            self._go_on(mosaic, coming, frame)
+            imagined.append(to_uint8(frame).cpu())
         return torch.stack(imagined, dim=1)
 
     def fresh_copy(self, sampling: SamplingConfig | None = None, cuda_graph: bool = True) -> "World":
@@ -322,7 +346,7 @@ class World:
         for i in range(t):
             self.dynamics.commit(tokens[:, i], given.map(itemgetter((slice(None), i))), dynamics)
             frame = self.tokenizer.decode_next(tokens[:, i], decoder)
-        return Past(dynamics, decoder, frame, *self._history(tokens[:, -1], given))
+        return Past(dynamics, decoder, frame, *self._history(tokens[:, -1], given), *self._mosaic(video))
 
     def _given(self, video: UInt8[Tensor, "b t h w c"], tokens: Int[Tensor, "b t n"]) -> Given:
         """Of true frames: the actions that lead into them, inferred ones, and how far the camera went."""
@@ -332,9 +356,7 @@ class World:
         if self.dynamics.camera is None:
             return Given(action)
         codes = torch.full_like(action, self.dynamics.camera.unknown)
-        if video.shape[1] > 1:
-            before, after = (to_float(frames.flatten(0, 1)) for frames in (video[:, :-1], video[:, 1:]))
-            codes[:, 1:] = self.dynamics.camera.nearest(motion(before, after)).view(len(video), -1)
+        codes[:, 1:] = self.dynamics.camera.nearest(self._motions(to_float(video)))
         return Given(action, codes, moved=tokens)  # of no account, as none of them is hidden
 
     def _infer(self, video: Tensor, tokens: Tensor | None) -> Int[Tensor, "b steps"]:
@@ -346,7 +368,8 @@ class World:
 
 
 class Past(NamedTuple):
-    """What b worlds remember. frame: the newest one, float. tokens, motions, actions: its History."""
+    """What b worlds remember. frame: the newest one, float. tokens, motions, actions: its History. seen, left: their
+    Mosaic."""
 
     dynamics: TimeCache
     decoder: TimeCache
@@ -354,6 +377,12 @@ class Past(NamedTuple):
     tokens: Int[Tensor, "b n"]
     motions: Int[Tensor, "b s"]
     actions: Int[Tensor, "b s"]
+    seen: Float[Tensor, "b H W c+1"]
+    left: Float[Tensor, "b 2"]
+
+    @property
+    def mosaic(self) -> Mosaic:
+        return Mosaic(self.seen, self.left)
 
     @property
     def b(self) -> int:

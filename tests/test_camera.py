@@ -6,7 +6,7 @@ from test_motion import scenery
 from torch.testing import assert_close
 
 from minigenie.camera import PAST, SPREAD, Camera, History, typical_motions
-from minigenie.nn.motion import motion
+from minigenie.nn.motion import motion, warp
 
 WAYS = torch.tensor([[0.0, 0.0], [0.0, 3.0], [0.0, -3.0], [3.0, 0.0], [-3.0, 0.0]])
 
@@ -165,7 +165,7 @@ def test_the_nearest_motion_is_its_code():
 
 def test_content_moves_down_and_right_by_positive_pixels():
     frames = torch.rand(2, 16, 16, 3)
-    moved = camera(torch.tensor([[3.0, 0.0], [0.0, 2.0]])).move(frames, torch.tensor([0, 1]))
+    moved = warp(frames, torch.tensor([[3.0, 0.0], [0.0, 2.0]]))[0]
     assert_close(moved[0, 3:], frames[0, :-3], atol=1e-5, rtol=0)
     assert_close(moved[1, :, 2:], frames[1, :, :-2], atol=1e-5, rtol=0)
     assert_close(moved[0, :3], frames[0, :1].expand(3, -1, -1), atol=1e-5, rtol=0)  # edges are repeated
@@ -177,7 +177,7 @@ def test_what_a_camera_sees_it_moves_back():
     before, after = wide[:, 16:80, 16:80], wide[:, 13:77, 18:82]
     seen = motion(before, after)
     made = camera(typical_motions(seen, 4))
-    moved = made.move(before, made.nearest(seen))
+    moved = warp(before, made.motions[made.nearest(seen)])[0]
     assert (moved - after)[:, 8:-8, 8:-8].abs().mean() < 0.02 < (before - after)[:, 8:-8, 8:-8].abs().mean()
 
 

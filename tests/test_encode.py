@@ -14,7 +14,7 @@ from minigenie import encode
 from minigenie.camera import Camera, typical_motions
 from minigenie.data.dataset import DatasetWriter, Episode
 from minigenie.encode import encode_actions, encode_motions, encode_moved, encode_tokens
-from minigenie.nn.motion import motion
+from minigenie.nn.motion import motion, warp
 from minigenie.nn.patches import to_float
 from minigenie.nn.st_transformer import STConfig, TimeCache
 from minigenie.tokenizer import VideoTokenizer
@@ -125,17 +125,18 @@ def test_motions_are_those_between_frames(footage, seen):
 @pytest.mark.parametrize("attend_time", [False, True])
 def test_moved_tokens_are_those_of_each_frame_moved(footage, seen, tmp_path, attend_time):
     """On its own, whatever sense of time the tokenizer has: as a world does before a frame is there."""
-    model, (_, camera, codes) = tokenizer(attend_time), seen
-    moved = encode_moved(footage, model, camera, codes, tmp_path / "moved.npy")
+    model, (motions, camera, codes) = tokenizer(attend_time), seen
+    moved = encode_moved(footage, model, camera, codes, motions, tmp_path / "moved.npy")
     for i in range(len(footage.episodes)):
         frames = to_float(torch.from_numpy(footage.episode_frames(i).copy()))
-        shifted = camera.move(frames, torch.from_numpy(in_file(footage, codes, i).astype(np.int64)))
+        shifted = warp(frames, camera.motions[torch.from_numpy(in_file(footage, codes, i).astype(np.int64))])[0]
         assert_same(in_file(footage, moved, i), model.encode(shifted[:, None])[:, 0].numpy())
 
 
 @pytest.mark.parametrize("what", ["motions", "moved"])
 def test_what_the_camera_sees_is_the_same_file_if_it_was_stopped_halfway(footage, seen, tmp_path, monkeypatch, what):
     monkeypatch.setattr(encode, "BATCH_FRAMES", 128)
+    monkeypatch.setattr(encode, "MOSAICS", 1)
     monkeypatch.setattr(encode, "SAVE_EVERY", -1)
     model = tokenizer(attend_time=False)
 
@@ -144,7 +145,7 @@ def test_what_the_camera_sees_is_the_same_file_if_it_was_stopped_halfway(footage
         if what == "motions":
             encode_motions(footage, path, CPU, watch)
         else:
-            encode_moved(footage, model, *seen[1:], path, watch)
+            encode_moved(footage, model, *seen[1:], seen[0], path, watch)
         return path.read_bytes()
 
     def stop(done, total):
@@ -178,7 +179,7 @@ def test_what_a_camera_did_not_see_is_refused(footage, seen, tmp_path, what, dam
         np.save(path, {"of other footage": array[1:], "of another kind": array.astype(np.float64)}.get(damage, array))
     make = {
         "motions": lambda: encode_motions(footage, path, CPU),
-        "moved": lambda: encode_moved(footage, model, *seen[1:], path),
+        "moved": lambda: encode_moved(footage, model, *seen[1:], seen[0], path),
     }[what]
     with pytest.raises(ValueError, match=rf"{what}\.npy .*delete it, and it is made again$") as caught:
         make()

@@ -68,16 +68,17 @@ def _refine(
 
 
 def warp(
-    frames: Float[Tensor, "b h w c"], shift: Float[Tensor, "b 2"]
-) -> tuple[Float[Tensor, "b h w c"], Float[Tensor, "b h w"]]:
-    """The frames moved by [down, right] pixels, bilinear, edges repeated; and 1 where that is from inside of them."""
+    frames: Float[Tensor, "b h w c"], shift: Float[Tensor, "b 2"], margin: int = 0
+) -> tuple[Float[Tensor, "b y x c"], Float[Tensor, "b y x"]]:
+    """The frames moved by [down, right] pixels, bilinear, edges repeated; and 1 where that is from inside of them.
+    margin: pixels on each side that are left out of what is given."""
     h, w = frames.shape[1:3]
-    rows = torch.arange(h, device=frames.device) - shift[:, :1]
-    columns = torch.arange(w, device=frames.device) - shift[:, 1:]
+    rows = torch.arange(margin, h - margin, device=frames.device) - shift[:, :1]
+    columns = torch.arange(margin, w - margin, device=frames.device) - shift[:, 1:]
     grid = torch.stack(
         (
-            (2 * columns / (w - 1) - 1)[:, None, :].expand(-1, h, -1),
-            (2 * rows / (h - 1) - 1)[:, :, None].expand(-1, -1, w),
+            (2 * columns / (w - 1) - 1)[:, None, :].expand(-1, rows.shape[1], -1),
+            (2 * rows / (h - 1) - 1)[:, :, None].expand(-1, -1, columns.shape[1]),
         ),
         dim=-1,
     )
