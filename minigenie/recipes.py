@@ -116,7 +116,9 @@ def speedrun() -> Recipe:
         ),
         tokenizer_fit=fit,
         lam_fit=replace(recipe.lam_fit, steps=1_000_000, batch_size=256, execution=replace(parts, compile=False)),
-        dynamics=replace(recipe.dynamics, transformer=STConfig(num_blocks=6, dim=320, num_heads=5), motions=256),
+        dynamics=replace(
+            recipe.dynamics, transformer=STConfig(num_blocks=6, dim=320, num_heads=5), motions=256, memory=64
+        ),
         dynamics_fit=replace(fit, batch_size=32, clip_frames=16, optim=replace(optim, lr=4e-3)),
         context_frames=15,
         shares=(0.2, 0.05, 0.75),
