@@ -368,8 +368,8 @@ class World:
 
 
 class Past(NamedTuple):
-    """What b worlds remember. frame: the newest one, float. tokens, motions, actions: its History. seen, left: their
-    Mosaic."""
+    """What b worlds remember. frame: the newest one, float. tokens, motions, actions: its History. seen, at,
+    rest: its Mosaic."""
 
     dynamics: TimeCache
     decoder: TimeCache
@@ -377,12 +377,13 @@ class Past(NamedTuple):
     tokens: Int[Tensor, "b n"]
     motions: Int[Tensor, "b s"]
     actions: Int[Tensor, "b s"]
-    seen: Float[Tensor, "b H W c+1"]
-    left: Float[Tensor, "b 2"]
+    seen: Float[Tensor, "b H W c+2"]
+    at: Int[Tensor, "b 2"]
+    rest: Float[Tensor, "b 2"]
 
     @property
     def mosaic(self) -> Mosaic:
-        return Mosaic(self.seen, self.left)
+        return Mosaic(self.seen, self.at, self.rest)
 
     @property
     def b(self) -> int:

@@ -17,8 +17,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 work=${WORK:-/tmp/minigenie-gpu} device=${DEVICE:-cuda} recipe=${RECIPE:-speedrun}
-sizes=(6 16 256) rounds=3 steps=coinrun frames=W3
-export MINUTES=${MINUTES:-10}  # of training: all parts together then fit half an hour
+sizes=(16 256) rounds=3 steps=coinrun frames=W3
+export MINUTES=${MINUTES:-9}  # of training: all parts together then fit half an hour
 if [ -n "${SMALL:-}" ]; then
   recipe=tiny sizes=(4 32) steps='coinrun lam' frames='W3s frame, context 1'
   export FRAMES=4_000 MINUTES=0.3 CLIPS=8 MODE=easy

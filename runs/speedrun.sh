@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# From nothing to a measured world: footage, tokenizer, latent actions, dynamics, evaluation. A plan for one large GPU
-# and 25 minutes. Whatever stops it, the same command goes on.
+# From nothing to a measured world: footage, tokenizer, latent actions, dynamics, evaluation. Some 15 minutes on one
+# large GPU. Whatever stops it, the same command goes on.
 #
 #   runs/speedrun.sh                       all: collect train measure
 #   runs/speedrun.sh collect               some of them
 #   PART_SECONDS=420 runs/speedrun.sh      what can be done in so long; again, until it says that the world is measured
 #
-# Its actions are keys, learnt from 1,000 labelled frames; ACTIONS=latent, found or true are the others. SET holds more
-# of train's options. Smaller, to rehearse on a CPU:
+# Its actions are the keys that were recorded; ACTIONS=labels learns them from 1,000 of these, latent and found from
+# none. SET holds more of train's options. Smaller, to rehearse on a CPU:
 #
 #   RECIPE=tiny FRAMES=20_000 MINUTES=2 CLIPS=16 MODE=easy runs/speedrun.sh
 set -euo pipefail
-recipe=${RECIPE:-speedrun} frames=${FRAMES:-1_000_000} minutes=${MINUTES:-17} clips=${CLIPS:-128} mode=${MODE:-hard}
+recipe=${RECIPE:-speedrun} frames=${FRAMES:-1_000_000} minutes=${MINUTES:-9} clips=${CLIPS:-128} mode=${MODE:-hard}
 work=${WORK:-speedrun}
-actions=${ACTIONS:-labels}
+actions=${ACTIONS:-true}
 read -ra options <<<"${SET:-}"
 [ "$actions" != labels ] || options+=(--labels 1_000)
 

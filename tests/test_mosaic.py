@@ -22,7 +22,7 @@ def walk(steps, margin=24, fraction=0.0):
     scene, places = torch.rand(96, 96, 3), torch.full((WORLDS, 2), 40)
     mosaic, ways = Mosaic.begin(seen_from(scene, places), margin), []
     for step in steps:
-        before = mosaic._replace(seen=mosaic.seen.clone(), left=mosaic.left.clone())
+        before = Mosaic(*(each.clone() for each in mosaic))
         frames, places = seen_from(scene, places), places + step
         ways.append((before, frames, -step.float(), seen_from(scene, places)))
         mosaic.move(-step.float() + fraction, seen_from(scene, places))
@@ -53,27 +53,29 @@ def test_without_a_margin_nothing_is_remembered():
         assert_close(mosaic.look(frames, motion), warp(frames, motion)[0], atol=1e-4, rtol=0)
 
 
-def test_what_is_beyond_the_margin_is_forgotten():
-    """Eight steps of three pixels go beyond a margin of 16."""
-    way = walk(there_and_back(8), margin=16)
-    for turn, known in ((8, True), (12, True), (13, False)):  # 24 pixels away, 16 of them are remembered
-        mosaic, frames, motion, after = way[turn]
-        same = (mosaic.look(frames, motion) - after)[1].abs().amax(-1) < 1e-4
-        assert same.all() == known
+@pytest.mark.parametrize(("length", "known"), [(8, True), (13, False)])
+def test_what_is_far_is_forgotten(length, known):
+    """A margin of 16 on each side is one of 32 behind whoever goes straight on; 13 steps of three pixels are more."""
+    mosaic, frames, motion, after = walk(there_and_back(length), margin=16)[-1]
+    same = (mosaic.look(frames, motion) - after)[1].abs().amax(-1) < 1e-4
+    assert same.all() == known
+    assert mosaic.seen.shape[1:3] == (SIDE + 32, SIDE + 32)
 
 
 @pytest.mark.parametrize("fraction", [0.25, -0.25])
 def test_parts_of_a_pixel_are_not_lost(fraction):
-    """After n steps that were a fraction longer than what was seen, the mosaic is as far as they say, to half a
-    pixel, and blurs nothing."""
-    first = walk(there_and_back(), fraction=fraction)
-    mosaic = first[-1][0]
-    assert (mosaic.left.abs() <= 0.5).all()
-    moved = fraction * (len(first) - 1)
-    assert_close(mosaic.left, torch.full((WORLDS, 2), moved - round(moved)), atol=1e-5, rtol=0)
-    values = mosaic.seen[..., :-1][mosaic.seen[..., -1] == 1]
-    scene = seen_from(torch.rand(1, 1, 3).expand(96, 96, 3), torch.zeros(1, 2, dtype=torch.long))
-    assert len(values) > scene[0].numel() / 3  # more than the frame at hand
+    """After n steps that were a fraction longer than what was seen, the mosaic is as far as they say, to half a pixel,
+    and holds nothing but pixels that were seen."""
+    steps = there_and_back()
+    mosaic = walk(steps, fraction=fraction)[-1][0]
+    far = sum(-step.float() + fraction for step in steps[:-1])
+    assert_close(mosaic.rest - mosaic.at, far.expand(WORLDS, 2), atol=1e-5, rtol=0)
+    assert (mosaic.rest.abs() <= 0.5).all()
+    torch.manual_seed(0)
+    shades = set(torch.rand(96, 96, 3).flatten().tolist())
+    held = mosaic.seen[mosaic.seen[..., -1].isfinite()][:, :3].flatten().tolist()
+    assert len(held) > WORLDS * 3 * SIDE**2  # more than the frame at hand
+    assert set(held) <= shades
 
 
 def test_worlds_do_not_see_each_other():
