@@ -120,6 +120,7 @@ def speedrun() -> Recipe:
             recipe.dynamics, transformer=STConfig(num_blocks=6, dim=320, num_heads=5), motions=256, memory=64
         ),
         dynamics_fit=replace(fit, batch_size=32, clip_frames=16, optim=replace(optim, lr=4e-3)),
+        sampling=SamplingConfig(steps=2, temperature=0.7, choice_noise=0.7),
         context_frames=15,
         shares=(0.28, 0.05, 0.67),
     )

@@ -25,7 +25,8 @@ def test_it_is_small_and_has_all_that_a_player_needs(world):
     assert {"config.json", "README.md", "report.json", "actions.json"} <= {path.name for path in files}
     assert world.frame_shape == (64, 64, 3)
     assert len(list((FOLDER / "prompts").glob("*.png"))) >= 8
-    assert all("motion" in entry for entry in load_actions(FOLDER, world.num_actions))
+    names = [entry["name"] for entry in load_actions(FOLDER, world.num_actions)]
+    assert names == ["noop", "left", "right", "jump", "jump-left", "jump-right"]
 
 
 def test_its_report_is_of_held_out_levels():
@@ -34,6 +35,8 @@ def test_its_report_is_of_held_out_levels():
     assert report["dataset"]["settings"]["mode"] == "hard"
     assert report["tokenizer"]["psnr"] > 30
     assert report["rollout"]["delta_psnr"]["4"]["ci95"][0] > 1
+    assert report["control"]["share_ci95"][0] > 0.7 > report["control"]["still"]
+    assert report["control"]["gravity"]["ci95"][0] > 0.7
 
 
 def test_its_actions_lead_apart_and_its_frames_are_pictures(world):
@@ -53,7 +56,7 @@ def test_its_actions_lead_apart_and_its_frames_are_pictures(world):
 def test_its_name_stands_for_it_where_nothing_else_has_that_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["info", "coinrun"])
-    assert "7 actions, frames (64, 64, 3)" in capsys.readouterr().out
+    assert "6 actions, frames (64, 64, 3)" in capsys.readouterr().out
     (tmp_path / "coinrun").mkdir()
     assert locate("coinrun") == Path("coinrun")
     assert locate(tmp_path / "else" / "coinrun") == tmp_path / "else" / "coinrun"
