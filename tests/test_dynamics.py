@@ -104,6 +104,11 @@ def test_motions_need_a_clean_context():
         DynamicsConfig(context="masked", motions=8)
     with pytest.raises(ValueError, match="^motions is -1; it must be 0 to 65535$"):
         DynamicsConfig(motions=-1)
+    for config in ({"memory": 64}, {"motions": 8, "memory": -1}):
+        with pytest.raises(
+            ValueError, match=rf"^memory is {config['memory']}; it must be 0 to 1024 pixels, and 0 without"
+        ):
+            DynamicsConfig(**config)
 
 
 def test_motions_are_learnt_from_clips_or_from_steps(clip):

@@ -24,14 +24,14 @@ from minigenie.world import read_prompt
 ACTIONS = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])
 
 
-def small_config(motions):
+def small_config(motions, memory=0):
     recipe = small_recipe()
-    return replace(recipe, dynamics=replace(recipe.dynamics, motions=motions))
+    return replace(recipe, dynamics=replace(recipe.dynamics, motions=motions, memory=memory))
 
 
-@pytest.fixture(scope="module", params=[0, 8], ids=["no-camera", "camera"])
+@pytest.fixture(scope="module", params=[(0, 0), (8, 0), (8, 16)], ids=["no-camera", "camera", "memory"])
 def world(request):
-    return opinionated(small_config(request.param))
+    return opinionated(small_config(*request.param))
 
 
 def opinionated(config):
@@ -76,6 +76,24 @@ def test_the_motion_told_is_the_motion_drawn(video, frames, monkeypatch):
         shifted = warp(before, camera.motions[seen[-1].motion])[0]
         assert (seen[-1].moved == tokenizer.encode(shifted[:, None])[:, 0]).all()
     assert len(torch.stack([given.motion for given in seen]).unique()) > 1
+
+
+def test_what_a_world_remembers_is_what_training_shows_it(video, monkeypatch):
+    """A frame that it has imagined, moved, with what it saw before: as `Camera.move` has it of the dataset's clips."""
+    made, seen, frames = opinionated(small_config(8, memory=16)), [], [to_float(video[:, 0])]
+    camera, tokenizer, fill = made.dynamics.camera, made.tokenizer, made.dynamics.fill
+    monkeypatch.setattr(made.dynamics, "fill", lambda given, *rest: seen.append(given) or fill(given, *rest))
+    made = made.fresh_copy(SamplingConfig(steps=1, temperature=1.0))
+    made.reset(video[:, :1])
+    for column in torch.cat((ACTIONS, ACTIONS), dim=1).unbind(1):
+        made.step(column)
+        frames.append(made._past.frame.clone())
+    codes = torch.stack([given.motion for given in seen], dim=1)
+    moved = camera.move(torch.stack(frames[:-1], dim=1), codes, camera.motions[codes])
+    forgetful = warp(torch.stack(frames[:-1], dim=1).flatten(0, 1), camera.motions[codes].flatten(0, 1))[0]
+    assert (moved.flatten(0, 1) - forgetful).abs().amax((1, 2, 3)).gt(0.1).any()
+    for step in range(1, len(seen)):
+        assert (seen[step].moved == tokenizer.encode(moved[:, step, None])[:, 0]).float().mean() > 0.99
 
 
 @pytest.mark.parametrize("frames", [1, 4])
