@@ -11,8 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from minigenie.config import parse_json
-from minigenie.data.dataset import write_atomic
+from minigenie.files import parse_json, write_atomic
 from minigenie.runtime import full_tensor, shard_like
 
 Module = TypeVar("Module", bound=nn.Module)

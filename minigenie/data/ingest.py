@@ -24,11 +24,11 @@ from typing import Any, NamedTuple, get_type_hints
 import av
 import numpy as np
 
-from minigenie.config import parse_json
-from minigenie.data.dataset import Dataset, DatasetWriter, Episode, write_atomic
+from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.duplicates import SIDE, ThumbnailIndex, thumbnails
 from minigenie.data.video import EXTENSIONS, Reader, Unreadable, check_options, find_videos, split_takes
 from minigenie.data.workers import workers as start_workers
+from minigenie.files import parse_json, write_atomic
 from minigenie.settings import IngestSettings
 
 SHARD_FRAMES, SHARD_BYTES, SHARDS_PER_VIDEO = 8192, 2**26, 10_000

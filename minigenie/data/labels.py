@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from minigenie.config import parse_json
 from minigenie.data.controls import controls_of
-from minigenie.data.dataset import Dataset, write_atomic
+from minigenie.data.dataset import Dataset
+from minigenie.files import parse_json, write_atomic
 
 FORMAT, VERSION = "minigenie-labels", 1
 FILE = "labels.json"
