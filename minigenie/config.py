@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import json
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -34,18 +34,15 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     ValueError if the field does not exist, the value is of another kind, or the config rejects it.
     """
     values = to_dict(config)
+    fields = dict(_leaves(values))
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
             raise ValueError(f"override {assignment!r} has no value; write it as FIELD=VALUE")
-        *parents, last = path.strip().replace("-", "_").split(".")
-        inside: Any = values
-        for name in parents:
-            inside = inside.get(name) if isinstance(inside, dict) else None
-        if not isinstance(inside, dict) or last not in inside or isinstance(inside[last], dict):
-            known = list(_paths(to_dict(config)))
-            near = difflib.get_close_matches(path, known, 1, 0.4) or known[:1]
+        if (place := path.strip().replace("-", "_")) not in fields:
+            near = difflib.get_close_matches(path, fields, 1, 0.4) or list(fields)
             raise ValueError(f"override {path!r} does not exist; did you mean {near[0]!r}?")
+        inside, last = fields[place]
         try:
             inside[last] = parse_json(text)
         except ValueError:
@@ -53,12 +50,13 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     return from_dict(type(config), values, "override")
 
 
-def _paths(values: dict[str, Any], prefix: str = "") -> Iterable[str]:
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, tuple[dict[str, Any], str]]]:
+    """Every field that is no object itself: its path, and the object and the name that it is under."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _paths(value, f"{prefix}{name}.")
+            yield from _leaves(value, f"{prefix}{name}.")
         else:
-            yield prefix + name
+            yield prefix + name, (values, name)
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:

@@ -79,18 +79,30 @@ def convert(value: Any, kind: Any) -> Any:
         place = place.strip("`.")
         for key in re.findall(r"\w+", place):
             value = value[int(key) if isinstance(value, list) else key]
-        shown = "" if isinstance(value, dict | list) else f"{value!r}, "
-        raise ValueError(f"{place} is {shown}{fault}" if place and shown else f"{fault} {place}".strip()) from None
+        fault = fault[:1].lower() + fault[1:]
+        if isinstance(value, dict | list):
+            raise ValueError(f"{fault} in {place}" if place else fault) from None
+        raise ValueError(f"{place or 'it'} is {value!r}, {fault}") from None
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether `value`, as JSON gives it, is a `kind`."""
+    try:
+        msgspec.convert(value, kind)
+    except ValueError:
+        return False
+    return True
 
 
 def load_npy(path: Path, cure: str) -> np.memmap:
     """An .npy file, mapped. ValueError, one line, if it is none; nothing in it is unpickled."""
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
+        with np.errstate(over="raise"):
+            array = np.lib.format.open_memmap(path, mode="r")
         if array.offset + array.nbytes != path.stat().st_size:
             raise ValueError(f"its {path.stat().st_size} bytes are not {array.dtype} {list(array.shape)}")
         return array
-    except (ValueError, TypeError, OverflowError, SyntaxError, EOFError, TokenError, OSError) as error:  # numpy's
+    except (ValueError, TypeError, ArithmeticError, SyntaxError, EOFError, TokenError, OSError) as error:  # numpy's
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); {cure}") from None
 
 

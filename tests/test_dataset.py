@@ -160,7 +160,7 @@ def test_damage_is_noticed(tmp_path, name):
         (lambda m: m.update(colour="red"), "unknown field `colour`"),
         (
             lambda m: m["shards"][0].update(file="../secret.npy"),
-            "file is '../secret.npy', Expected `str` matching",
+            "file is '../secret.npy', expected `str` matching",
         ),
         (lambda m: m["episodes"][1].update(length=10), "episode 1 .* is outside of its shard"),
         (lambda m: m["episodes"][1].update(shard=-1), "episode 1 .* is outside of its shard"),

@@ -213,7 +213,7 @@ def test_damage_over_there_is_one_line(footage, tmp_path, capsys):
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["shards"][0]["sha256"] = "../../../elsewhere"
     storage.pipe("/damaged/manifest.json", json.dumps(manifest).encode())
-    assert "shards[0].sha256 is '../../../elsewhere', Expected `str` matching" in refused(
+    assert "shards[0].sha256 is '../../../elsewhere', expected `str` matching" in refused(
         capsys, "info", "memory://damaged"
     )
 

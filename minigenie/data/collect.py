@@ -13,12 +13,11 @@ import ctypes
 import importlib
 import importlib.metadata
 import io
-import os
 import platform
 import sys
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import pairwise
@@ -31,6 +30,7 @@ import numpy as np
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.expert import Expert
 from minigenie.data.toy import ToyWorld
+from minigenie.data.workers import cores
 from minigenie.settings import FIRST_TEST_LEVEL, CollectSettings
 
 PROCGEN_GAMES = (
@@ -78,13 +78,13 @@ def collect(
     out: str | Path,
     *,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Dataset:
     """Write at least `settings.frames` frames to the folder `out`; the same call resumes, or finds all done.
 
     `workers` is the number of threads, by default one per core up to 16; the frames do not depend on it.
-    `progress(frames done, frames in all)` is called after each shard. Raises ValueError for settings that cannot be,
-    FileExistsError if `out` holds anything else.
+    `progress(frames done, frames in all)` is called after each shard, in their order. Raises ValueError for settings
+    that cannot be, FileExistsError if `out` holds anything else.
     """
     check(settings)
     writer = DatasetWriter(
@@ -96,22 +96,17 @@ def collect(
         split=settings.split,
         settings=asdict(settings) | {"start_level": settings.first_level},
     )
-    sizes = _shard_sizes(settings)
     if not writer.finished:
+        sizes = _shard_sizes(settings)
+        frames = [n * steps for n, steps in sizes]
         todo = [k for k in range(len(sizes)) if k not in writer]
-        total = sum(n * steps for n, steps in sizes)
-        done = total - sum(sizes[k][0] * sizes[k][1] for k in todo)
-        if progress:
-            progress(done, total)
+        progress(sum(frames) - sum(frames[k] for k in todo), sum(frames))
         # threads will do: the games, the checksum and the disk all run outside of Python's lock
-        pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, MAX_WORKERS))
+        pool = ThreadPoolExecutor(workers or min(cores(), MAX_WORKERS))
         try:
-            running = {pool.submit(lambda k: writer.write(k, *_play(settings, k, *sizes[k])), k): k for k in todo}
-            for future in as_completed(running):
-                future.result()
-                done += sizes[running[future]][0] * sizes[running[future]][1]
-                if progress:
-                    progress(done, total)
+            written = pool.map(lambda k: writer.write(k, *_play(settings, k, *sizes[k])), todo)
+            for i, _ in enumerate(written, 1):
+                progress(sum(frames) - sum(frames[k] for k in todo[i:]), sum(frames))
         finally:
             pool.shutdown(cancel_futures=True)
     return writer.close()
@@ -224,11 +219,9 @@ def check(settings: CollectSettings) -> None:
     for name, known in options.items():
         if getattr(settings, name) not in known:
             raise ValueError(f"unknown {name} {getattr(settings, name)!r}; choose from {', '.join(known)}")
-    for name in ("frames", "levels", "num_envs"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name} is {getattr(settings, name)}, should be at least 1")
-    if settings.seed < 0:
-        raise ValueError(f"seed is {settings.seed}, should be at least 0")
+    for name, least in {"frames": 1, "levels": 1, "num_envs": 1, "seed": 0}.items():
+        if getattr(settings, name) < least:
+            raise ValueError(f"{name} is {getattr(settings, name)}, should be at least {least}")
     if not 0 <= settings.first_level < 2**31 - settings.levels:
         raise ValueError(f"start_level is {settings.first_level}, should be from 0 to 2**31 - levels")
     if settings.split == "train" and settings.first_level + settings.levels > FIRST_TEST_LEVEL:

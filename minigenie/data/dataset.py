@@ -115,7 +115,7 @@ class DatasetWriter:
         self.finished = (self.folder / MANIFEST).exists()
         begun = self.folder / (MANIFEST if self.finished else UNFINISHED)
         if begun.exists():
-            self._check_same(_read_object(str(begun), begun.read_bytes()))
+            self._check_same(_read_object(begun))
         elif any(path.name != f".{UNFINISHED}.tmp" for path in self.folder.iterdir()):
             raise FileExistsError(f"{folder} {OTHER_FILES}")
         else:
@@ -163,7 +163,7 @@ class DatasetWriter:
             shards: list[dict] = []
             episodes: list[Episode] = []
             for sidecar in self._sidecars():
-                entry = _read_object(str(sidecar), sidecar.read_bytes())
+                entry = _read_object(sidecar)
                 episodes += [Episode(len(shards), *episode) for episode in entry["episodes"]]
                 shards += [entry["shard"]] if entry["shard"] else []
             if not episodes:
@@ -193,7 +193,7 @@ class Dataset:
         self.name = url or str(folder)
         self.manifest = manifest
         checked = _check_manifest(f"{self.name}/{MANIFEST}", manifest)
-        self.frame_size, self.fps, self.episodes = checked.frame_size, checked.fps, checked.episodes
+        self.frame_size, self.fps, self.episodes = checked.frame_size, manifest["fps"], checked.episodes
         self.has_actions = all(shard.actions for shard in checked.shards)
         self._ends = np.cumsum([shard.frames for shard in checked.shards])
         self._firsts = np.concatenate([[0], self._ends[:-1]])
@@ -218,16 +218,21 @@ class Dataset:
         read: one line, with the cure.
         """
         if is_url(folder):
-            return cls._open_url(str(folder).rstrip("/"), verify)
+            url = str(folder).rstrip("/")
+            dataset = cls(cache_folder(url), _read_object(f"{url}/{MANIFEST}"), url)
+            copies = dataset.folder.glob("*.npy") if verify else ()
+            for copy in damaged(url, [(copy, copy.stem) for copy in copies]):
+                copy.unlink()
+            return dataset
         folder = Path(folder)
         if not (folder / MANIFEST).exists():
             if (begun := folder / UNFINISHED).exists():
-                source = _read_object(str(begun), begun.read_bytes()).get("source")
+                source = _read_object(begun).get("source")
                 cure = "run the `minigenie collect` or `minigenie ingest` command that began it again, it will resume"
                 raise FileNotFoundError(f"{folder} is unfinished ({source}): {cure}")
             cure = "make one with `minigenie collect` or `minigenie ingest`"
             raise FileNotFoundError(f"{folder} is not a dataset, it has no {MANIFEST}: {cure}")
-        dataset = cls(folder, _read_object(str(folder / MANIFEST), (folder / MANIFEST).read_bytes()))
+        dataset = cls(folder, _read_object(folder / MANIFEST))
         files = [(folder / name, sha256) for name, sha256, _ in dataset._files.values()]
         if missing := [path for path, _ in files if not path.is_file()]:
             raise FileNotFoundError(f"{missing[0]} is missing; {COPY_AGAIN}")
@@ -235,15 +240,6 @@ class Dataset:
             raise ValueError(f"{bad[0]} is damaged (its sha256 is not the manifest's); {COPY_AGAIN}")
         for name, _, shape in dataset._files.values():
             _check_shape(folder / name, shape)
-        return dataset
-
-    @classmethod
-    def _open_url(cls, url: str, verify: bool) -> "Dataset":
-        where = f"{url}/{MANIFEST}"
-        dataset = cls(cache_folder(url), _read_object(where, read_url(where)), url)
-        if verify:
-            for copy in damaged(url, [(copy, copy.stem) for copy in dataset.folder.glob("*.npy")]):
-                copy.unlink()
         return dataset
 
     @cached_property
@@ -356,15 +352,13 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 def contact_sheet(dataset: Dataset, rows: int = 6, columns: int = 10) -> np.ndarray:
     """A picture of the dataset: a row per episode, evenly spaced frames in it, 2 px gaps. uint8 [H W 3]."""
     rows, gap = min(rows, len(dataset.episodes)), 2
-    height, width = (side + gap for side in dataset.frame_size)
-    sheet = np.full((rows * height - gap, columns * width - gap, 3), 255, np.uint8)
-    chosen = np.random.default_rng(0).choice(len(dataset.episodes), rows, replace=False)
-    for row, episode in enumerate(chosen):
+    height, width = dataset.frame_size
+    sheet = np.full((rows, height + gap, columns, width + gap, 3), 255, np.uint8)
+    for row, episode in enumerate(np.random.default_rng(0).choice(len(dataset.episodes), rows, replace=False)):
         frames = dataset.episode_frames(int(episode))
-        for column, frame in enumerate(np.linspace(0, len(frames) - 1, columns).round().astype(int)):
-            y, x = row * height, column * width
-            sheet[y : y + height - gap, x : x + width - gap] = frames[frame]
-    return sheet
+        chosen = frames[np.linspace(0, len(frames) - 1, columns).round().astype(int)]
+        sheet[row, :height, :, :width] = chosen.swapaxes(0, 1)
+    return sheet.reshape(rows * (height + gap), columns * (width + gap), 3)[:-gap, :-gap]
 
 
 def _mappable(files: int) -> int:
@@ -391,9 +385,9 @@ def _copy(url: str, path: Path, sha256: str) -> None:
     write_atomic(path, data)
 
 
-def _read_object(path: str, data: bytes) -> dict[str, Any]:
+def _read_object(path: Path | str) -> dict[str, Any]:
     try:
-        value = parse_json(data)
+        value = parse_json(path.read_bytes() if isinstance(path, Path) else read_url(path))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); make the dataset again in another folder") from None
     if not isinstance(value, dict):
