@@ -67,6 +67,6 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         return msgspec.convert(value, kind)
     except ValueError:
         choices = " or ".join(map(repr, typing.get_args(kind)))
-        named = "a finite number" if kind is float else getattr(kind, "__name__", kind)
+        named = "a finite number" if kind is float else kind.__name__ if isinstance(kind, type) else kind
         expected = choices if typing.get_origin(kind) is typing.Literal else named
         raise ValueError(f"{where} is {value!r}; it should be {expected}") from None

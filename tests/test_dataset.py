@@ -164,7 +164,7 @@ def test_damage_is_noticed(tmp_path, name):
         ),
         (lambda m: m["episodes"][1].update(length=10), "episode 1 .* is outside of its shard"),
         (lambda m: m["episodes"][1].update(shard=-1), "episode 1 .* is outside of its shard"),
-        (lambda m: m.update(episodes=[]), "of length >= 1 episodes"),
+        (lambda m: m.update(episodes=[]), "of length >= 1 in episodes"),
         (lambda m: m.update(frame_size=[8, 8]), r"the manifest says \[13, 8, 8, 3\]"),
     ],
 )

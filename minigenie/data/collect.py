@@ -100,13 +100,15 @@ def collect(
         sizes = _shard_sizes(settings)
         frames = [n * steps for n, steps in sizes]
         todo = [k for k in range(len(sizes)) if k not in writer]
-        progress(sum(frames) - sum(frames[k] for k in todo), sum(frames))
+        total, left = sum(frames), sum(frames[k] for k in todo)
+        progress(total - left, total)
         # threads will do: the games, the checksum and the disk all run outside of Python's lock
         pool = ThreadPoolExecutor(workers or min(cores(), MAX_WORKERS))
         try:
             written = pool.map(lambda k: writer.write(k, *_play(settings, k, *sizes[k])), todo)
-            for i, _ in enumerate(written, 1):
-                progress(sum(frames) - sum(frames[k] for k in todo[i:]), sum(frames))
+            for k, _ in zip(todo, written, strict=True):
+                left -= frames[k]
+                progress(total - left, total)
         finally:
             pool.shutdown(cancel_futures=True)
     return writer.close()
