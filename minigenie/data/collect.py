@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
@@ -61,16 +61,6 @@ RUN_RIGHT = ("coinrun", "ninja", "toy")
 CLIMB = ("climber", "jumper")
 PROCGEN_ACTIONS = {"noop": 4, "left": 1, "right": 7, "jump": 5, "jump-left": 2, "jump-right": 8}  # 15 in all
 TOY_ACTIONS = {"noop": 0, "left": 1, "right": 2, "jump": 3, "jump-left": 4, "jump-right": 5}
-
-
-class Game(Protocol):
-    """n games side by side; one that ends starts its next level by itself."""
-
-    first: np.ndarray  # bool [n]: this frame begins an episode
-    level_seed: np.ndarray  # int [n]: the level that this frame shows
-
-    def frames(self) -> np.ndarray: ...  # uint8 [n h w c]
-    def step(self, actions: np.ndarray) -> None: ...  # int [n]
 
 
 def collect(
@@ -241,13 +231,15 @@ def generator_of(game: str) -> str:
     return f"{package} {importlib.metadata.version(package)}"
 
 
-def _start(settings: CollectSettings, n: int, seed: int) -> Game:
+def _start(settings: CollectSettings, n: int, seed: int) -> "ToyWorld | ProcgenGame":
     if settings.game == "toy":
         return ToyWorld(n, seed=seed, num_levels=settings.levels, start_level=settings.first_level)
     return procgen_game(settings, n, seed)
 
 
-def player_for(settings: CollectSettings, game: Game, rng: np.random.Generator, steps: int) -> Callable[[], np.ndarray]:
+def player_for(
+    settings: CollectSettings, game: "ToyWorld | ProcgenGame", rng: np.random.Generator, steps: int
+) -> Callable[[], np.ndarray]:
     """What the settings' policy does next in every game, for up to `steps` steps: () -> int [n]."""
     if settings.policy == "expert":
         return expert_for(settings, game, rng).act
@@ -258,7 +250,7 @@ def player_for(settings: CollectSettings, game: Game, rng: np.random.Generator, 
     return lambda: next(plan)
 
 
-def expert_for(settings: CollectSettings, game: Game, rng: np.random.Generator) -> Expert:
+def expert_for(settings: CollectSettings, game: "ToyWorld | ProcgenGame", rng: np.random.Generator) -> Expert:
     """An expert at `game`, with a copy of its own to search in."""
     assert isinstance(game, ProcgenGame)
     return Expert(game, procgen_game(settings, 1, 0), PROCGEN_ACTIONS, rng)
@@ -269,7 +261,11 @@ def procgen_game(settings: CollectSettings, n: int, seed: int) -> "ProcgenGame":
 
 
 class ProcgenGame:
-    """A Procgen game, from procgen-mirror."""
+    """n Procgen games side by side, from procgen-mirror; one that ends starts its next level by itself.
+
+    first: bool [n], this frame begins an episode. reward: float [n], of the last step. level_seed: int [n], the level
+    that this frame shows.
+    """
 
     def __init__(self, settings: CollectSettings, n: int, seed: int):
         self._env = _import_procgen().ProcgenGym3Env(n, **_procgen_options(settings, seed))
@@ -277,9 +273,11 @@ class ProcgenGame:
         self._observe()
 
     def frames(self) -> np.ndarray:
+        """What all show now: uint8 [n h w c]."""
         return self._frames
 
     def step(self, actions: np.ndarray) -> None:
+        """Play `actions`, int [n] in 0..14."""
         self._env.act(actions)
         self._observe()
 
