@@ -11,8 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from minigenie.config import parse_json
-from minigenie.data.dataset import write_atomic
+from minigenie.files import parse_json, write_atomic
 from minigenie.runtime import full_tensor, shard_like
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -20,7 +19,6 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, Any] | None = None) -> None:
     """Write `tensors`, and `notes` as JSON beside them, so that the file holds all or is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomic(path, save(tensors, {"notes": json.dumps(notes or {})}))
 

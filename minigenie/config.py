@@ -3,20 +3,15 @@
 import dataclasses
 import difflib
 import json
-import sys
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
+import msgspec
+
+from minigenie.files import parse_json
+
 Config = TypeVar("Config")
-
-
-def parse_json(data: bytes | str) -> Any:
-    """json.loads, whose only error is ValueError."""
-    try:
-        return json.loads(data)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -25,7 +20,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(cls: type[Config], values: Any, where: str = "config") -> Config:
     """The dataclass that `to_dict` wrote. ValueError naming the field if one is unknown or of another kind."""
-    return _parse(cls, values, where)
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is {values!r}; it should be an object")
+    kinds = typing.get_type_hints(cls)
+    if unknown := set(values) - set(kinds):
+        raise ValueError(f"{where} has no field {sorted(unknown)[0]!r}; it has {', '.join(kinds)}")
+    return cls(**{name: _parse(kinds[name], value, f"{where}.{name}") for name, value in values.items()})
 
 
 def override(config: Config, assignments: Iterable[str]) -> Config:
@@ -34,18 +34,15 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     ValueError if the field does not exist, the value is of another kind, or the config rejects it.
     """
     values = to_dict(config)
+    fields = dict(_leaves(values))
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
             raise ValueError(f"override {assignment!r} has no value; write it as FIELD=VALUE")
-        *parents, last = path.strip().replace("-", "_").split(".")
-        inside: Any = values
-        for name in parents:
-            inside = inside.get(name) if isinstance(inside, dict) else None
-        if not isinstance(inside, dict) or last not in inside or isinstance(inside[last], dict):
-            known = list(_paths(to_dict(config)))
-            near = difflib.get_close_matches(path, known, 1, 0.4) or known[:1]
+        if (place := path.strip().replace("-", "_")) not in fields:
+            near = difflib.get_close_matches(path, fields, 1, 0.4) or list(fields)
             raise ValueError(f"override {path!r} does not exist; did you mean {near[0]!r}?")
+        inside, last = fields[place]
         try:
             inside[last] = parse_json(text)
         except ValueError:
@@ -53,41 +50,23 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     return from_dict(type(config), values, "override")
 
 
-def _paths(values: dict[str, Any], prefix: str = "") -> Iterable[str]:
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, tuple[dict[str, Any], str]]]:
+    """Every field that is no object itself: its path, and the object and the name that it is under."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _paths(value, f"{prefix}{name}.")
+            yield from _leaves(value, f"{prefix}{name}.")
         else:
-            yield prefix + name
+            yield prefix + name, (values, name)
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} is {value!r}; it should be an object")
-        kinds = typing.get_type_hints(kind)
-        if unknown := set(value) - set(kinds):
-            raise ValueError(f"{where} has no field {sorted(unknown)[0]!r}; it has {', '.join(kinds)}")
-        return kind(  # type: ignore[operator]
-            **{name: _parse(kinds[name], v, f"{where}.{name}") for name, v in value.items()}
-        )
-    if origin is typing.Literal:
-        fits = value in arguments
-    elif origin is tuple:
-        if arguments[1:] == (...,) and isinstance(value, list | tuple):
-            arguments = arguments[:1] * len(value)
-        fits = isinstance(value, list | tuple) and len(value) == len(arguments)
-        if fits:
-            return tuple(_parse(kind, item, where) for kind, item in zip(arguments, value, strict=True))
-    elif kind is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = number and abs(value) <= sys.float_info.max  # neither NaN nor infinite, and no integer beyond floats
-        value = float(value) if fits else value
-    else:
-        fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-    if not fits:
-        named = "a finite number" if kind is float else getattr(kind, "__name__", kind)
-        expected = " or ".join(map(repr, arguments)) if origin is typing.Literal else named
-        raise ValueError(f"{where} is {value!r}; it should be {expected}")
-    return value
+        return from_dict(kind, value, where)  # type: ignore[arg-type]
+    try:
+        json.dumps(value, allow_nan=False)
+        return msgspec.convert(value, kind)
+    except ValueError:
+        choices = " or ".join(map(repr, typing.get_args(kind)))
+        named = "a finite number" if kind is float else kind.__name__ if isinstance(kind, type) else kind
+        expected = choices if typing.get_origin(kind) is typing.Literal else named
+        raise ValueError(f"{where} is {value!r}; it should be {expected}") from None

@@ -24,8 +24,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from minigenie.camera import Camera
-from minigenie.config import parse_json
-from minigenie.data.dataset import Dataset, load_npy, write_atomic
+from minigenie.data.dataset import Dataset
+from minigenie.files import load_npy, parse_json, write_atomic
 from minigenie.inverse import InverseDynamics
 from minigenie.lam import LatentActionModel
 from minigenie.nn.motion import motion

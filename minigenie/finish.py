@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from minigenie import __version__
 from minigenie.checkpoint import Checkpoints, load_model, save_tensors
 from minigenie.data.controls import entries
-from minigenie.data.dataset import Dataset, write_atomic
+from minigenie.data.dataset import Dataset
+from minigenie.files import write_atomic
 from minigenie.pictures import save_picture
 from minigenie.world import MODELS, World, locate, read_config, world_config
 

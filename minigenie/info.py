@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from minigenie.console import table
 from minigenie.data.dataset import MANIFEST, UNFINISHED, Dataset, contact_sheet
-from minigenie.data.remote import is_url
+from minigenie.files import is_url
 
 if TYPE_CHECKING:
     from minigenie.data.ingest import Row

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minigenie.config import parse_json
-from minigenie.data.dataset import write_atomic
+from minigenie.files import parse_json, write_atomic
 
 
 class MetricsLog:

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from minigenie.data.dataset import write_atomic
+from minigenie.files import write_atomic
 
 ZOOM = 2  # small frames are hard to see
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")

@@ -23,11 +23,12 @@ from minigenie.camera import PAST, Camera, typical_motions
 from minigenie.checkpoint import load_model, save_model
 from minigenie.config import from_dict, to_dict
 from minigenie.data.controls import controls_of
-from minigenie.data.dataset import MANIFEST, Dataset, sample_batch, write_atomic
+from minigenie.data.dataset import MANIFEST, Dataset, sample_batch
 from minigenie.data.labels import FILE as LABELS
 from minigenie.data.labels import Labels, check_labels, read_labels, recorded_labels
 from minigenie.dynamics import Dynamics
 from minigenie.encode import CLIP, encode_actions, encode_motions, encode_moved, encode_tokens, load_motions
+from minigenie.files import write_atomic
 from minigenie.finish import finish
 from minigenie.found import found_controls
 from minigenie.inverse import InverseDynamics

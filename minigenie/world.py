@@ -22,8 +22,9 @@ from torch import Tensor
 
 from minigenie.camera import History
 from minigenie.checkpoint import load_model
-from minigenie.config import from_dict, parse_json
+from minigenie.config import from_dict
 from minigenie.dynamics import Dynamics, DynamicsConfig, Given
+from minigenie.files import parse_json
 from minigenie.inverse import InverseConfig, InverseDynamics
 from minigenie.lam import LAMConfig, LatentActionModel
 from minigenie.maskgit import SamplingConfig, fill_most_confident, sample_frame

@@ -17,7 +17,7 @@ from PIL import Image
 from playwright.sync_api import Page
 
 from minigenie.bench.browser import chromium, playing
-from minigenie.data.dataset import write_atomic
+from minigenie.files import write_atomic
 
 LAYOUT = """
   body { background: var(--card); }

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigenie.data import dataset as datasets
+from minigenie import files
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode, contact_sheet, sample_batch
 
 LENGTHS = [[9, 4], [], [5, 2, 7], [12]]  # of the episodes of each shard; one shard has nothing to give
@@ -156,12 +156,15 @@ def test_damage_is_noticed(tmp_path, name):
     [
         (lambda m: m.update(format="zip"), "format is 'zip'"),
         (lambda m: m.update(version=2), "has version 2, this MiniGenie reads 1"),
-        (lambda m: m.pop("fps"), "the manifest lacks fps"),
-        (lambda m: m.update(colour="red"), "the manifest has unknown colour"),
-        (lambda m: m["shards"][0].update(file="../secret.npy"), "should name files of this folder"),
+        (lambda m: m.pop("fps"), "missing required field `fps`"),
+        (lambda m: m.update(colour="red"), "unknown field `colour`"),
+        (
+            lambda m: m["shards"][0].update(file="../secret.npy"),
+            "file is '../secret.npy', expected `str` matching",
+        ),
         (lambda m: m["episodes"][1].update(length=10), "episode 1 .* is outside of its shard"),
         (lambda m: m["episodes"][1].update(shard=-1), "episode 1 .* is outside of its shard"),
-        (lambda m: m.update(episodes=[]), "at least one"),
+        (lambda m: m.update(episodes=[]), "of length >= 1 in episodes"),
         (lambda m: m.update(frame_size=[8, 8]), r"the manifest says \[13, 8, 8, 3\]"),
     ],
 )
@@ -193,10 +196,10 @@ def test_a_dataset_without_episodes_is_an_error(tmp_path):
 def hashed(tmp_path, monkeypatch) -> list[str]:
     """The names of the files that are read whole, in a cache of its own, whose clock is an hour ahead."""
     monkeypatch.setenv("MINIGENIE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets, "SETTLED", -3600)
+    monkeypatch.setattr(files, "SETTLED", -3600)
     names: list[str] = []
-    sha256 = datasets._sha256
-    monkeypatch.setattr(datasets, "_sha256", lambda path: names.append(path.name) or sha256(path))
+    sha256 = files.sha256_of
+    monkeypatch.setattr(files, "sha256_of", lambda path: names.append(path.name) or sha256(path))
     return names
 
 
@@ -256,7 +259,7 @@ def test_without_a_place_for_notes_all_is_read_every_time(tmp_path, hashed):
 
 def test_a_file_changed_just_now_is_read_again(tmp_path, hashed, monkeypatch):
     """Its times may not show that it changes once more."""
-    monkeypatch.setattr(datasets, "SETTLED", 3600)
+    monkeypatch.setattr(files, "SETTLED", 3600)
     folder = make(tmp_path / "data").folder
     assert opened(folder, hashed) == opened(folder, hashed) != []
 

@@ -149,7 +149,7 @@ def test_workers_end_with_the_command(footage, whole, tmp_path, stop):
     assert both(out) == whole
 
 
-def die(job) -> None:
+def die(*job) -> None:
     os._exit(1)
 
 

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "minigenie"
 
 # Each module may import from its own line and those above it.
 LAYERS = [
-    ["config", "settings"],
+    ["files", "settings"],
+    ["config"],
     ["runtime"],
     ["data", "nn", "pictures", "maskgit"],
     ["tokenizer", "lam", "inverse", "found", "camera", "dynamics"],

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from test_dataset import make
 
+from minigenie import files
 from minigenie.__main__ import main
 from minigenie.data import dataset as datasets
 from minigenie.data.collect import collect
 from minigenie.data.dataset import Dataset
-from minigenie.data.remote import cache_folder
+from minigenie.files import cache_folder
 from minigenie.settings import CollectSettings
 
 
@@ -48,8 +49,8 @@ def address(footage, bucket) -> str:
 def counted(monkeypatch) -> list[str]:
     """Every address that was read."""
     asked: list[str] = []
-    read = datasets.read
-    monkeypatch.setattr(datasets, "read", lambda url: asked.append(url) or read(url))
+    read = datasets.read_url
+    monkeypatch.setattr(datasets, "read_url", lambda url: asked.append(url) or read(url))
     return asked
 
 
@@ -83,8 +84,8 @@ def test_processes_copy_at_once(address, footage):
     code = (
         "import sys, numpy as np\n"
         "from minigenie.data import dataset\n"
-        "read, asked = dataset.read, []\n"
-        "dataset.read = lambda url: asked.append(url) or read(url)\n"
+        "read, asked = dataset.read_url, []\n"
+        "dataset.read_url = lambda url: asked.append(url) or read(url)\n"
         "there = dataset.Dataset.open(sys.argv[1])\n"
         "print(int(there.clips(there.windows(8), 8).sum(dtype=np.int64)), len(asked) - 1)\n"
     )
@@ -101,7 +102,7 @@ def test_the_cache_survives_a_killed_download(address, footage):
     code = (
         "import os, sys\n"
         "from minigenie.data import dataset\n"
-        "dataset.os.fsync = lambda handle: os._exit(9)\n"  # all written, nothing renamed
+        "os.fsync = lambda handle: os._exit(9)\n"  # all written, nothing renamed
         "dataset.Dataset.open(sys.argv[1]).episode_frames(0)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, address]).returncode == 9
@@ -121,11 +122,11 @@ def test_a_damaged_copy_is_made_again(address, footage):
 
 
 def test_copies_are_read_whole_once(address, monkeypatch):
-    monkeypatch.setattr(datasets, "SETTLED", -3600)
+    monkeypatch.setattr(files, "SETTLED", -3600)
     Dataset.open(address).episode_frames(0)
     read = []
-    sha256 = datasets._sha256
-    monkeypatch.setattr(datasets, "_sha256", lambda path: read.append(path) or sha256(path))
+    sha256 = files.sha256_of
+    monkeypatch.setattr(files, "sha256_of", lambda path: read.append(path) or sha256(path))
     Dataset.open(address), Dataset.open(address)
     assert len(read) == 1
 
@@ -212,7 +213,9 @@ def test_damage_over_there_is_one_line(footage, tmp_path, capsys):
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["shards"][0]["sha256"] = "../../../elsewhere"
     storage.pipe("/damaged/manifest.json", json.dumps(manifest).encode())
-    assert "64 hexadecimal digits" in refused(capsys, "info", "memory://damaged")
+    assert "shards[0].sha256 is '../../../elsewhere', expected `str` matching" in refused(
+        capsys, "info", "memory://damaged"
+    )
 
 
 def test_the_cache_is_in_the_home_folder_by_default(monkeypatch):

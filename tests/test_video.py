@@ -10,7 +10,7 @@ import pytest
 from minigenie.data import ingest as ingesting
 from minigenie.data.dataset import Dataset
 from minigenie.data.ingest import NoUsableVideo, ingest
-from minigenie.data.video import find_videos, read_video
+from minigenie.data.video import Reader, find_videos
 from minigenie.settings import IngestSettings
 
 
@@ -50,6 +50,12 @@ def save(
 
 def clip(path, seconds=3.0, *, rate=10, height=48, width=64, hue=0.0, **how):
     return save(path, [scroll(i / rate, height, width, hue) for i in range(round(seconds * rate))], rate=rate, **how)
+
+
+def read_video(path, *, size, fps, fit="crop"):
+    """All frames of a file, uint8 [t h w 3], and what was lost to damage, None if nothing was."""
+    reader = Reader(Path(path), IngestSettings(size=size, fps=fps, fit=fit))
+    return np.stack([frame for frame, _ in reader]), reader.damage()
 
 
 def distance(a, b):
@@ -103,14 +109,14 @@ def test_transparent_is_black(tmp_path):
         picture[:16, :, 3] = 0
         container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "bgra")))
         container.mux(stream.encode(None))
-    frame = read_video(tmp_path / "a.mkv", size=32, fps=10).frames[0]
+    frame = read_video(tmp_path / "a.mkv", size=32, fps=10)[0][0]
     assert frame[:15].max() == 0
     assert abs(int(frame[17:].mean()) - 157) <= 1  # 200 at 200 / 255
 
 
 def test_limited_and_full_range_agree(tmp_path):
     limited, full = (clip(tmp_path / f"{full}.mp4", 1, full=full) for full in (False, True))
-    limited, full = (read_video(path, size=(48, 64), fps=10).frames for path in (limited, full))
+    limited, full = (read_video(path, size=(48, 64), fps=10)[0] for path in (limited, full))
     assert distance(limited, full) < 2
     assert limited.min() < 40
     assert limited.max() > 215
@@ -130,7 +136,7 @@ def test_rotation_is_honoured(tmp_path, turn, upright):
     stored = scroll(0, 48, 64)
     path = save(tmp_path / "a.mp4", [stored] * 3, turn=turn)
     expected = upright(stored)
-    assert distance(read_video(path, size=expected.shape[:2], fps=10).frames[0], expected) < 8
+    assert distance(read_video(path, size=expected.shape[:2], fps=10)[0][0], expected) < 8
 
 
 def halves(height, width):
@@ -143,9 +149,9 @@ def halves(height, width):
 def test_crop_and_letterbox(tmp_path, width, aspect):
     """A picture shown twice as wide as high, once with square pixels and once with wide ones."""
     path = save(tmp_path / "a.mkv", [halves(64, width)] * 2, pix_fmt="yuv444p", aspect=aspect)
-    cropped = read_video(path, size=32, fps=10).frames[0]
+    cropped = read_video(path, size=32, fps=10)[0][0]
     assert distance(cropped, halves(32, 32)) < 8
-    boxed = read_video(path, size=32, fps=10, fit="letterbox").frames[0]
+    boxed = read_video(path, size=32, fps=10, fit="letterbox")[0][0]
     assert distance(boxed[8:24], halves(16, 32)) < 8
     assert boxed[:8].max() == boxed[24:].max() == 0
 
@@ -154,12 +160,12 @@ def test_downscaling_averages(tmp_path):
     """Stripes finer than a pixel become their mean; picking single pixels would give black or white."""
     stripes = np.zeros((240, 320, 3), np.uint8)
     stripes[:, ::2] = 255
-    frame = read_video(save(tmp_path / "a.mkv", [stripes], codec="ffv1", pix_fmt="bgr0"), size=24, fps=10).frames[0]
+    frame = read_video(save(tmp_path / "a.mkv", [stripes], codec="ffv1", pix_fmt="bgr0"), size=24, fps=10)[0][0]
     assert np.abs(frame.astype(int) - 127).max() < 25
 
 
 def gray_levels(path, fps):
-    return read_video(path, size=16, fps=fps).frames.mean((1, 2, 3)).round().astype(int).tolist()
+    return read_video(path, size=16, fps=fps)[0].mean((1, 2, 3)).round().astype(int).tolist()
 
 
 def numbered(path, count, **how):
@@ -236,7 +242,7 @@ def test_useless_files_are_skipped_with_the_reason(tmp_path, capfd):
     }
     assert [row.file for row in rows if row.status == "kept"] == ["good.mp4"]
     with pytest.raises(ValueError, match=r"empty.mp4: empty file$"):
-        read_video(folder / "empty.mp4", size=32, fps=10)
+        ingest(folder / "empty.mp4", tmp_path / "nothing")
     assert capfd.readouterr() == ("", "")
 
 
@@ -358,7 +364,7 @@ def test_a_long_take_is_stored_in_shards(tmp_path, monkeypatch):
     dataset = ingest([path], tmp_path / "out", settings).dataset
     assert [(e.shard, e.offset, e.length) for e in dataset.episodes] == [(0, 0, 32), (1, 0, 32), (2, 0, 32)]
     stored = np.concatenate([dataset.episode_frames(i) for i in range(3)])
-    np.testing.assert_array_equal(stored, read_video(path, size=(48, 64), fps=10).frames[:96])
+    np.testing.assert_array_equal(stored, read_video(path, size=(48, 64), fps=10)[0][:96])
 
 
 def test_nothing_usable_leaves_nothing_behind(tmp_path):

@@ -10,7 +10,7 @@ from minigenie.bench.play import play_items
 from minigenie.bench.size import GROWTH, growth_rows, size_items
 from minigenie.bench.train import fastest_parts, train_items
 from minigenie.console import table, working
-from minigenie.data.dataset import write_atomic
+from minigenie.files import write_atomic
 from minigenie.runtime import pick_device
 from minigenie.settings import BenchSettings
 from minigenie.world import locate

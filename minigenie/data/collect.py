@@ -13,24 +13,24 @@ import ctypes
 import importlib
 import importlib.metadata
 import io
-import os
 import platform
 import sys
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.expert import Expert
 from minigenie.data.toy import ToyWorld
+from minigenie.data.workers import cores
 from minigenie.settings import FIRST_TEST_LEVEL, CollectSettings
 
 PROCGEN_GAMES = (
@@ -63,28 +63,18 @@ PROCGEN_ACTIONS = {"noop": 4, "left": 1, "right": 7, "jump": 5, "jump-left": 2, 
 TOY_ACTIONS = {"noop": 0, "left": 1, "right": 2, "jump": 3, "jump-left": 4, "jump-right": 5}
 
 
-class Game(Protocol):
-    """n games side by side; one that ends starts its next level by itself."""
-
-    first: np.ndarray  # bool [n]: this frame begins an episode
-    level_seed: np.ndarray  # int [n]: the level that this frame shows
-
-    def frames(self) -> np.ndarray: ...  # uint8 [n h w c]
-    def step(self, actions: np.ndarray) -> None: ...  # int [n]
-
-
 def collect(
     settings: CollectSettings,
     out: str | Path,
     *,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Dataset:
     """Write at least `settings.frames` frames to the folder `out`; the same call resumes, or finds all done.
 
     `workers` is the number of threads, by default one per core up to 16; the frames do not depend on it.
-    `progress(frames done, frames in all)` is called after each shard. Raises ValueError for settings that cannot be,
-    FileExistsError if `out` holds anything else.
+    `progress(frames done, frames in all)` is called after each shard, in their order. Raises ValueError for settings
+    that cannot be, FileExistsError if `out` holds anything else.
     """
     check(settings)
     writer = DatasetWriter(
@@ -96,22 +86,19 @@ def collect(
         split=settings.split,
         settings=asdict(settings) | {"start_level": settings.first_level},
     )
-    sizes = _shard_sizes(settings)
     if not writer.finished:
+        sizes = _shard_sizes(settings)
+        frames = [n * steps for n, steps in sizes]
         todo = [k for k in range(len(sizes)) if k not in writer]
-        total = sum(n * steps for n, steps in sizes)
-        done = total - sum(sizes[k][0] * sizes[k][1] for k in todo)
-        if progress:
-            progress(done, total)
+        total, left = sum(frames), sum(frames[k] for k in todo)
+        progress(total - left, total)
         # threads will do: the games, the checksum and the disk all run outside of Python's lock
-        pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, MAX_WORKERS))
+        pool = ThreadPoolExecutor(workers or min(cores(), MAX_WORKERS))
         try:
-            running = {pool.submit(lambda k: writer.write(k, *_play(settings, k, *sizes[k])), k): k for k in todo}
-            for future in as_completed(running):
-                future.result()
-                done += sizes[running[future]][0] * sizes[running[future]][1]
-                if progress:
-                    progress(done, total)
+            written = pool.map(lambda k: writer.write(k, *_play(settings, k, *sizes[k])), todo)
+            for k, _ in zip(todo, written, strict=True):
+                left -= frames[k]
+                progress(total - left, total)
         finally:
             pool.shutdown(cancel_futures=True)
     return writer.close()
@@ -224,11 +211,9 @@ def check(settings: CollectSettings) -> None:
     for name, known in options.items():
         if getattr(settings, name) not in known:
             raise ValueError(f"unknown {name} {getattr(settings, name)!r}; choose from {', '.join(known)}")
-    for name in ("frames", "levels", "num_envs"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name} is {getattr(settings, name)}, should be at least 1")
-    if settings.seed < 0:
-        raise ValueError(f"seed is {settings.seed}, should be at least 0")
+    for name, least in {"frames": 1, "levels": 1, "num_envs": 1, "seed": 0}.items():
+        if getattr(settings, name) < least:
+            raise ValueError(f"{name} is {getattr(settings, name)}, should be at least {least}")
     if not 0 <= settings.first_level < 2**31 - settings.levels:
         raise ValueError(f"start_level is {settings.first_level}, should be from 0 to 2**31 - levels")
     if settings.split == "train" and settings.first_level + settings.levels > FIRST_TEST_LEVEL:
@@ -246,13 +231,15 @@ def generator_of(game: str) -> str:
     return f"{package} {importlib.metadata.version(package)}"
 
 
-def _start(settings: CollectSettings, n: int, seed: int) -> Game:
+def _start(settings: CollectSettings, n: int, seed: int) -> "ToyWorld | ProcgenGame":
     if settings.game == "toy":
         return ToyWorld(n, seed=seed, num_levels=settings.levels, start_level=settings.first_level)
     return procgen_game(settings, n, seed)
 
 
-def player_for(settings: CollectSettings, game: Game, rng: np.random.Generator, steps: int) -> Callable[[], np.ndarray]:
+def player_for(
+    settings: CollectSettings, game: "ToyWorld | ProcgenGame", rng: np.random.Generator, steps: int
+) -> Callable[[], np.ndarray]:
     """What the settings' policy does next in every game, for up to `steps` steps: () -> int [n]."""
     if settings.policy == "expert":
         return expert_for(settings, game, rng).act
@@ -263,7 +250,7 @@ def player_for(settings: CollectSettings, game: Game, rng: np.random.Generator, 
     return lambda: next(plan)
 
 
-def expert_for(settings: CollectSettings, game: Game, rng: np.random.Generator) -> Expert:
+def expert_for(settings: CollectSettings, game: "ToyWorld | ProcgenGame", rng: np.random.Generator) -> Expert:
     """An expert at `game`, with a copy of its own to search in."""
     assert isinstance(game, ProcgenGame)
     return Expert(game, procgen_game(settings, 1, 0), PROCGEN_ACTIONS, rng)
@@ -274,7 +261,11 @@ def procgen_game(settings: CollectSettings, n: int, seed: int) -> "ProcgenGame":
 
 
 class ProcgenGame:
-    """A Procgen game, from procgen-mirror."""
+    """n Procgen games side by side, from procgen-mirror; one that ends starts its next level by itself.
+
+    first: bool [n], this frame begins an episode. reward: float [n], of the last step. level_seed: int [n], the level
+    that this frame shows.
+    """
 
     def __init__(self, settings: CollectSettings, n: int, seed: int):
         self._env = _import_procgen().ProcgenGym3Env(n, **_procgen_options(settings, seed))
@@ -282,9 +273,11 @@ class ProcgenGame:
         self._observe()
 
     def frames(self) -> np.ndarray:
+        """What all show now: uint8 [n h w c]."""
         return self._frames
 
     def step(self, actions: np.ndarray) -> None:
+        """Play `actions`, int [n] in 0..14."""
         self._env.act(actions)
         self._observe()
 

@@ -80,7 +80,8 @@ def controls_of(dataset: Dataset) -> Controls | None:
         return Controls(TOY_NAMES, tuple(range(len(TOY_NAMES))))
     if dataset.manifest["generator"].startswith("procgen"):
         return procgen_controls(source)
-    found = sorted({int(action) for i in range(len(dataset.episodes)) for action in np.unique(_actions(dataset, i))})
+    episodes = (dataset.episode_actions(i) for i in range(len(dataset.episodes)))
+    found = sorted({int(action) for each in episodes if each is not None for action in np.unique(each[:-1])})
     place = {action: number for number, action in enumerate(found)}
     return Controls(tuple(f"key {action}" for action in found), tuple(place.get(a, -1) for a in range(found[-1] + 1)))
 
@@ -110,9 +111,3 @@ def _joined(game: str, action: int) -> str:
     if game in SIDEWAYS:
         return side or ("noop" if vertical in ("up", "down") else name)
     return side if game in ONE_AT_A_TIME and side else name
-
-
-def _actions(dataset: Dataset, i: int) -> np.ndarray:
-    actions = dataset.episode_actions(i)
-    assert actions is not None
-    return actions[:-1]

@@ -14,38 +14,70 @@ Dimensions:  b batch   t frames of a clip   h height   w width   c channels (3, 
 """
 
 import hashlib
-import io
-import json
-import math
-import os
-import re
-import time
-from collections.abc import Iterable
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from tokenize import TokenError
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 from filelock import FileLock
+from msgspec import Meta, Struct
 
-from minigenie.config import parse_json
-from minigenie.data.remote import cache_folder, is_url, read
+from minigenie.files import (
+    THREADS,
+    cache_folder,
+    convert,
+    damaged,
+    is_url,
+    load_npy,
+    npy_parts,
+    parse_json,
+    read_url,
+    to_json,
+    write_atomic,
+)
 
 FORMAT, VERSION = "minigenie-dataset", 1
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
-HEADER_KEYS = {"format", "version", "frame_size", "fps", "source", "generator", "split", "settings"}
-SHARD_KEYS = {"file", "frames", "sha256", "actions", "actions_sha256"}
-CHECKSUMS = {"file": "sha256", "actions": "actions_sha256"}
-THREADS = 8  # shards copied or hashed at once
-SETTLED = 2  # seconds; of a file that was changed later than that, its times need not show the next change
 COPY_AGAIN = "copy it again, or make the dataset again in another folder"
+OTHER_FILES = "already holds other files; choose a new or an empty folder"
 OPEN_FILES = 10_240  # that a process asks for at most, as macOS gives no more
+FileName = Annotated[str, Meta(pattern=r"\A[\w-]+\.npy\Z")]  # in the dataset's own folder
+Checksum = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Side = Annotated[int, Meta(ge=1)]
 
 
-class Episode(NamedTuple):
+class Header(Struct, kw_only=True, forbid_unknown_fields=True):
+    """How a manifest begins. `frame_size` is [h, w] in pixels, `fps` frames per second, `settings` whatever else would
+    change the frames."""
+
+    format: str = FORMAT
+    version: int = VERSION
+    frame_size: tuple[Side, Side]
+    fps: Annotated[float, Meta(gt=0, le=sys.float_info.max)]
+    source: str
+    generator: str
+    split: str
+    settings: dict[str, Any]
+
+
+class Shard(Struct, forbid_unknown_fields=True):
+    """Names of a shard's files, their checksums, and how many frames there are."""
+
+    file: FileName
+    frames: Annotated[int, Meta(ge=1, lt=2**48)]
+    sha256: Checksum
+    actions: FileName | None
+    actions_sha256: Checksum | None
+
+    def __post_init__(self) -> None:
+        if (self.actions is None) != (self.actions_sha256 is None):
+            raise ValueError("actions and actions_sha256 go together")
+
+
+class Episode(Struct, frozen=True, forbid_unknown_fields=True):
     """`length` consecutive frames of shard number `shard`, from its frame `offset`; one take, no cut inside."""
 
     shard: int
@@ -55,71 +87,43 @@ class Episode(NamedTuple):
     source: str | None = None
 
 
-def write_atomic(path: Path, *parts: Any) -> str:
-    """Write bytes-like `parts` to `path` so that it holds all of them or is not there. Returns their sha256 in hex."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    digest = hashlib.sha256()
-    try:
-        with open(temporary, "wb") as file:
-            for part in parts:
-                file.write(part)
-                digest.update(part)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        advice = "make room or fix the disk, then run the same command again; what was written before is safe"
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}; {advice}") from None
-    return digest.hexdigest()
+class Manifest(Header):
+    shards: Annotated[list[Shard], Meta(min_length=1)]
+    episodes: Annotated[list[Episode], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        for i, (shard, first, length) in enumerate((e.shard, e.offset, e.length) for e in self.episodes):
+            if not (0 <= shard < len(self.shards) and 0 <= first < first + length <= self.shards[shard].frames):
+                where = f"shard {shard}, offset {first}, length {length}"
+                raise ValueError(f"episode {i} ({where}) is outside of its shard")
 
 
 class DatasetWriter:
     """Writes a dataset shard by shard, each atomically; after a kill, the same call picks up where it stopped.
 
-    `frame_size` is [h, w] in pixels, `fps` frames per second, `settings` whatever else would change the frames.
-    Raises FileExistsError if `folder` holds anything but the same dataset, finished (then `finished` is true) or begun.
-    A writer may be copied to other processes: each index is to be written by one of them.
+    `header` has the fields of `Header`. Raises FileExistsError if `folder` holds anything but the same dataset,
+    finished (then `finished` is true) or begun. A writer may be copied to other processes: each index is to be written
+    by one of them.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        frame_size: tuple[int, int],
-        fps: float,
-        source: str,
-        generator: str,
-        split: str,
-        settings: dict[str, Any],
-    ):
+    def __init__(self, folder: str | Path, **header: Any):
         self.folder = Path(folder)
-        header = {
-            "format": FORMAT,
-            "version": VERSION,
-            "frame_size": [int(side) for side in frame_size],
-            "fps": fps,
-            "source": source,
-            "generator": generator,
-            "split": split,
-            "settings": settings,
-        }
-        self.header: dict[str, Any] = json.loads(json.dumps(header))  # as it will be read back
+        self.header: dict[str, Any] = parse_json(to_json(Header(**header)))  # as it will be read back
         if self.folder.exists() and not self.folder.is_dir():
             raise FileExistsError(f"{folder} is a file; choose a folder to write the dataset to")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.finished = (self.folder / MANIFEST).exists()
-        if self.finished or (self.folder / UNFINISHED).exists():
-            self._check_same(_read_json(self.folder / (MANIFEST if self.finished else UNFINISHED)))
+        begun = self.folder / (MANIFEST if self.finished else UNFINISHED)
+        if begun.exists():
+            self._check_same(_read_object(begun))
         elif any(path.name != f".{UNFINISHED}.tmp" for path in self.folder.iterdir()):
-            raise FileExistsError(f"{folder} already holds other files; choose a new or an empty folder")
+            raise FileExistsError(f"{folder} {OTHER_FILES}")
         else:
-            write_atomic(self.folder / UNFINISHED, _to_json(self.header))
+            write_atomic(begun, to_json(self.header))
 
     def _check_same(self, there: dict[str, Any]) -> None:
         if there.get("format") != FORMAT:
-            raise FileExistsError(f"{self.folder} already holds other files; choose a new or an empty folder")
+            raise FileExistsError(f"{self.folder} {OTHER_FILES}")
         old, new = ({**header, **header["settings"]} for header in (there, self.header))
         for key in {**new, **old}:
             if key not in ("settings", "shards", "episodes") and old.get(key) != new.get(key):
@@ -145,32 +149,26 @@ class DatasetWriter:
             raise ValueError(f"shard {index}: an episode reaches outside of its {len(frames)} frames")
         shard = None
         if episodes:
-            file, actions_file = f"shard-{index:05d}.npy", f"actions-{index:05d}.npy"
-            shard = {
-                "file": file,
-                "frames": len(frames),
-                "sha256": write_atomic(self.folder / file, *npy_parts(frames)),
-                "actions": None if actions is None else actions_file,
-                "actions_sha256": None
-                if actions is None
-                else write_atomic(self.folder / actions_file, *npy_parts(actions)),
-            }
+            shard = Shard(f"shard-{index:05d}.npy", len(frames), "", None, None)
+            shard.sha256 = write_atomic(self.folder / shard.file, *npy_parts(frames))
+            if actions is not None:
+                shard.actions = f"actions-{index:05d}.npy"
+                shard.actions_sha256 = write_atomic(self.folder / shard.actions, *npy_parts(actions))
         entry = {"shard": shard, "episodes": [[e.offset, e.length, e.level_seed, e.source] for e in episodes]}
-        write_atomic(self._sidecar(index), _to_json(entry))
+        write_atomic(self._sidecar(index), to_json(entry))
 
     def close(self) -> "Dataset":
         """Join what was written into the manifest and open it. ValueError if there is not a single episode."""
         if not self.finished:
             shards: list[dict] = []
-            episodes: list[dict] = []
+            episodes: list[Episode] = []
             for sidecar in self._sidecars():
-                entry = _read_json(sidecar)
-                episodes += [Episode(len(shards), *episode)._asdict() for episode in entry["episodes"]]
+                entry = _read_object(sidecar)
+                episodes += [Episode(len(shards), *episode) for episode in entry["episodes"]]
                 shards += [entry["shard"]] if entry["shard"] else []
             if not episodes:
                 raise ValueError(f"{self.folder}: not one usable episode in {self.header['source']}; use other input")
-            manifest = {**self.header, "shards": shards, "episodes": episodes}
-            write_atomic(self.folder / MANIFEST, _to_json(manifest))
+            write_atomic(self.folder / MANIFEST, to_json({**self.header, "shards": shards, "episodes": episodes}))
             self.finished = True
         for leftover in [*self._sidecars(), *self.folder.glob(".*.tmp"), self.folder / UNFINISHED]:
             leftover.unlink(missing_ok=True)
@@ -194,14 +192,18 @@ class Dataset:
         self.folder, self.url = folder, url
         self.name = url or str(folder)
         self.manifest = manifest
-        self.frame_size: tuple[int, int] = tuple(manifest["frame_size"])
-        self.fps: float = manifest["fps"]
-        self.episodes = [Episode(**episode) for episode in manifest["episodes"]]
-        self._ends = np.cumsum([shard["frames"] for shard in manifest["shards"]])
+        checked = _check_manifest(f"{self.name}/{MANIFEST}", manifest)
+        self.frame_size, self.fps, self.episodes = checked.frame_size, manifest["fps"], checked.episodes
+        self.has_actions = all(shard.actions for shard in checked.shards)
+        self._ends = np.cumsum([shard.frames for shard in checked.shards])
         self._firsts = np.concatenate([[0], self._ends[:-1]])
         self.num_frames = int(self._ends[-1])
-        self.has_actions = all(shard["actions"] for shard in manifest["shards"])
-        self._map = lru_cache(_mappable(len(CHECKSUMS) * len(manifest["shards"])))(self._map_file)
+        self._files: dict[tuple[str, int], tuple[str, str, tuple[int, ...]]] = {}  # name, checksum, shape
+        for i, shard in enumerate(checked.shards):
+            self._files["frames", i] = shard.file, shard.sha256, (shard.frames, *self.frame_size, 3)
+            if shard.actions and shard.actions_sha256:
+                self._files["actions", i] = shard.actions, shard.actions_sha256, (shard.frames,)
+        self._map = lru_cache(_mappable(len(self._files)))(self._map_file)
 
     @classmethod
     def open(cls, folder: str | Path, verify: bool = True) -> "Dataset":
@@ -216,42 +218,28 @@ class Dataset:
         read: one line, with the cure.
         """
         if is_url(folder):
-            return cls._open_url(str(folder).rstrip("/"), verify)
+            url = str(folder).rstrip("/")
+            dataset = cls(cache_folder(url), _read_object(f"{url}/{MANIFEST}"), url)
+            copies = dataset.folder.glob("*.npy") if verify else ()
+            for copy in damaged(url, [(copy, copy.stem) for copy in copies]):
+                copy.unlink()
+            return dataset
         folder = Path(folder)
         if not (folder / MANIFEST).exists():
-            if (folder / UNFINISHED).exists():
-                source = _read_json(folder / UNFINISHED).get("source")
+            if (begun := folder / UNFINISHED).exists():
+                source = _read_object(begun).get("source")
                 cure = "run the `minigenie collect` or `minigenie ingest` command that began it again, it will resume"
                 raise FileNotFoundError(f"{folder} is unfinished ({source}): {cure}")
             cure = "make one with `minigenie collect` or `minigenie ingest`"
             raise FileNotFoundError(f"{folder} is not a dataset, it has no {MANIFEST}: {cure}")
-        manifest = _read_json(folder / MANIFEST)
-        _check_manifest(str(folder / MANIFEST), manifest)
-        dataset = cls(folder, manifest)
-        files = [
-            (folder / shard[kind], shard[CHECKSUMS[kind]], dataset._shape(kind, shard))
-            for shard in manifest["shards"]
-            for kind in CHECKSUMS
-            if shard[kind]
-        ]
-        for path, _, _ in files:
-            if not path.is_file():
-                raise FileNotFoundError(f"{path} is missing; {COPY_AGAIN}")
-        if verify and (damaged := _damaged(str(folder.resolve()), [file[:2] for file in files])):
-            raise ValueError(f"{damaged[0]} is damaged (its sha256 is not the manifest's); {COPY_AGAIN}")
-        for path, _, shape in files:
-            _check_shape(path, shape)
-        return dataset
-
-    @classmethod
-    def _open_url(cls, url: str, verify: bool) -> "Dataset":
-        where = f"{url}/{MANIFEST}"
-        manifest = _parse_json(where, read(where))
-        _check_manifest(where, manifest)
-        dataset = cls(cache_folder(url), manifest, url)
-        if verify:
-            for copy in _damaged(url, [(copy, copy.stem) for copy in dataset.folder.glob("*.npy")]):
-                copy.unlink()
+        dataset = cls(folder, _read_object(folder / MANIFEST))
+        files = [(folder / name, sha256) for name, sha256, _ in dataset._files.values()]
+        if missing := [path for path, _ in files if not path.is_file()]:
+            raise FileNotFoundError(f"{missing[0]} is missing; {COPY_AGAIN}")
+        if verify and (bad := damaged(str(folder.resolve()), files)):
+            raise ValueError(f"{bad[0]} is damaged (its sha256 is not the manifest's); {COPY_AGAIN}")
+        for name, _, shape in dataset._files.values():
+            _check_shape(folder / name, shape)
         return dataset
 
     @cached_property
@@ -261,7 +249,7 @@ class Dataset:
 
     def episode_frames(self, i: int) -> np.ndarray:
         """Frames of episode `i`: uint8 [t h w c], a read-only view of the file."""
-        return self._slice("file", i)
+        return self._slice("frames", i)
 
     def episode_actions(self, i: int) -> np.ndarray | None:
         """True actions of episode `i`: integers [t], the last one unused. None if there are none."""
@@ -290,7 +278,7 @@ class Dataset:
 
     def clips(self, starts: np.ndarray, length: int) -> np.ndarray:
         """`length` frames from each of `starts` [b], counted through all shards: uint8 [b t h w c]."""
-        return self._gather("file", starts, np.empty((len(starts), length, *self.frame_size, 3), np.uint8))
+        return self._gather("frames", starts, np.empty((len(starts), length, *self.frame_size, 3), np.uint8))
 
     def clip_actions(self, starts: np.ndarray, length: int) -> np.ndarray | None:
         """True actions between the frames of `clips(starts, length)`: int64 [b t-1]. None if there are none."""
@@ -324,21 +312,17 @@ class Dataset:
 
     def _path(self, kind: str, shard: int) -> Path:
         """The file of a shard. Of a dataset at a URL its copy, under its checksum: that name cannot be out of date."""
-        entry = self.manifest["shards"][shard]
+        name, sha256, shape = self._files[kind, shard]
         if not self.url:
-            return self.folder / entry[kind]
-        sha256 = entry[CHECKSUMS[kind]]
+            return self.folder / name
         path = self.folder / f"{sha256}.npy"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / f".{sha256}.lock"):  # what one process copies the others wait for
                 if not path.exists():
-                    _copy(f"{self.url}/{entry[kind]}", path, sha256)
-            _check_shape(path, self._shape(kind, entry))
+                    _copy(f"{self.url}/{name}", path, sha256)
+            _check_shape(path, shape)
         return path
-
-    def _shape(self, kind: str, shard: dict[str, Any]) -> tuple[int, ...]:
-        return (shard["frames"], *self.frame_size, 3) if kind == "file" else (shard["frames"],)
 
     def __reduce__(self) -> tuple:
         return Dataset, (self.folder, self.manifest, self.url)
@@ -368,33 +352,13 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 def contact_sheet(dataset: Dataset, rows: int = 6, columns: int = 10) -> np.ndarray:
     """A picture of the dataset: a row per episode, evenly spaced frames in it, 2 px gaps. uint8 [H W 3]."""
     rows, gap = min(rows, len(dataset.episodes)), 2
-    height, width = (side + gap for side in dataset.frame_size)
-    sheet = np.full((rows * height - gap, columns * width - gap, 3), 255, np.uint8)
-    chosen = np.random.default_rng(0).choice(len(dataset.episodes), rows, replace=False)
-    for row, episode in enumerate(chosen):
+    height, width = dataset.frame_size
+    sheet = np.full((rows, height + gap, columns, width + gap, 3), 255, np.uint8)
+    for row, episode in enumerate(np.random.default_rng(0).choice(len(dataset.episodes), rows, replace=False)):
         frames = dataset.episode_frames(int(episode))
-        for column, frame in enumerate(np.linspace(0, len(frames) - 1, columns).round().astype(int)):
-            y, x = row * height, column * width
-            sheet[y : y + height - gap, x : x + width - gap] = frames[frame]
-    return sheet
-
-
-# Reading and checking files.
-
-
-def load_npy(path: Path, cure: str) -> np.memmap:
-    """An .npy file, mapped. ValueError, one line, if it is none; nothing in it is unpickled."""
-    try:
-        with open(path, "rb") as file:
-            if np.lib.format.read_magic(file) != (1, 0):
-                raise ValueError("its version is not 1.0")
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            offset, size = file.tell(), os.fstat(file.fileno()).st_size
-        if dtype.hasobject or min(shape, default=0) < 0 or offset + math.prod(shape) * dtype.itemsize != size:
-            raise ValueError(f"its {size} bytes are not {dtype} {list(shape)}")
-        return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
-    except (ValueError, TypeError, OverflowError, SyntaxError, EOFError, TokenError, OSError) as error:  # numpy's
-        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); {cure}") from None
+        chosen = frames[np.linspace(0, len(frames) - 1, columns).round().astype(int)]
+        sheet[row, :height, :, :width] = chosen.swapaxes(0, 1)
+    return sheet.reshape(rows * (height + gap), columns * (width + gap), 3)[:-gap, :-gap]
 
 
 def _mappable(files: int) -> int:
@@ -413,73 +377,17 @@ def _mappable(files: int) -> int:
     return min(files, allowed // 4)
 
 
-def npy_parts(array: np.ndarray) -> tuple[bytes, memoryview]:
-    """The two parts of an .npy file: its header and its data, without a copy."""
-    array = np.ascontiguousarray(array)
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    return header.getvalue(), array.data
-
-
-def _to_json(value: Any) -> bytes:
-    return json.dumps(value, indent=1).encode()
-
-
 def _copy(url: str, path: Path, sha256: str) -> None:
-    data = read(url)
+    data = read_url(url)
     if hashlib.sha256(data).hexdigest() != sha256:
         cure = "copy it there again, or make the dataset again"
         raise ValueError(f"{url} is damaged (the sha256 of its {len(data):,} bytes is not the manifest's); {cure}")
     write_atomic(path, data)
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _damaged(address: str, files: list[tuple[Path, str]]) -> list[Path]:
-    """Those of the files of a dataset whose sha256 is not the one given.
-
-    What was read is noted in the cache, not in the dataset's folder: that may be read-only, is compared byte by byte
-    with another, and a note that is copied along with it would vouch for files that nobody has read. Without a cache
-    to write to, all is read every time.
-    """
-    note, seen = None, {}
-    with suppress(OSError, RuntimeError, TypeError, ValueError):  # no home folder, no note, or nonsense in it
-        note = cache_folder(address) / "read.json"
-        seen = dict(parse_json(note.read_bytes()))
-    looks = {path: _look(path) for path, _ in files}
-    unread = [(path, sha256) for path, sha256 in files if seen.get(path.name) != [sha256, *looks[path]]]
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(_sha256, [path for path, _ in unread]))
-    damaged = [path for (path, sha256), one in zip(unread, found, strict=True) if one != sha256]
-    if unread and note:
-        settled = (time.time() - SETTLED) * 1e9
-        noted = {
-            path.name: [sha256, *looks[path]]
-            for path, sha256 in files
-            if path not in damaged and max(looks[path][1:3]) < settled
-        }
-        with suppress(OSError):
-            note.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(note, _to_json(noted))
-    return damaged
-
-
-def _look(path: Path) -> list[int]:
-    """What of a file changes with its bytes, in practice."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return _parse_json(str(path), path.read_bytes())
-
-
-def _parse_json(path: str, data: bytes) -> dict[str, Any]:
+def _read_object(path: Path | str) -> dict[str, Any]:
     try:
-        value = parse_json(data)
+        value = parse_json(path.read_bytes() if isinstance(path, Path) else read_url(path))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); make the dataset again in another folder") from None
     if not isinstance(value, dict):
@@ -487,7 +395,7 @@ def _parse_json(path: str, data: bytes) -> dict[str, Any]:
     return value
 
 
-def _check_manifest(path: str, manifest: dict[str, Any]) -> None:
+def _check_manifest(path: str, manifest: dict[str, Any]) -> Manifest:
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: format is {manifest.get('format')!r}, should be {FORMAT!r}; choose another folder")
     if manifest.get("version") != VERSION:
@@ -495,29 +403,10 @@ def _check_manifest(path: str, manifest: dict[str, Any]) -> None:
             f"{path} has version {manifest.get('version')!r}, this MiniGenie reads {VERSION}; "
             "make the dataset again or install the MiniGenie that made it"
         )
-    _check_keys(path, "the manifest", manifest, HEADER_KEYS | {"shards", "episodes"})
-    shards, episodes, size = manifest["shards"], manifest["episodes"], manifest["frame_size"]
-    _check(path, _is_list_of(size, int) and len(size) == 2 and min(size) > 0, "frame_size should be [height, width]")
-    fps = manifest["fps"]
-    _check(path, type(fps) in (int, float) and 0 < fps < math.inf, "fps should be a positive number")
-    _check(path, _is_list_of(shards, dict) and len(shards) > 0, "shards should be a list of at least one object")
-    _check(path, _is_list_of(episodes, dict) and len(episodes) > 0, "episodes should be a list of at least one object")
-    for i, shard in enumerate(shards):
-        _check_keys(path, f"shard {i}", shard, SHARD_KEYS)
-        names = [shard["file"], *([shard["actions"]] if shard["actions"] else [])]
-        plain = all(isinstance(name, str) and re.fullmatch(r"[\w-]+\.npy", name) for name in names)
-        _check(path, plain, f"shard {i} should name files of this folder, not {names}")
-        sums = [shard["sha256"], *([shard["actions_sha256"]] if shard["actions"] else [])]
-        hexadecimal = all(isinstance(sum, str) and re.fullmatch("[0-9a-f]{64}", sum) for sum in sums)
-        _check(path, hexadecimal, f"shard {i} should have checksums of 64 hexadecimal digits, not {sums}")
-        counted = type(shard["frames"]) is int and 0 < shard["frames"] < 2**48
-        _check(path, counted, f"shard {i} should count its frames, not {shard['frames']!r}")
-    for i, entry in enumerate(episodes):
-        _check_keys(path, f"episode {i}", entry, set(Episode._fields))
-        shard, offset, length = entry["shard"], entry["offset"], entry["length"]
-        numbers = _is_list_of([shard, offset, length], int)
-        inside = numbers and 0 <= shard < len(shards) and 0 <= offset < offset + length <= shards[shard]["frames"]
-        _check(path, inside, f"episode {i} (shard {shard}, offset {offset}, length {length}) is outside of its shard")
+    try:
+        return convert(manifest, Manifest)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; make the dataset again in another folder") from None
 
 
 def _check_shape(path: Path, shape: tuple[int, ...]) -> None:
@@ -526,28 +415,3 @@ def _check_shape(path: Path, shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"{path} holds {array.dtype} {list(array.shape)}, the manifest says {list(shape)}; {COPY_AGAIN}"
         )
-
-
-def _check_keys(path: str, what: str, entry: dict, keys: Iterable[str]) -> None:
-    missing, unknown = sorted(set(keys) - set(entry)), sorted(set(entry) - set(keys))
-    _check(path, not missing, f"{what} lacks {', '.join(missing)}")
-    _check(path, not unknown, f"{what} has unknown {', '.join(unknown)}")
-
-
-def _check(path: str, ok: bool, fault: str) -> None:
-    if not ok:
-        raise ValueError(f"{path} is damaged: {fault}; make the dataset again in another folder")
-
-
-def _is_list_of(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(type(item) is kind for item in value)  # no bool as int
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename itself safe from a power cut."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -94,9 +94,8 @@ def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _keys(thumbnails: np.ndarray) -> np.ndarray:
     """24 bits of each thumbnail: whether it is brighter where a slow square wave is up than where it is down."""
-    waves = (
-        thumbnails.sum(-1).reshape(-1, SIDE * SIDE).astype(np.float32) @ WALSH.T
-    )  # whole numbers: exact on every machine
+    # whole numbers: exact on every machine
+    waves = thumbnails.sum(-1).reshape(-1, SIDE * SIDE).astype(np.float32) @ WALSH.T
     return (waves > 0) @ (1 << np.arange(KEY_BITS))
 
 

@@ -7,9 +7,12 @@ Dimensions:  n games played side by side
 """
 
 import struct
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from minigenie.data.collect import ProcgenGame
 
 AHEAD = 24  # steps that a plan is tried for: a jump takes 15, and lands
 COMMIT = 2  # steps of it that are played before the next search
@@ -25,22 +28,11 @@ SOLVED, DEAD = 1000.0, -1000.0
 BODY = struct.pack("<2f", 0.5, 0.5787)  # the agent's half width and height, by which a saved game shows where it is
 
 
-class SavableGame(Protocol):
-    """n games side by side, each of which starts its next level by itself."""
-
-    first: np.ndarray  # bool [n]: the last step ended a level
-    reward: np.ndarray  # float [n]: of the last step
-
-    def step(self, actions: np.ndarray) -> None: ...
-    def save(self, i: int) -> bytes: ...
-    def restore(self, states: list[bytes]) -> None: ...
-
-
 class Expert:
     """Plays `game`; `trial` is a single one of the same kind, to search in. The same `rng`, the same actions."""
 
     def __init__(
-        self, game: SavableGame, trial: SavableGame, actions: dict[str, int], rng: np.random.Generator
+        self, game: "ProcgenGame", trial: "ProcgenGame", actions: dict[str, int], rng: np.random.Generator
     ) -> None:
         self._game, self._trial, self._actions, self._rng = game, trial, actions, rng
         self._plans: list[list[int]] = [[] for _ in game.first]

@@ -19,16 +19,16 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 
-from minigenie.config import parse_json
-from minigenie.data.dataset import Dataset, DatasetWriter, Episode, write_atomic
+from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.duplicates import SIDE, ThumbnailIndex, thumbnails
 from minigenie.data.video import EXTENSIONS, Reader, Unreadable, check_options, find_videos, split_takes
 from minigenie.data.workers import workers as start_workers
+from minigenie.files import convert, parse_json, write_atomic
 from minigenie.settings import IngestSettings
 
 SHARD_FRAMES, SHARD_BYTES, SHARDS_PER_VIDEO = 8192, 2**26, 10_000
@@ -68,18 +68,6 @@ class NoUsableVideo(ValueError):
         self.rows = rows
 
 
-class Job(NamedTuple):
-    """A file to decode into `staged`, and how."""
-
-    video: Path
-    staged: Path
-    height_width: tuple[int, int]
-    fps: float
-    fit: str
-    min_frames: int
-    max_frames: int
-
-
 class Staged(NamedTuple):
     """A decoded file: `lengths` of its takes, their thumbnails [t 16 16 3], how many frames it gave, at what `rate`.
 
@@ -101,7 +89,7 @@ def ingest(
     *,
     workers: int = 1,
     ray: str | None = None,
-    progress: Callable[[float, int, str], None] | None = None,
+    progress: Callable[[float, int, str], None] = lambda done, total, name: None,
 ) -> IngestResult:
     """Turn videos and folders of videos into the dataset `out`, and what is held out into `<out>-test`.
 
@@ -115,7 +103,7 @@ def ingest(
     FileExistsError if `out` holds anything else, be it this dataset from a different list of files.
     """
     fps, split, min_frames = settings.fps, settings.split, settings.min_frames
-    height_width = check_options(settings.size, fps, settings.fit)
+    height_width = check_options(settings)
     if not (min_frames >= 2 and 0 <= split < 1):
         raise ValueError(f"min_frames should be at least 2 and split in [0, 1), got {min_frames} and {split}")
     if workers < 1:
@@ -144,8 +132,7 @@ def ingest(
     }
 
     def report(done: int, name: str, share: float) -> None:
-        if progress:
-            progress(done + share, len(videos), name)
+        progress(done + share, len(videos), name)
 
     out = Path(out)
     test_out = Path(f"{out}-test")
@@ -155,8 +142,7 @@ def ingest(
         return IngestResult(train.close(), Dataset.open(test_out) if test_out.exists() else None, sorted(rows))
     test = DatasetWriter(test_out, **header, split="test") if split else None
 
-    order = list(range(len(videos)))
-    num_test_videos = round(split * len(videos))
+    order, num_test_videos = list(range(len(videos))), round(split * len(videos))
     if num_test_videos:
         order.sort(key=lambda i: hashlib.sha256(names[i].encode()).digest())
     max_frames = max(2 * min_frames, min(SHARD_FRAMES, SHARD_BYTES // (3 * math.prod(height_width))))
@@ -168,17 +154,15 @@ def ingest(
     todo = range(len(rows), len(order))
     with start_workers(min(workers, max(1, len(todo))), ray if todo else None) as (submit, ahead):
 
-        def begin(k: int) -> tuple[Path, Callable[[], Staged]]:
-            i, staged = order[k], staging / str(k)
-            job = Job(videos[i], staged, height_width, fps, settings.fit, min_frames, max_frames)
-            return staged, submit(stage, job, *([partial(report, k, names[i])] if ahead == 1 else []))
+        def begin(k: int) -> Callable[[], Staged]:
+            reports = [partial(report, k, names[order[k]])] if ahead == 1 else []
+            return submit(stage, videos[order[k]], staging / str(k), settings, max_frames, *reports)
 
         beginning = map(begin, todo)
         begun = deque(islice(beginning, ahead))
         while begun:
-            staged, result = begun.popleft()
-            decoded, k = result(), len(rows)
-            i = order[k]
+            decoded, k = begun.popleft()(), len(rows)
+            i, staged = order[k], staging / str(k)
             train_shards, test_shards = (_Shards(writer, i, names[i], max_frames) for writer in (train, test))
             num_test_frames = _hold_out(rows, split, num_test_videos, min_frames)
             repeated: Counter[str] = Counter()
@@ -217,13 +201,15 @@ def ingest(
     return IngestResult(train.close(), test_dataset, sorted(rows))
 
 
-def stage(job: Job, report: Callable[[float], None] = lambda share_read: None) -> Staged:
-    """Decode a file: the frames of its takes go to `job.staged`, uint8 [t h w 3] without a header."""
+def stage(
+    video: Path, path: Path, settings: IngestSettings, max_frames: int, *report: Callable[[float], None]
+) -> Staged:
+    """Decode a file: the frames of its takes go to `path`, uint8 [t h w 3] without a header."""
     lengths, small = [], [np.empty((0, SIDE, SIDE, 3), np.uint8)]
     try:
-        reader = Reader(job.video, job.height_width, job.fps, job.fit, report)
-        with open(job.staged, "wb") as file:
-            for take in split_takes(reader, job.fps, job.min_frames, job.max_frames):
+        reader = Reader(video, settings, *report)
+        with open(path, "wb") as file:
+            for take in split_takes(reader, settings.fps, settings.min_frames, max_frames):
                 file.write(take.data)
                 lengths.append(len(take))
                 small.append(thumbnails(take))
@@ -248,13 +234,9 @@ def _read_log(path: Path) -> list[Row]:
         write_atomic(path, *lines[:-1])
         lines.pop()
     try:
-        rows = [Row(**parse_json(line)) for line in lines]
-        kinds = tuple(get_type_hints(Row).values())
-        if any(tuple(map(type, row)) != kinds for row in rows):
-            raise ValueError("a value is of another kind")
+        return [convert(tuple(Row(**parse_json(line))), Row) for line in lines]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); ingest into another folder") from None
-    return rows
 
 
 def _append_to_log(path: Path, row: Row) -> None:
@@ -305,8 +287,8 @@ class _Shards:
         if self.writer and self.takes:
             if self.index not in self.writer:
                 offsets = np.cumsum([0, *map(len, self.takes)]).tolist()
-                at = zip(offsets, map(len, self.takes), strict=False)
-                episodes = [Episode(self.index, offset, length, source=self.name) for offset, length in at]
+                at = zip(offsets, self.takes, strict=False)
+                episodes = [Episode(self.index, offset, len(take), source=self.name) for offset, take in at]
                 self.writer.write(self.index, np.concatenate(self.takes), episodes)
             self.index += 1
             self.takes.clear()

@@ -10,20 +10,24 @@ A label is [frame, control]: the control that leads from that frame to the next,
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
+from msgspec import Meta
 
-from minigenie.config import parse_json
 from minigenie.data.controls import controls_of
-from minigenie.data.dataset import Dataset, write_atomic
+from minigenie.data.dataset import Dataset
+from minigenie.files import fits, parse_json, write_atomic
 
 FORMAT, VERSION = "minigenie-labels", 1
 FILE = "labels.json"
 FEWEST = 20  # labels, with fewer of which training is not begun
 MOST_CONTROLS = 64
 LONGEST = 40  # characters of a control's name
+Name = Annotated[str, Meta(max_length=LONGEST, pattern=r"\A[^,]+\Z")]
+Names = Annotated[list[Name], Meta(min_length=1, max_length=MOST_CONTROLS)]
+Integer = Annotated[int, Meta(gt=-(2**62), lt=2**62)]
 
 
 class Labels(NamedTuple):
@@ -89,7 +93,7 @@ def check_labels(labels: Labels) -> Labels:
 
 def check_names(names: Any) -> tuple[str, ...]:
     """ValueError if these cannot be the names of controls."""
-    if not isinstance(names, list) or not 0 < len(names) <= MOST_CONTROLS or not all(map(_is_name, names)):
+    if not fits(names, Names) or not "".join(names).isprintable() or not all(map(str.strip, names)):
         raise ValueError(f"controls must be 1 to {MOST_CONTROLS} names of at most {LONGEST} characters, without commas")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"two controls have the same name, {repeated[0]!r}")
@@ -101,9 +105,8 @@ def _parse(content: Any, dataset: Dataset) -> Labels:
         raise ValueError("this is no file of labels; make it again with `minigenie teach`")
     if content.get("version") != VERSION:
         raise ValueError(f"it has version {content.get('version')!r}, this MiniGenie reads {VERSION}; update one")
-    names, labels = content.get("controls"), content.get("labels")
-    names = check_names(names)
-    if not isinstance(labels, list) or not all(map(_is_label, labels)):
+    names, labels = check_names(content.get("controls")), content.get("labels")
+    if not fits(labels, list[tuple[Integer, Integer]]):
         raise ValueError("labels must be a list of [frame, control], two integers each")
     frames, controls = np.array(labels, np.int64).reshape(-1, 2).T
     if repeated := [frame for frame, count in Counter(frames.tolist()).items() if count > 1]:
@@ -114,15 +117,3 @@ def _parse(content: Any, dataset: Dataset) -> Labels:
         raise ValueError(f"frame {absent[0]} is labelled, but {dataset.name} has no such frame with one after it")
     order = np.argsort(frames)
     return Labels(names, frames[order], controls[order])
-
-
-def _is_name(value: Any) -> bool:
-    if not isinstance(value, str) or not value.strip():
-        return False
-    return len(value) <= LONGEST and value.isprintable() and "," not in value
-
-
-def _is_label(value: Any) -> bool:
-    return (
-        isinstance(value, list) and len(value) == 2 and all(type(each) is int and abs(each) < 2**62 for each in value)
-    )

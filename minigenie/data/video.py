@@ -1,4 +1,4 @@
-"""What is in a video file: all its frames, `read_video`, or frame by frame, `Reader`, and `split_takes`.
+"""What is in a video file: its frames one by one, `Reader`, and the takes that they make, `split_takes`.
 
 Files are streamed: decoded packet by packet, thinned to `fps`, each kept frame scaled at once, each finished take
 handed on. An hour of full HD needs no more memory than a few minutes, and a damaged file gives whatever still decodes.
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import numpy as np
@@ -31,6 +31,8 @@ from av.video.stream import VideoStream
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
+from minigenie.settings import IngestSettings
+
 EXTENSIONS = ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv"
 KNOWN_STARTS = b"ftyp", b"\x1aE\xdf\xa3", b"RIFF", b"GIF8", b"FLV", b"OggS"  # of files that are, or were, video
 CUT_DIFFERENCE, CUT_RATIO, CUT_SHIFT = 12, 4, 4
@@ -40,32 +42,8 @@ COLOR_SPACES, UNSPECIFIED = {0, 1, 2, 4, 5, 6, 7, 9}, 2  # that libswscale conve
 EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT  # the same pixels on every machine
 
 
-class Video(NamedTuple):
-    """`frames` uint8 [t h w 3]; `warning` says what was lost to damage, None if nothing was."""
-
-    frames: np.ndarray
-    warning: str | None
-
-
 class Unreadable(ValueError):
     """The reason why a file has no frames to give."""
-
-
-def read_video(path: str | Path, *, size: int | tuple[int, int], fps: float, fit: str = "crop") -> Video:
-    """All frames of a file at `fps` frames per second, in `size` pixels: (height, width), or one number for both.
-
-    `fit` "crop" fills the frame and cuts off what sticks out, "letterbox" shows everything between black bars.
-    ValueError with the reason if the file has no usable video, FileNotFoundError if there is no such file.
-    """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist; name a video file")
-    height_width = check_options(size, fps, fit)
-    try:
-        reader = Reader(Path(path), height_width, fps, fit)
-        frames = [frame for frame, _ in reader]
-    except Unreadable as reason:
-        raise ValueError(f"{path}: {reason}") from None
-    return Video(np.stack(frames), reader.damage())
 
 
 def find_videos(paths: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -83,14 +61,15 @@ def find_videos(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     return sorted(found)
 
 
-def check_options(size: int | tuple[int, int], fps: float, fit: str) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
+def check_options(settings: IngestSettings) -> tuple[int, int]:
+    """Height and width of the frames. ValueError for settings that cannot be."""
+    height, width = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size
     if min(height, width) < 1:
-        raise ValueError(f"size should be positive, one number or (height, width), got {size}")
-    if not 0 < fps < math.inf:
-        raise ValueError(f"fps should be a positive number of frames per second, got {fps}")
-    if fit not in ("crop", "letterbox"):
-        raise ValueError(f'fit should be "crop" or "letterbox", got {fit!r}')
+        raise ValueError(f"size should be positive, one number or (height, width), got {settings.size}")
+    if not 0 < settings.fps < math.inf:
+        raise ValueError(f"fps should be a positive number of frames per second, got {settings.fps}")
+    if settings.fit not in ("crop", "letterbox"):
+        raise ValueError(f'fit should be "crop" or "letterbox", got {settings.fit!r}')
     return height, width
 
 
@@ -137,15 +116,8 @@ def _difference(before: np.ndarray, after: np.ndarray) -> float:
 class Reader:
     """One file. Iterate over it once: frames uint8 [h w 3], each with whether others are missing just before it."""
 
-    def __init__(
-        self,
-        path: Path,
-        height_width: tuple[int, int],
-        fps: float,
-        fit: str,
-        report: Callable[[float], None] = lambda share_read: None,
-    ):
-        self.height_width, self.fps, self.fit, self.report = height_width, fps, fit, report
+    def __init__(self, path: Path, settings: IngestSettings, report: Callable[[float], None] = lambda share_read: None):
+        self.height_width, self.fps, self.fit, self.report = check_options(settings), settings.fps, settings.fit, report
         self.container, self.stream, self.lacks_end = _open(path)
         self.period = 1 / float(self.stream.average_rate or self.stream.guessed_rate or 25)
         self.declared = _declared_seconds(self.container, self.stream)

@@ -24,7 +24,6 @@ from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from minigenie.config import parse_json
 from minigenie.data.collect import (
     FPS,
     PROCGEN_ACTIONS,
@@ -36,9 +35,10 @@ from minigenie.data.collect import (
     expert_for,
     procgen_game,
 )
-from minigenie.data.dataset import Dataset, sample_batch, write_atomic
+from minigenie.data.dataset import Dataset, sample_batch
 from minigenie.encode import CLIP, encode_actions, encode_tokens
 from minigenie.eval.controllability import confusion, mutual_information
+from minigenie.files import parse_json, write_atomic
 from minigenie.nn.patches import to_float
 from minigenie.optim import OptimConfig
 from minigenie.pictures import save_video

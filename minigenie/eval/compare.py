@@ -5,11 +5,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from minigenie.data.dataset import write_atomic
 from minigenie.eval.doctor import read_report
 from minigenie.eval.measure import VERSION
 from minigenie.eval.plots import control_plot, drift_plots, fading_plot
 from minigenie.eval.report import figure, headline, page, plots, table
+from minigenie.files import write_atomic
 
 Reports = dict[str, dict[str, Any]]
 PICTURES = (

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from minigenie.config import parse_json
+from minigenie.files import parse_json
 from minigenie.metrics import read_metrics
 from minigenie.world import WorldConfig, world_config
 

@@ -20,11 +20,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from minigenie.config import from_dict
-from minigenie.data.dataset import write_atomic
 from minigenie.eval.control import SHOWN, Scene
 from minigenie.eval.doctor import Finding, Run, diagnose
 from minigenie.eval.measure import PERCEPTUAL, PROMPT, UNMEASURED, Scenes
 from minigenie.eval.plots import code_plot, control_plot, drift_plots, quality_plots, training_picture, training_plots
+from minigenie.files import write_atomic
 from minigenie.metrics import read_metrics
 from minigenie.pictures import grid, save_picture, save_video
 from minigenie.world import WorldConfig

@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from minigenie.config import parse_json
-from minigenie.data.dataset import write_atomic
+from minigenie.files import parse_json, write_atomic
 
 DIRECTIONS = {  # where the player goes: the picture goes the other way
     "right": ((0, -1), "ArrowRight"),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from minigenie.config import parse_json
+from minigenie.files import parse_json
 from minigenie.pictures import fit_picture
 from minigenie.play.player import Clip, Player
 from minigenie.play.session import Session, new_token, pack_frame

@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from minigenie.config import parse_json
+from minigenie.files import parse_json
 from minigenie.pictures import save_video
 from minigenie.play.auth import PAGE_HEADERS, AuthMiddleware, error_response
 from minigenie.play.connection import Connection, Disconnected

@@ -15,9 +15,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from minigenie.config import parse_json
 from minigenie.data.dataset import Dataset
 from minigenie.data.labels import FILE
+from minigenie.files import parse_json
 from minigenie.play.auth import PAGE_HEADERS, AuthMiddleware, error_response
 from minigenie.play.server import listen, read_body, run
 from minigenie.settings import ServerSettings
