@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from minigenie.nn.patches import patch_grid, patchify, to_float, unpatchify
-from minigenie.nn.quantize import QuantizerConfig, VectorQuantizer
+from minigenie.nn.quantize import LOSS_WEIGHT, QuantizerConfig, VectorQuantizer
 from minigenie.nn.st_transformer import STConfig, STTransformer
 from minigenie.tokenizer import TokenizerConfig
 
@@ -151,7 +151,11 @@ class LatentActionModel(nn.Module):
         errors = self._errors(self._predict(seen[:, :-1], quantized.vectors), seen)
         loss, error = (self._weights(seen) * errors).mean(), errors.detach().mean()
         metrics = {"psnr": -10 * error.log10()} if self.config.input == "pixels" else {"cross_entropy": error}
-        return loss + quantized.loss * 0.1, metrics | self.quantizer.usage(), quantized.codes.view(len(video), -1)
+        return (
+            loss + LOSS_WEIGHT * quantized.loss,
+            metrics | self.quantizer.usage(),
+            quantized.codes.view(len(video), -1),
+        )
 
     @torch.no_grad()
     def control(self, batch: dict[str, Tensor]) -> Tensor:

@@ -40,7 +40,7 @@ from minigenie.nn.quantize import VectorQuantizer
 from minigenie.pictures import grid
 from minigenie.runtime import autocast, barrier
 from minigenie.tokenizer import VideoTokenizer
-from minigenie.train import FitConfig, Progress, Sample, fit
+from minigenie.train import ENDLESS, FitConfig, Progress, Sample, fit
 from minigenie.world import FORMAT, VERSION, ActionModel, Actions, World, WorldConfig, read_config
 
 STAGES = ("tokenizer", "lam", "dynamics")
@@ -197,6 +197,8 @@ class Run:
         watcher: Watcher,
     ) -> None:
         check_fits(recipe, dataset)
+        if max_seconds is None and any(getattr(recipe, f"{stage}_fit").steps >= ENDLESS for stage in STAGES):
+            raise ValueError("this recipe goes on until its time is over; give it some, as in --max-minutes 9")
         self.dataset, self.recipe, self.out, self.device, self.watcher = dataset, recipe, out, device, watcher
         self.max_seconds, self.shard = max_seconds, shard
         self.windows = lru_cache(dataset.windows)

@@ -2,6 +2,7 @@
 some of it."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -18,7 +19,7 @@ from minigenie.optim import OptimConfig
 from minigenie.pipeline import Recipe
 from minigenie.settings import RecipeSettings
 from minigenie.tokenizer import TokenizerConfig
-from minigenie.train import Execution, FitConfig
+from minigenie.train import ENDLESS, Execution, FitConfig
 
 
 def tiny() -> Recipe:
@@ -105,7 +106,7 @@ def speedrun() -> Recipe:
     narrow = STConfig(num_blocks=4, dim=192, num_heads=3, attend_time=False)
     optim = replace(recipe.tokenizer_fit.optim, warmup=100)
     parts = Execution(compile=True, sample_every=1_000, save_every=2_000)
-    fit = FitConfig(steps=1_000_000, batch_size=256, clip_frames=1, optim=optim, execution=parts)
+    fit = FitConfig(steps=ENDLESS, batch_size=256, clip_frames=1, optim=optim, execution=parts)
     return replace(
         recipe,
         tokenizer=replace(
@@ -115,7 +116,7 @@ def speedrun() -> Recipe:
             quantizer=replace(recipe.tokenizer.quantizer, num_codes=4096),
         ),
         tokenizer_fit=fit,
-        lam_fit=replace(recipe.lam_fit, steps=1_000_000, batch_size=256, execution=replace(parts, compile=False)),
+        lam_fit=replace(recipe.lam_fit, steps=ENDLESS, batch_size=256, execution=replace(parts, compile=False)),
         dynamics=replace(
             recipe.dynamics, transformer=STConfig(num_blocks=6, dim=320, num_heads=5), motions=256, memory=64
         ),
@@ -162,9 +163,22 @@ def recipe_named(name: str) -> Recipe:
     return RECIPES[name]()
 
 
+IDLE: dict[str, tuple[Callable[[Recipe], bool], str]] = {  # fields that change nothing, and when
+    "dynamics.corrupt": (lambda recipe: recipe.dynamics.context == "masked", "dynamics.context=masked"),
+    "dynamics.min_mask": (lambda recipe: recipe.dynamics.context == "clean", "dynamics.context=clean"),
+    "lam.patch": (lambda recipe: recipe.lam.input == "tokens", "lam.input=tokens"),
+    "lam_fit": (lambda recipe: recipe.joint, "joint, which trains as dynamics_fit says"),
+}
+
+
 def adjusted(settings: RecipeSettings) -> Recipe:
-    """The recipe, with what is to change of it. ValueError, one line, if that cannot be."""
+    """The recipe, with what is to change of it. ValueError, one line, if that cannot be, or would change nothing."""
     recipe = override(recipe_named(settings.recipe), settings.set)
+    recipe = replace(recipe, joint=recipe.joint or settings.joint)
+    for field in (assignment.partition("=")[0].strip().replace("-", "_") for assignment in settings.set):
+        for idle, (condition, reason) in IDLE.items():
+            if (field == idle or field.startswith(f"{idle}.")) and condition(recipe):
+                raise ValueError(f"{field} does nothing with {reason}; leave it out")
     execution = {name: getattr(settings, name) for name in ("save_every", "precision")}
     execution = {name: value for name, value in execution.items() if value is not None}
     for name in ("tokenizer_fit", "lam_fit", "dynamics_fit"):
@@ -173,7 +187,7 @@ def adjusted(settings: RecipeSettings) -> Recipe:
         fit = replace(fit, steps=steps, execution=replace(fit.execution, **execution))
         recipe = replace(recipe, **{name: fit})
     seed = recipe.seed if settings.seed is None else settings.seed
-    return replace(recipe, joint=recipe.joint or settings.joint, seed=seed)
+    return replace(recipe, seed=seed)
 
 
 def describe(recipe: Recipe) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from minigenie.nn.patches import patch_grid, patchify, to_float, unpatchify
-from minigenie.nn.quantize import QuantizerConfig, VectorQuantizer
+from minigenie.nn.quantize import LOSS_WEIGHT, QuantizerConfig, VectorQuantizer
 from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache
 
 
@@ -98,4 +98,4 @@ class VideoTokenizer(nn.Module):
         quantized = self.quantizer(self._vectors(frames), progress)
         mse = F.mse_loss(self._pixels(quantized.vectors).float(), frames)
         metrics = {"psnr": -10 * mse.detach().log10(), "commitment": quantized.loss.detach()}
-        return mse + quantized.loss * 0.1, metrics | self.quantizer.usage()
+        return mse + LOSS_WEIGHT * quantized.loss, metrics | self.quantizer.usage()

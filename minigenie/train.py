@@ -50,6 +50,7 @@ from minigenie.runtime import (
 )
 
 LOG_EVERY = 10  # steps
+ENDLESS = 1_000_000  # steps of a stage that only a time limit ends
 AHEAD = 2  # batches
 
 

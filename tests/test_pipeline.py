@@ -25,7 +25,7 @@ from minigenie.data.labels import write_labels
 from minigenie.metrics import read_metrics
 from minigenie.nn.patches import to_float
 from minigenie.pipeline import STEPS, Joint, Run, Watcher, control_metrics, seen_by_camera, train_world, with_actions
-from minigenie.train import Interrupted
+from minigenie.train import ENDLESS, Interrupted
 from minigenie.world import World
 
 MODELS = ("tokenizer", "lam", "dynamics")
@@ -228,6 +228,13 @@ def test_other_ways_to_train(toy, tmp_path, change):
     again = World.load(tmp_path / "run", "cpu")
     actions = again.infer_actions(video)
     assert_close(again.rollout(video, actions), world.rollout(video, actions))
+
+
+def test_a_recipe_without_an_end_wants_a_time(toy, tmp_path):
+    recipe = replace(small_recipe(), lam_fit=replace(small_recipe().lam_fit, steps=ENDLESS))
+    with pytest.raises(ValueError, match="^this recipe goes on until its time is over; give it some, as in --max-min"):
+        train_world(toy, recipe, tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run").exists()
 
 
 def test_joint_knows_no_camera():

@@ -6,7 +6,8 @@ import pytest
 
 from minigenie.config import from_dict, override, to_dict
 from minigenie.pipeline import Recipe
-from minigenie.recipes import RECIPES, coinrun, describe, paper, recipe_named, tiny
+from minigenie.recipes import RECIPES, adjusted, coinrun, describe, paper, recipe_named, tiny
+from minigenie.settings import RecipeSettings
 
 # Genie (arXiv:2402.15391), appendix F, the CoinRun case study; and sections 2.1 to 2.3.
 PAPER = {
@@ -194,6 +195,21 @@ def test_an_override_changes_one_field():
     assert changed.dynamics == expected
     assert changed.dynamics_fit.optim.lr == 0.5
     assert changed.lam == tiny().lam
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "reason"),
+    [
+        ("paper", ["dynamics.corrupt=0.2"], "dynamics.corrupt does nothing with dynamics.context=masked"),
+        ("tiny", ["dynamics.min_mask=0.2"], "dynamics.min_mask does nothing with dynamics.context=clean"),
+        ("tiny", ["lam.input=tokens", "lam.patch=8"], "lam.patch does nothing with lam.input=tokens"),
+        ("paper", ["lam-fit.optim.lr=0.1"], "lam_fit.optim.lr does nothing with joint"),
+    ],
+)
+def test_a_field_that_would_change_nothing_is_refused(recipe, settings, reason):
+    with pytest.raises(ValueError, match=f"^{re.escape(reason)}.*; leave it out$"):
+        adjusted(RecipeSettings(recipe=recipe, set=tuple(settings)))
+    adjusted(RecipeSettings(recipe=recipe, set=tuple(settings[:-1])))
 
 
 def test_an_unknown_recipe():

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from minigenie.runtime import full_tensor, shard_like
 
 DISTANCES = 2**19  # at a time, on a CPU
+LOSS_WEIGHT = 0.1  # of `Quantized.loss` beside the error of pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class QuantizerConfig:
 class Quantized(NamedTuple):
     vectors: Float[Tensor, "... c"]  # straight-through: the value of the code, the gradient of the input
     codes: Int[Tensor, "..."]
-    loss: Float[Tensor, ""]
+    loss: Float[Tensor, ""]  # of codebook and commitment
 
 
 class VectorQuantizer(nn.Module):
