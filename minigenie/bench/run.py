@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 from minigenie.bench.data import data_items
 from minigenie.bench.machine import HEADINGS, describe_machine, measure, rows, stage_rows
 from minigenie.bench.play import play_items
-from minigenie.bench.size import GROWTH, growth_rows, size_items
 from minigenie.bench.train import fastest_parts, train_items
 from minigenie.console import table, working
 from minigenie.data.dataset import write_atomic
@@ -24,7 +23,6 @@ def run(settings: BenchSettings) -> None:
             "train": lambda: train_items(settings.recipes, device, settings.large, settings.parts),
             "play": lambda: play_items(world, device, settings.compiled, settings.large),
             "data": lambda: data_items(Path(scratch)),
-            "size": lambda: size_items(device),
         }
         items = [item for kind, make in kinds.items() if what in (kind, "all") for item in make()]
         items = [item for item in items if settings.only in item.name]
@@ -37,16 +35,7 @@ def run(settings: BenchSettings) -> None:
     table(HEADINGS, rows(measured))
     if shares := stage_rows(measured):
         table(["item", "where its time goes"], shares)
-    if growth := growth_rows(measured):
-        table(GROWTH, growth)
     if settings.parts:
         print("fastest parts", *fastest_parts(measured), sep="\n")
-    found = [each.to_json() for each in measured]
-    if settings.browser and world is not None:
-        from minigenie.bench.browser import measure_browser
-
-        played = measure_browser(world, frames=settings.frames)
-        print("\n".join(played.lines()))
-        found.append({"item": f"{world.name}, in the browser", **played._asdict()})
     if settings.json is not None:
-        write_atomic(settings.json, dumps(found, indent=1).encode())
+        write_atomic(settings.json, dumps([each.to_json() for each in measured], indent=1).encode())
