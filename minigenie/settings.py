@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from minigenie.errors import UserError
+
 Precision = Literal["auto", "float32", "bfloat16"]
 Actions = Literal["latent", "found", "labels", "true"]
 Device = Annotated[str | None, arg(help="cuda, mps or cpu; the best there is by default.")]
@@ -211,7 +213,7 @@ class BenchSettings:
 
     def __post_init__(self) -> None:
         if self.rounds < 3:
-            raise ValueError(f"rounds is {self.rounds}; a median takes at least 3")
+            raise UserError(f"rounds is {self.rounds}; a median takes at least 3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,4 +237,4 @@ class ImitateSettings:
     def __post_init__(self) -> None:
         for name in ("expert_frames", "labels", "levels", "steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, should be at least 1")
+                raise UserError(f"{name} is {getattr(self, name)}, should be at least 1")

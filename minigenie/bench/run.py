@@ -10,13 +10,14 @@ from minigenie.bench.play import play_items
 from minigenie.bench.train import fastest_parts, train_items
 from minigenie.console import table, working
 from minigenie.data.dataset import write_atomic
+from minigenie.errors import UserError
 from minigenie.runtime import pick_device
 from minigenie.settings import BenchSettings
 from minigenie.world import locate
 
 
 def run(settings: BenchSettings) -> None:
-    """ValueError, one line, if there is nothing of the kind to measure."""
+    """UserError, one line, if there is nothing of the kind to measure."""
     what, world, device = settings.what, settings.world and locate(settings.world), pick_device(settings.device)
     with TemporaryDirectory(prefix="minigenie-bench-") as scratch, working(f"bench {what}", "rounds") as progress:
         kinds = {
@@ -27,7 +28,7 @@ def run(settings: BenchSettings) -> None:
         items = [item for kind, make in kinds.items() if what in (kind, "all") for item in make()]
         items = [item for item in items if settings.only in item.name]
         if not items:
-            raise ValueError(
+            raise UserError(
                 f"nothing that bench {what} measures has {settings.only!r} in its name; leave --only out to see all"
             )
         measured = measure(items, device, settings.rounds, progress)

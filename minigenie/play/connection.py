@@ -15,6 +15,7 @@ import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from minigenie.config import parse_json
+from minigenie.errors import UserError
 from minigenie.pictures import fit_picture
 from minigenie.play.player import Clip, Player
 from minigenie.play.session import Session, new_token, pack_frame
@@ -72,7 +73,7 @@ class Connection:
         self.sending_soon = self._spawn(self._send_json(message))
 
     async def upload(self, data: bytes) -> None:
-        """Begin anew from a picture. ValueError if it is none."""
+        """Begin anew from a picture. UserError if it is none."""
         decode = partial(fit_picture, data, self.session.world.frame_shape)
         self.start = await asyncio.get_running_loop().run_in_executor(self.session.media_pool, decode)
         self.start_index = self.clip_index = self.clip = None
@@ -202,11 +203,11 @@ class Connection:
         try:
             message = parse_json(text or "")
         except ValueError:
-            raise ValueError("a message must be JSON") from None
+            raise UserError("a message must be JSON") from None
         kind = message.get("type") if isinstance(message, dict) else None
         handler = getattr(self, f"on_{kind}", None) if kind in MESSAGES else None
         if handler is None:
-            raise ValueError(f"a message needs a type, one of {', '.join(MESSAGES)}")
+            raise UserError(f"a message needs a type, one of {', '.join(MESSAGES)}")
         await handler(message)
 
     async def on_held(self, message: dict[str, Any]) -> None:
@@ -257,7 +258,7 @@ class Connection:
         """steps: of MaskGIT, per frame; temperature."""
         temperature = message.get("temperature")
         if not isinstance(temperature, int | float):
-            raise ValueError("temperature must be a number")
+            raise UserError("temperature must be a number")
         steps = _integer(message, "steps", self.player.most_steps)
         await self.session.worker.run(partial(self.player.sample, steps, float(temperature)))
         await self._send_state()
@@ -271,7 +272,7 @@ class Connection:
         """The split view; clip: number of a held-out clip, or null to play again."""
         footage = self.session.footage
         if footage is None:
-            raise ValueError("there is no held-out footage; start minigenie play with --footage FOLDER")
+            raise UserError("there is no held-out footage; start minigenie play with --footage FOLDER")
         index = _integer_or_none(message, "clip", len(footage.episodes) - 1)
         self.clip_index, self.clip = index, None if index is None else await self.session.clip(index)
         if self.clip is not None:
@@ -280,7 +281,7 @@ class Connection:
 
     def _require_start(self) -> None:
         if self.start is None:
-            raise ValueError("there is no picture to begin with yet; choose or upload one")
+            raise UserError("there is no picture to begin with yet; choose or upload one")
 
 
 MESSAGES = [name.removeprefix("on_") for name in vars(Connection) if name.startswith("on_")]
@@ -289,7 +290,7 @@ MESSAGES = [name.removeprefix("on_") for name in vars(Connection) if name.starts
 def _integer(message: dict[str, Any], field: str, most: int) -> int:
     value = message.get(field)
     if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"{field} must be an integer from 0 to {most}")
+        raise UserError(f"{field} must be an integer from 0 to {most}")
     return value
 
 
@@ -299,5 +300,5 @@ def _integer_or_none(message: dict[str, Any], field: str, most: int) -> int | No
 
 def _flag(message: dict[str, Any]) -> bool:
     if not isinstance(message.get("on"), bool):
-        raise ValueError("on must be true or false")
+        raise UserError("on must be true or false")
     return message["on"]

@@ -27,6 +27,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from minigenie.config import parse_json
+from minigenie.errors import UserError
 from minigenie.pictures import save_video
 from minigenie.play.auth import PAGE_HEADERS, AuthMiddleware, error_response
 from minigenie.play.connection import Connection, Disconnected
@@ -131,12 +132,12 @@ def make_app(
 
 
 async def read_body(request: Request, most: int) -> bytes:
-    """The request's body, not read further than `most` bytes. ValueError if there is more."""
+    """The request's body, not read further than `most` bytes. UserError if there is more."""
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
         if len(data) > most:
-            raise ValueError(f"that is too large; at most {most / 1e6:.2g} MB are taken")
+            raise UserError(f"that is too large; at most {most / 1e6:.2g} MB are taken")
     return bytes(data)
 
 
@@ -146,15 +147,15 @@ def _video(frames: list[Any], kind: str, fps: float) -> bytes:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there. ValueError, one line, if it cannot."""
+    """A socket that listens there. UserError, one line, if it cannot."""
     if not 0 <= port <= 65535:
-        raise ValueError(f"port is {port}; choose 0 (any free one) to 65535")
+        raise UserError(f"port is {port}; choose 0 (any free one) to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     except OSError:
-        raise ValueError(f"host {host!r} is no address of this machine; leave it out for 127.0.0.1") from None
+        raise UserError(f"host {host!r} is no address of this machine; leave it out for 127.0.0.1") from None
     try:
         listening.bind(address)
         listening.listen(64)
@@ -163,7 +164,7 @@ def listen(host: str, port: int) -> socket.socket:
         advice = f"cannot listen on {host} port {port} ({error.strerror}); choose another --host or --port"
         if error.errno == errno.EADDRINUSE:
             advice = f"port {port} is in use; choose another with --port, or --port 0 for any free one"
-        raise ValueError(advice) from None
+        raise UserError(advice) from None
     return listening
 
 
@@ -199,6 +200,6 @@ def run(
 
 
 def serve(folder: Path, settings: PlaySettings, server: ServerSettings) -> None:
-    """Play the world in `folder` until Ctrl-C. ValueError or OSError, one line, if that cannot be."""
+    """Play the world in `folder` until Ctrl-C. UserError or OSError, one line, if that cannot be."""
     with listen(server.host, server.port) as listening:
         run(partial(make_app, Session(folder, settings)), listening, folder, server)

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from minigenie.data.dataset import Dataset
+from minigenie.errors import UserError
 from minigenie.eval.motion import motion
 from minigenie.play.actions import check_actions, describe, load_actions, merge_actions, save_actions
 from minigenie.play.player import Clip, View, encode, footage_clip, longest
@@ -42,7 +43,7 @@ class Session:
 
     def __init__(self, folder: Path, settings: PlaySettings) -> None:
         if settings.max_players < 1:
-            raise ValueError(f"max_players is {settings.max_players}; let at least 1 play")
+            raise UserError(f"max_players is {settings.max_players}; let at least 1 play")
         self.folder, self.max_players, self.seed = locate(folder), settings.max_players, settings.seed
         self.worker = Worker()
         self.world = self.worker.ask(partial(World.load, self.folder, settings.device, settings.precision)).result()
@@ -52,7 +53,7 @@ class Session:
         self.worker.ask(partial(choose_threads, self.world)).result()
         self.fps = float(settings.fps or self.world.fps)
         if not 0 < self.fps <= 240:
-            raise ValueError(f"fps is {self.fps:g}; choose a rate between 0 and 240 frames a second")
+            raise UserError(f"fps is {self.fps:g}; choose a rate between 0 and 240 frames a second")
         self.actions = load_actions(self.folder, self.world.num_actions)
         paths = sorted((self.folder / "prompts").glob("*.png"))[:MAX_STARTS]
         self.starts = [read_prompt(path, self.world.frame_shape)[0, 0].numpy() for path in paths]
@@ -68,9 +69,9 @@ class Session:
         footage, shape = Dataset.open(folder), self.world.frame_shape
         if footage.frame_size != shape[:2]:
             sizes = f"{footage.frame_size[0]}x{footage.frame_size[1]}, this world imagines {shape[0]}x{shape[1]}"
-            raise ValueError(f"{folder} has frames of {sizes}; ingest with --size {shape[0]}")
+            raise UserError(f"{folder} has frames of {sizes}; ingest with --size {shape[0]}")
         if longest(footage) < 2:
-            raise ValueError(f"{folder} has no episode of 2 frames or more; give other held-out footage")
+            raise UserError(f"{folder} has no episode of 2 frames or more; give other held-out footage")
         return footage
 
     @property
@@ -113,10 +114,10 @@ class Session:
         return await self.worker.run(partial(footage_clip, self.world, self.footage, number))
 
     async def edit_actions(self, entries: Any) -> None:
-        """Names, keys and the no-op from a person, kept in the folder. ValueError or OSError, one line."""
+        """Names, keys and the no-op from a person, kept in the folder. UserError or OSError, one line."""
         check_actions(entries, self.world.num_actions)
         if sum(entry.get("noop", False) for entry in entries) > 1:
-            raise ValueError("only one action can be the one that is taken when nothing is pressed")
+            raise UserError("only one action can be the one that is taken when nothing is pressed")
         await self._set_actions(merge_actions(self.actions, entries))
 
     async def _set_actions(self, actions: list[dict[str, Any]]) -> None:

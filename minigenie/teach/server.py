@@ -18,6 +18,7 @@ from starlette.routing import Route
 from minigenie.config import parse_json
 from minigenie.data.dataset import Dataset
 from minigenie.data.labels import FILE
+from minigenie.errors import UserError
 from minigenie.play.auth import PAGE_HEADERS, AuthMiddleware, error_response
 from minigenie.play.server import listen, read_body, run
 from minigenie.settings import ServerSettings
@@ -91,7 +92,7 @@ def make_app(
             try:
                 content = parse_json(await read_body(request, MAX_REQUEST_BYTES))
                 if not isinstance(content, dict):
-                    raise ValueError("a request must be a JSON object")
+                    raise UserError("a request must be a JSON object")
                 await asyncio.get_running_loop().run_in_executor(None, change, content)
             except ClientDisconnect:
                 return Response()  # to nobody
@@ -120,7 +121,7 @@ def make_app(
 
 
 def serve(folder: str, controls: str | None, seed: int, server: ServerSettings) -> None:
-    """Label the dataset in `folder` until Ctrl-C. ValueError or OSError, one line, if that cannot be."""
+    """Label the dataset in `folder` until Ctrl-C. UserError or OSError, one line, if that cannot be."""
     with listen(server.host, server.port) as listening:
         session = Session(Dataset.open(folder), controls, seed)
         run(partial(make_app, session), listening, session.dataset.folder, server)
