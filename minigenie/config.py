@@ -8,19 +8,15 @@ import typing
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from minigenie.errors import UserError
-
 Config = TypeVar("Config")
 
 
 def parse_json(data: bytes | str) -> Any:
-    """json.loads, whose only error is UserError."""
+    """json.loads, whose only error is ValueError."""
     try:
         return json.loads(data)
     except RecursionError:
-        raise UserError("it is nested too deeply") from None
-    except ValueError as error:
-        raise UserError(str(error)) from None
+        raise ValueError("it is nested too deeply") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -28,20 +24,20 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[Config], values: Any, where: str = "config") -> Config:
-    """The dataclass that `to_dict` wrote. UserError naming the field if one is unknown or of another kind."""
+    """The dataclass that `to_dict` wrote. ValueError naming the field if one is unknown or of another kind."""
     return _parse(cls, values, where)
 
 
 def override(config: Config, assignments: Iterable[str]) -> Config:
     """`config` with "field.field=value" applied to it, values read as the field's type.
 
-    UserError if the field does not exist, the value is of another kind, or the config rejects it.
+    ValueError if the field does not exist, the value is of another kind, or the config rejects it.
     """
     values = to_dict(config)
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
-            raise UserError(f"override {assignment!r} has no value; write it as FIELD=VALUE")
+            raise ValueError(f"override {assignment!r} has no value; write it as FIELD=VALUE")
         *parents, last = path.strip().replace("-", "_").split(".")
         inside: Any = values
         for name in parents:
@@ -49,7 +45,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         if not isinstance(inside, dict) or last not in inside or isinstance(inside[last], dict):
             known = list(_paths(to_dict(config)))
             near = difflib.get_close_matches(path, known, 1, 0.4) or known[:1]
-            raise UserError(f"override {path!r} does not exist; did you mean {near[0]!r}?")
+            raise ValueError(f"override {path!r} does not exist; did you mean {near[0]!r}?")
         try:
             inside[last] = parse_json(text)
         except ValueError:
@@ -69,10 +65,10 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise UserError(f"{where} is {value!r}; it should be an object")
+            raise ValueError(f"{where} is {value!r}; it should be an object")
         kinds = typing.get_type_hints(kind)
         if unknown := set(value) - set(kinds):
-            raise UserError(f"{where} has no field {sorted(unknown)[0]!r}; it has {', '.join(kinds)}")
+            raise ValueError(f"{where} has no field {sorted(unknown)[0]!r}; it has {', '.join(kinds)}")
         return kind(  # type: ignore[operator]
             **{name: _parse(kinds[name], v, f"{where}.{name}") for name, v in value.items()}
         )
@@ -93,5 +89,5 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     if not fits:
         named = "a finite number" if kind is float else getattr(kind, "__name__", kind)
         expected = " or ".join(map(repr, arguments)) if origin is typing.Literal else named
-        raise UserError(f"{where} is {value!r}; it should be {expected}")
+        raise ValueError(f"{where} is {value!r}; it should be {expected}")
     return value

@@ -16,7 +16,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from minigenie.data.dataset import write_atomic
-from minigenie.errors import UserError
 
 ZOOM = 2  # small frames are hard to see
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -39,9 +38,9 @@ def save_picture(picture: np.ndarray, path: Path, zoom: int = ZOOM) -> Path:
 
 
 def save_video(video: UInt8[Tensor, "t h w c"], path: Path, fps: float) -> Path:
-    """Write `video` as .mp4 (H.264) or .gif, as the path's ending says. UserError for any other ending."""
+    """Write `video` as .mp4 (H.264) or .gif, as the path's ending says. ValueError for any other ending."""
     if path.suffix not in (".mp4", ".gif"):
-        raise UserError(f"cannot write {path}; choose a name that ends in .mp4 or .gif")
+        raise ValueError(f"cannot write {path}; choose a name that ends in .mp4 or .gif")
     path.parent.mkdir(parents=True, exist_ok=True)
     frames = [_zoomed(frame.numpy(), ZOOM) for frame in video]
     temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
@@ -62,7 +61,7 @@ def fit_picture(
     """A picture of any size and mode as a frame: cropped to its shape, scaled, transparency on black.
 
     source: a file, or what somebody uploaded, of which only the usual formats are read. Its size is looked up before
-    anything is decoded: a small file can unpack to a huge picture. UserError, one line that calls it `name`, if it is
+    anything is decoded: a small file can unpack to a huge picture. ValueError, one line that calls it `name`, if it is
     no picture or too large.
     """
     height, width, _ = frame_shape
@@ -78,9 +77,9 @@ def fit_picture(
             picture.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         most = f"{MOST_PIXELS / 1e6:.0f} million pixels"
-        raise UserError(f"{name} has more than {most}; scale it down and try again") from None
+        raise ValueError(f"{name} has more than {most}; scale it down and try again") from None
     except (OSError, ValueError, SyntaxError, EOFError, TypeError):  # Pillow's, of damaged files
-        raise UserError(f"{name} cannot be read as a picture; save it as png or jpg and try again") from None
+        raise ValueError(f"{name} cannot be read as a picture; save it as png or jpg and try again") from None
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
     return np.array(ImageOps.fit(picture, (width, height), Image.Resampling.BOX))

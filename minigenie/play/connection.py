@@ -92,7 +92,7 @@ class Connection:
 
     async def _restart(self) -> None:
         if self.start is not None:
-            await self.session.worker.run(partial(self.player.reset, self.start, self.seed, self.clip))
+            await self.session.run(partial(self.player.reset, self.start, self.seed, self.clip))
             self._redraw()
             if self.sending_previews:
                 self.sending_previews.cancel()
@@ -156,7 +156,7 @@ class Connection:
 
     async def _step(self, action: int) -> None:
         was_recording = self.player.recording
-        await self.session.worker.run(partial(self.player.step, action))
+        await self.session.run(partial(self.player.step, action))
         if was_recording and not self.player.recording:
             await self._send_json({"type": "error", "text": "the recording is full; download it, or record anew"})
             await self._send_state()
@@ -250,7 +250,7 @@ class Connection:
         """One frame back, and pause there."""
         self._require_start()
         self.paused = True
-        if await self.session.worker.run(self.player.undo):
+        if await self.session.run(self.player.undo):
             self._redraw()
         await self._send_state()
 
@@ -260,12 +260,12 @@ class Connection:
         if not isinstance(temperature, int | float):
             raise UserError("temperature must be a number")
         steps = _integer(message, "steps", self.player.most_steps)
-        await self.session.worker.run(partial(self.player.sample, steps, float(temperature)))
+        await self.session.run(partial(self.player.sample, steps, float(temperature)))
         await self._send_state()
 
     async def on_record(self, message: dict[str, Any]) -> None:
         self._require_start()
-        await self.session.worker.run(partial(self.player.record, _flag(message)))
+        await self.session.run(partial(self.player.record, _flag(message)))
         await self._send_state()
 
     async def on_watch(self, message: dict[str, Any]) -> None:

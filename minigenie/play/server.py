@@ -55,7 +55,7 @@ def make_app(
             raise HTTPException(404, "there is no such player; load the page again")
         return connection
 
-    def start(request: Request) -> Response:
+    async def start(request: Request) -> Response:
         number = request.path_params["number"]
         if number >= len(session.starts):
             raise HTTPException(404, "there is no such start picture")
@@ -136,21 +136,21 @@ def page_app(
         yield
         end()
 
-    def show(_: Request) -> Response:
+    async def show(_: Request) -> Response:
         text = page.read_text()
         for shared in SHARED:
             text = text.replace(f"/* {shared.name} */", shared.read_text())
         return HTMLResponse(text)
 
+    async def refuse(_: Request, error: Any) -> Response:  # async, as all here: others take a thread each in a flood
+        known = isinstance(error, HTTPException)
+        return error_response(error.detail if known else str(error), error.status_code if known else 400)
+
     return Starlette(
         routes=[Route("/", show), *routes],
         lifespan=lifespan,
         middleware=[Middleware(AuthMiddleware, host=host, token=token)],
-        exception_handlers={
-            HTTPException: lambda _, error: error_response(error.detail, error.status_code),
-            UserError: lambda _, error: error_response(str(error), 400),
-            ClientDisconnect: lambda _, error: Response(),  # to nobody
-        },
+        exception_handlers=dict.fromkeys((HTTPException, ValueError, ClientDisconnect), refuse),
     )
 
 
