@@ -1,5 +1,6 @@
 """All of `minigenie bench`: measure what is asked for, and print it."""
 
+from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,4 +40,4 @@ def run(settings: BenchSettings) -> None:
     if settings.parts:
         print("fastest parts", *fastest_parts(measured), sep="\n")
     if settings.json is not None:
-        write_atomic(settings.json, dumps([each.to_json() for each in measured], indent=1).encode())
+        write_atomic(settings.json, dumps([asdict(each) for each in measured], indent=1).encode())

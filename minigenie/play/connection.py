@@ -7,6 +7,7 @@ To the browser, as JSON: hello, actions, state, error. Binary: frames and previe
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from minigenie.config import parse_json
 from minigenie.errors import UserError
 from minigenie.pictures import fit_picture
 from minigenie.play.player import Clip, Player
-from minigenie.play.session import Session, new_token, pack_frame
+from minigenie.play.session import Session, pack_frame
 
 STALL_SECONDS = 10.0  # a browser that acknowledges nothing for so long is dropped
 log = logging.getLogger("uvicorn.error")
@@ -32,7 +33,7 @@ class Connection:
     """One player's connection. Every method named `on_...` answers the message of that type."""
 
     def __init__(self, session: Session, socket: WebSocket) -> None:
-        self.session, self.socket, self.token = session, socket, new_token()
+        self.session, self.socket, self.token = session, socket, secrets.token_urlsafe(16)
         self.player, self.seed = Player(session.world), session.seed
         self.start_index = 0 if session.starts else None  # None: the player's own picture
         self.start: np.ndarray | None = session.starts[0] if session.starts else None

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import secrets
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
@@ -198,7 +197,3 @@ def pack_frame(view: View, serial: int, ms: float) -> bytes:
     if raw:
         return header + np.dstack((picture, np.full((height, width, 1), 255, np.uint8))).tobytes()
     return header + encode(picture, "JPEG", quality=90)
-
-
-def new_token() -> str:
-    return secrets.token_urlsafe(16)

@@ -4,18 +4,17 @@ Clips do not overlap, and their order is a function of the seed alone: a later s
 labels yet. Every change is on disk before it counts.
 """
 
-import io
 import math
 import threading
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from minigenie.data.controls import KEYS, TOY_NAMES, controls_of
 from minigenie.data.dataset import Dataset
 from minigenie.data.labels import FEWEST, FILE, Labels, check_names, read_labels, write_labels
 from minigenie.errors import UserError
+from minigenie.play.player import encode
 
 CLIP_FRAMES, FEWEST_FRAMES = 32, 12
 LEAD_SECONDS = 0.2  # of footage, before anyone has seen what goes on
@@ -102,9 +101,7 @@ class Session:
         for i, frame in enumerate(frames):
             y, x = i // COLUMNS * height, i % COLUMNS * width
             sheet[y : y + height, x : x + width] = frame
-        out = io.BytesIO()
-        Image.fromarray(sheet).save(out, "PNG", compress_level=1)
-        return out.getvalue()
+        return encode(sheet, "PNG", compress_level=1)
 
     def save(self, number: Any, names: Any) -> None:
         """names: of the control held at each transition of the clip, or None; in place of those it had."""
