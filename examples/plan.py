@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import tyro
 
-import minigenie  # noqa: F401  # registers minigenie/World-v0
+import minigenie.env  # noqa: F401  # registers minigenie/World-v0
 from minigenie.pictures import save_video
 
 REACH = 4  # pixels that a view may move in a step

@@ -1,6 +1,6 @@
 """The commands. Each imports what it runs, when it runs: torch takes seconds, `minigenie --help` should not."""
 
-import errno
+import os
 import signal
 import sys
 import threading
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional, arg
 
+from minigenie.errors import UserError, line_for_user
 from minigenie.settings import (
     Actions,
     BenchSettings,
@@ -157,14 +158,14 @@ def train(
         print(describe(recipe))
         return
     if dataset is None or (out is None and not dry_run):
-        raise ValueError("train needs a dataset and --out; only --dry-run goes without")
+        raise UserError("train needs a dataset and --out; only --dry-run goes without")
     if actions != "latent" or labels:
         recipe = with_actions(recipe, Dataset.open(dataset, verify=False), actions, labels)
     if dry_run or out is None:
         print(describe(recipe))
         return
     if max_minutes is not None and not max_minutes > 0:
-        raise ValueError(f"max_minutes is {max_minutes}; give training some time")
+        raise UserError(f"max_minutes is {max_minutes}; give training some time")
     where = pick_device(device)
     note_precision(recipe.dynamics_fit.execution.precision, where)
     with process_group(where) as (rank, _), training() as watcher:
@@ -284,27 +285,32 @@ COMMANDS: dict[str, Any] = {
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a command. Bad input ends with one line and exit code 2, an interrupt (Ctrl-C, SIGTERM) with 130."""
+    """Run a command. What the user can mend ends with one line and exit code 2, an interrupt (Ctrl-C, SIGTERM) with
+    130. A bug keeps its traceback; `--debug`, or MINIGENIE_DEBUG=1, shows that of every error."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Threads that wait for each other should soon sleep, not spin: beside another busy program, spinning ones make a
+    # step of training ten times slower (docs/performance.md). OMP_WAIT_POLICY or GOMP_SPINCOUNT has it otherwise.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    args = sys.argv[1:] if args is None else args
+    debug = "--debug" in args or os.environ.get("MINIGENIE_DEBUG") == "1"
     try:
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="minigenie", description="Turn unlabelled video into a world you can play.", args=args
+            COMMANDS,
+            prog="minigenie",
+            description="Turn unlabelled video into a world you can play. --debug: errors show their traceback.",
+            args=[each for each in args if each != "--debug"],
         )
     except KeyboardInterrupt as stop:
+        if debug:
+            raise
         print(str(stop) or "stopped; what trains, collects or ingests goes on from what is saved", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError) as error:
-        text = str(error)
-        if isinstance(error, RuntimeError):
-            if "out of memory" not in text and "not enough memory" not in text:
-                raise
-            text = (
-                "out of memory; take a smaller recipe, or train on fewer clips a step: --set dynamics_fit.batch_size=2"
-            )
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC and "make room" not in text:
-            text = "the disk is full; make room and run the same command again, it goes on from what is saved"
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    except Exception as error:
+        if debug or (line := line_for_user(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from minigenie.settings import Precision
@@ -21,54 +21,36 @@ QUIET_SECONDS = 10  # between lines where there is no terminal to redraw
 
 
 class Line:
-    """A progress line: redrawn on a terminal, printed every few seconds elsewhere."""
+    """A progress line: redrawn on a terminal, printed every few seconds elsewhere. rich estimates the time to go."""
 
     def __init__(self, what: str) -> None:
-        self.what, self.began, self.printed = what, time.monotonic(), time.monotonic()
-        self.first: float | None = None
-        self.console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(None),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-        )
-        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        self.task = self.bar.add_task(what, total=1.0, note="")
+        self.what, self.printed, self.remaining = what, time.monotonic(), TimeRemainingColumn(compact=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
+            self.remaining, console=Console(stderr=True), speed_estimate_period=600,
+        )  # fmt: skip
+        self.bar.disable = not self.bar.console.is_terminal
+        self.bar.add_task(what, total=None, note="")
+        (self.task,) = self.bar.tasks
 
-    def update(self, fraction: float, note: str = "") -> None:
-        """fraction: done, 0 to 1. The time to go is reckoned from what this process has seen."""
-        if self.first is None:
-            self.first = fraction
-        now = time.monotonic()
-        gained = fraction - self.first
-        if gained > 0 and fraction < 1:
-            note = f"{note}, {_clock((now - self.began) * (1 - fraction) / gained)} to go".lstrip(", ")
-        self.bar.update(self.task, completed=fraction, note=note)
-        if not self.console.is_terminal and (now - self.printed > QUIET_SECONDS or fraction >= 1):
-            self.printed = now
-            print(f"{self.what}: {fraction:4.0%}  {note}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def line(what: str) -> Iterator[Line]:
-    it = Line(what)
-    with it.bar:
-        yield it
+    def update(self, done: float, total: float, note: str) -> None:
+        self.bar.update(self.task.id, completed=done, total=total, note=note)
+        if self.bar.disable and (time.monotonic() - self.printed > QUIET_SECONDS or done >= total):
+            self.printed = time.monotonic()
+            to_go = f", {self.remaining.render(self.task)} to go" if self.task.time_remaining else ""
+            print(f"{self.what}: {done / total:4.0%}  {note}{to_go}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def working(what: str, unit: str) -> Iterator[Callable[[float, float], None]]:
     """A callback (done, total) that shows the rate in `unit` a second and the time to go."""
-    with line(what) as shown:
-        seen: list[float] = []
+    line = Line(what)
 
-        def progress(done: float, total: float) -> None:
-            seen.append(done)
-            rate = (done - seen[0]) / max(time.monotonic() - shown.began, 1e-3)
-            note = f"{done:,.0f}/{total:,.0f} {unit}" + (f", {rate:,.0f}/s" if rate >= 1 else "")
-            shown.update(done / max(total, 1), note)
+    def progress(done: float, total: float) -> None:
+        rate = line.task.speed or 0
+        line.update(done, max(total, 1), f"{done:,.0f}/{total:,.0f} {unit}" + (f", {rate:,.0f}/s" if rate >= 1 else ""))
 
+    with line.bar:
         yield progress
 
 
@@ -78,23 +60,23 @@ def training() -> Iterator["Watcher"]:
     from minigenie.pipeline import Watcher
     from minigenie.train import Progress as Step
 
-    lines: dict[str, Line] = {}
+    lines: list[Line] = []
     latest: dict[str, dict[str, float]] = {}
     warned: set[str] = set()
 
     def shown(what: str) -> Line:
-        if what not in lines:
-            for old in lines.values():
+        if not lines or lines[-1].what != what:
+            for old in lines:
                 old.bar.stop()
-            lines[what] = Line(what)
-            lines[what].bar.start()
-        return lines[what]
+            lines.append(Line(what))
+            lines[-1].bar.start()
+        return lines[-1]
 
     def progress(step: Step) -> None:
         seen = latest.setdefault(step.stage, {})
         seen.update(step.metrics)
         numbers = [f"{name} {seen[name]:.3g}" for name in SHOWN if name in seen]
-        shown(f"train {step.stage}").update(step.fraction, ", ".join([f"step {step.step}", *numbers]))
+        shown(f"train {step.stage}").update(step.fraction, 1, ", ".join([f"step {step.step}", *numbers]))
         for name, (limit, warning) in COLLAPSES.items():
             value = step.metrics.get(name if step.stage == "lam" else f"lam_{name}")
             if value is not None and step.fraction > 0.6 and value < limit and name not in warned:
@@ -102,12 +84,12 @@ def training() -> Iterator["Watcher"]:
                 print(f"WARNING: {warning.format(step.step, value)}", file=sys.stderr, flush=True)
 
     def work(what: str, done: int, total: int) -> None:
-        shown(f"encode {what}").update(done / total, f"{done:,}/{total:,} frames")
+        shown(f"encode {what}").update(done, total, f"{done:,}/{total:,} frames")
 
     try:
         yield Watcher(progress, work)
     finally:
-        for each in lines.values():
+        for each in lines:
             each.bar.stop()
 
 
@@ -138,9 +120,3 @@ def note_precision(precision: Precision, device: "torch.device") -> None:
 
     if precision == "bfloat16" and not fast_bfloat16(device):
         print(f"note          this {device.type} is slow at bfloat16; float32 or auto is faster", file=sys.stderr)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,6 +1,6 @@
 """A learned world as a Gymnasium environment: `minigenie/World-v0`, alone or as a batch in one forward.
 
-`import minigenie` registers it without importing this file.
+Importing this module registers it; so does the id "minigenie.env:minigenie/World-v0".
 
 Dimensions:  b batch (worlds side by side)   t frames   h w c a frame
 """
@@ -15,6 +15,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from minigenie.errors import UserError
 from minigenie.world import World, locate, read_prompt
 
 Reward = Callable[[np.ndarray, np.ndarray], float]  # a frame and the next one, uint8 [h w c]
@@ -105,7 +106,7 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     def step(self, action: int | np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if not self.action_space.contains(action):
-            raise ValueError(f"action {action!r} is out of range; use an integer 0 to {self.world.num_actions - 1}")
+            raise UserError(f"action {action!r} is out of range; use an integer 0 to {self.world.num_actions - 1}")
         frames, rewards = self._batch.step(np.array([action]))
         return frames[0], float(rewards[0]), False, False, {}
 
@@ -149,9 +150,9 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         max_episode_steps: int = 500,
     ) -> None:
         if num_envs < 1:
-            raise ValueError(f"num_envs is {num_envs}; it must be at least 1")
+            raise UserError(f"num_envs is {num_envs}; it must be at least 1")
         if max_episode_steps < 1 and max_episode_steps != -1:
-            raise ValueError(f"max_episode_steps is {max_episode_steps}; give at least 1, or -1 for no limit")
+            raise UserError(f"max_episode_steps is {max_episode_steps}; give at least 1, or -1 for no limit")
         self._batch = BatchedWorld(num_envs, world, reward, render_mode, device)
         self.world = self._batch.world
         self.single_observation_space, self.single_action_space = spaces(self.world)
@@ -191,7 +192,7 @@ class BatchedWorld:
 
     def __init__(self, b: int, folder: str | Path, reward: Reward, render_mode: str | None, device: str | None) -> None:
         if render_mode not in RENDER_MODES:
-            raise ValueError(f"render_mode is {render_mode!r}; use 'rgb_array' or None")
+            raise UserError(f"render_mode is {render_mode!r}; use 'rgb_array' or None")
         self.folder, self.reward = locate(folder), reward
         self.world = World.load(self.folder, device)
         shape = self.world.frame_shape
@@ -203,13 +204,13 @@ class BatchedWorld:
         Frames are the caller's to keep."""
         options = options or {}
         if unknown := options.keys() - {"prompt", "reset_mask"}:
-            raise ValueError(
+            raise UserError(
                 f"unknown reset options {sorted(map(str, unknown))}; there are 'prompt' and, for a batch, 'reset_mask'"
             )
         prompt, b = options.get("prompt"), len(self.frames)
         some = np.asarray(options.get("reset_mask", np.ones(b, dtype=bool)))
         if some.shape != (b,) or some.dtype != bool:
-            raise ValueError(f"the reset_mask is {some!r}; give {b} booleans, one for each member")
+            raise UserError(f"the reset_mask is {some!r}; give {b} booleans, one for each member")
         videos = self._draw_prompts(rng) if prompt is None else self._prompt_videos(prompt)
         if some.all():
             self.world.reset(videos, seed=int(rng.integers(2**31)))
@@ -226,7 +227,7 @@ class BatchedWorld:
 
     def _draw_prompts(self, rng: np.random.Generator) -> np.ndarray:
         if not self.prompts:
-            raise ValueError(f'{self.folder} has no pictures in prompts/; give one: reset(options={{"prompt": ...}})')
+            raise UserError(f'{self.folder} has no pictures in prompts/; give one: reset(options={{"prompt": ...}})')
         return np.stack([self.prompts[i] for i in rng.integers(len(self.prompts), size=len(self.frames))])
 
     def _prompt_videos(self, prompt: Any) -> np.ndarray:
@@ -237,7 +238,7 @@ class BatchedWorld:
         videos = np.repeat(video[None], b, axis=0) if video.ndim == 4 else video
         if videos.dtype != np.uint8 or videos.shape[2:] != shape or len(videos) != b or not videos.shape[1]:
             size = " ".join(map(str, shape))
-            raise ValueError(
+            raise UserError(
                 f"the prompt is {given.dtype} {list(given.shape)}; give a picture's path or frames, "
                 f"uint8 [{size}] or [t {size}]" + (f" or [{b} t {size}]" if b > 1 else "")
             )
@@ -247,3 +248,11 @@ class BatchedWorld:
 def spaces(world: World) -> tuple[Box, Discrete]:
     """What one agent sees, and what it can do."""
     return Box(0, 255, world.frame_shape, np.uint8), Discrete(world.num_actions)
+
+
+gymnasium.register(
+    "minigenie/World-v0",
+    entry_point="minigenie.env:WorldEnv",
+    vector_entry_point="minigenie.env:WorldVectorEnv",
+    max_episode_steps=500,
+)

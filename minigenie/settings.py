@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from minigenie.errors import UserError
+
 Precision = Literal["auto", "float32", "bfloat16"]
 Actions = Literal["latent", "found", "labels", "true"]
 Device = Annotated[str | None, arg(help="cuda, mps or cpu; the best there is by default.")]
@@ -186,7 +188,7 @@ class BenchSettings:
     """What is measured of this machine.
 
     Args:
-        what: train: a step of each stage. play: a frame. data: loading and ingest. size: how cost grows with each size.
+        what: train: a step of each stage. play: a frame. data: loading and ingest.
         world: A world folder to measure too, with play.
         recipes: Those whose training steps to measure; coinrun and paper take minutes a step on a CPU.
         parts: Measure these steps alone, with so many clips at a time instead of the recipe's own, and say which number
@@ -195,12 +197,10 @@ class BenchSettings:
         rounds: How often each item is timed; the items take turns.
         large: Measure the reference sizes W1, W2 and W3 too; minutes a step on a CPU.
         compiled: Measure a compiled world too; on a CPU it takes a C++ compiler and a minute.
-        browser: Measure the world in a real browser too: frames a second, key press to picture, memory.
-        frames: How many to play there; memory is compared from the 1,000th on.
         json: File for the measurements.
     """
 
-    what: Positional[Literal["all", "train", "play", "data", "size"]] = "all"
+    what: Positional[Literal["all", "train", "play", "data"]] = "all"
     world: Positional[Path | None] = None
     recipes: tuple[str, ...] = ("tiny",)
     parts: tuple[int, ...] = ()
@@ -208,18 +208,12 @@ class BenchSettings:
     rounds: int = 7
     large: bool = False
     compiled: bool = False
-    browser: bool = False
-    frames: int = 2_000
     device: Device = None
     json: Path | None = None
 
     def __post_init__(self) -> None:
         if self.rounds < 3:
-            raise ValueError(f"rounds is {self.rounds}; a median takes at least 3")
-        if self.browser and (self.world is None or self.frames < 2):
-            raise ValueError(
-                "to play in a browser takes a world and 2 frames or more: minigenie bench play WORLD --browser"
-            )
+            raise UserError(f"rounds is {self.rounds}; a median takes at least 3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,4 +237,4 @@ class ImitateSettings:
     def __post_init__(self) -> None:
         for name in ("expert_frames", "labels", "levels", "steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, should be at least 1")
+                raise UserError(f"{name} is {getattr(self, name)}, should be at least 1")

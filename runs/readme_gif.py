@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 import tyro
+from bench_browser import chromium, playing
 from PIL import Image
 from playwright.sync_api import Page
 
-from minigenie.bench.browser import chromium, playing
 from minigenie.files import write_atomic
 
 LAYOUT = """

@@ -25,7 +25,8 @@ SHAPED = (
 )
 install_import_hook([f"minigenie.{name}" for name in (*SHAPED, "teach.agreement")], "beartype.beartype")
 
-from minigenie.bench.browser import chromium  # noqa: E402
+from bench_browser import chromium  # noqa: E402
+
 from minigenie.data.collect import collect  # noqa: E402
 from minigenie.data.dataset import Dataset  # noqa: E402
 from minigenie.eval import measure  # noqa: E402

@@ -3,12 +3,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import bench_size as size
 import pytest
 import torch
 from conftest import small_recipe
 
 from minigenie.__main__ import main
-from minigenie.bench import data, machine, play, size, train
+from minigenie.bench import data, machine, play, train
 from minigenie.bench.machine import Call, Item, count_flops, measure
 from minigenie.train import Execution
 
@@ -146,14 +147,20 @@ def test_bench_prints_and_writes_all_that_it_measured(trained, tmp_path, smaller
         assert each["seconds_median"] > 0
         assert each["peak_gb"] >= 0
         assert (each["ceiling_share"] or 1) > 0
-    assert "time grows as" in printed
     names = " ".join(each["item"] for each in measured)
     for part in (
         "products of 1024x1024", "copy", "W1s tokenizer", "W2s joint", "tiny tokenizer", "tiny lam", "tiny dynamics",
         "W3s frame, context 1", "context 8, naive", f"{trained.name} frame, batch 2", "load 64 clips", "ingest",
-        "step, batch 2", "frame, context 2",
     ):  # fmt: skip
         assert part in names
+
+
+def test_the_table_of_sizes_is_a_command(smaller, monkeypatch, capsys):
+    monkeypatch.setattr(size, "small", joint_recipe)
+    size.main(rounds=3, device="cpu")
+    printed = capsys.readouterr().out
+    for part in ("time grows as", "of matmul peak", "step, batch 2", "frame, context 2"):
+        assert part in printed
 
 
 def test_bench_says_how_many_clips_at_a_time_are_the_fastest(smaller, capsys):
@@ -198,7 +205,6 @@ def test_only_what_is_asked_for_is_built(smaller, capsys):
     ("arguments", "message"),
     [
         (["play", "--rounds", "1"], "rounds is 1"),
-        (["play", "--browser"], "takes a world and 2 frames"),
         (["play", "no/such/world"], "is not a world"),
         (["--only", "coffee"], "nothing that bench all measures has 'coffee'"),
         (["train", "--recipes", "huge"], "recipe 'huge' does not exist"),

@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
+import bench_browser
 import numpy as np
 import pytest
+from bench_browser import chromium, measure_browser
 from PIL import Image, ImageSequence
 from playwright.sync_api import expect
 
-from minigenie.bench import browser as bench
-from minigenie.bench.browser import chromium, measure_browser
 from minigenie.data.controls import entries
 from minigenie.play.actions import save_actions
 from minigenie.play.player import footage_clip
@@ -412,6 +412,13 @@ def test_a_world_without_prompts_asks_for_a_picture(visit, folder, tmp_path):
         page.close()
 
 
+def test_the_bench_of_the_browser_is_a_command(tmp_path):
+    script = Path(__file__).parent.parent / "runs/bench_browser.py"
+    ended = subprocess.run([sys.executable, script, tmp_path / "no"], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert re.fullmatch(r"error: .*is not a world.*\n", ended.stderr)
+
+
 def test_the_bench_plays_in_a_browser_of_its_own(browser, folder):
     with ThreadPoolExecutor(1) as thread:  # Playwright has one session a thread
         found = thread.submit(measure_browser, folder, seconds=0.5, presses=2, frames=8).result()
@@ -425,9 +432,11 @@ def test_what_the_bench_lacks_is_named(folder, tmp_path, monkeypatch):
     bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("prompts"))
     with pytest.raises(ValueError, match="has no pictures in prompts/"):
         measure_browser(bare)
+    with pytest.raises(ValueError, match="frames is 1; play at least 2"):
+        measure_browser(folder, frames=1)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ValueError, match="no Chromium is installed; apt-get install chromium"):
-        bench._find("/nowhere/chrome")
+        bench_browser._find("/nowhere/chrome")
     monkeypatch.setitem(sys.modules, "playwright.sync_api", None)
     with pytest.raises(ValueError, match="pip install playwright"), chromium():
         pass

@@ -13,6 +13,7 @@ from PIL import Image
 
 from minigenie.__main__ import main
 from minigenie.data.dataset import Dataset
+from minigenie.errors import UserError
 from minigenie.world import World, locate
 
 
@@ -218,6 +219,36 @@ def test_a_full_disk_loses_nothing(toy, tmp_path, command):
             assert World.load(out, "cpu").num_actions == 8
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize("bug", [KeyError("size"), ValueError("not the user's"), AssertionError(), RuntimeError("x")])
+def test_a_bug_keeps_its_traceback(bug, monkeypatch):
+    def buggy(folder):
+        raise bug
+
+    monkeypatch.setattr("minigenie.info.describe", buggy)
+    with pytest.raises(type(bug)) as caught:
+        main(["info"])
+    assert caught.value is bug
+
+
+def test_what_the_user_can_mend_is_one_line_whoever_raises_it(monkeypatch, capsys):
+    def refusing(folder):
+        raise UserError(f"{folder} is\nnot right; mend it")
+
+    monkeypatch.setattr("minigenie.info.describe", refusing)
+    assert fails(capsys, "info", "it") == "error: it is not right; mend it"
+
+
+def test_debug_shows_where_an_error_comes_from(tmp_path, monkeypatch, capsys):
+    def traced(*arguments):
+        with pytest.raises(FileNotFoundError):
+            main(["info", str(tmp_path / "no"), *arguments])
+
+    fails(capsys, "info", tmp_path / "no")
+    traced("--debug")
+    monkeypatch.setenv("MINIGENIE_DEBUG", "1")
+    traced()
 
 
 def test_help_is_light():

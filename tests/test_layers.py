@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import minigenie
+
 PACKAGE = Path(__file__).parent.parent / "minigenie"
 
 # Each module may import from its own line and those above it.
 LAYERS = [
-    ["files", "settings"],
+    ["errors", "files", "settings"],
     ["config"],
     ["runtime"],
     ["data", "nn", "pictures", "maskgit"],
@@ -58,10 +60,31 @@ def test_torch_is_not_imported_before_it_is_needed(module):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_the_public_names_are_imported_when_they_are_asked_for():
+    assert set(minigenie.__all__) == {name for names in minigenie._MODULES.values() for name in names}
+    for name in minigenie.__all__:
+        assert getattr(minigenie, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'wurld'"):
+        _ = minigenie.wurld
+
+
+def test_importing_changes_nothing_else():
+    """No environment variable, no thread, no hook into other packages' imports, no package that is not Python's own."""
+    code = (
+        "import os, sys, threading\n"
+        "seen = lambda: (dict(os.environ), threading.active_count(), [*sys.meta_path], [*sys.path_hooks])\n"
+        "before, known = seen(), {*sys.modules}\n"
+        "import minigenie\n"
+        "others = {name.partition('.')[0] for name in {*sys.modules} - known} - {*sys.stdlib_module_names}\n"
+        "assert seen() == before and others == {'minigenie'}, others"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_from_footage_to_report_it_takes_neither_pyav_nor_a_server():
     """Nor to measure speed: a machine with a large GPU often has little else."""
     blocked = dict.fromkeys(("av", "starlette", "uvicorn", "websockets", "playwright"))
-    way = ["data.collect", "pipeline", "finish", "eval.measure", "eval.report", "bench.data", "bench.size", "console"]
+    way = ["data.collect", "pipeline", "finish", "eval.measure", "eval.report", "bench.run", "console"]
     names = ", ".join(f"minigenie.{module}" for module in way)
     code = f"import sys; sys.modules.update({blocked}); import {names}"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,48 +27,27 @@ def play_items(folder: Path | None, device: torch.device, compiled: bool, large:
     """One frame at the small size at which other implementations were measured, at several contexts and batches, and
     as the naive reference computes it; at the reference size if `large`; and of the world in `folder`, if there is one.
     """
-    most = torch.get_num_threads()
+    most, dtypes, small = torch.get_num_threads(), dtypes_of(device), partial(common_size, device)
 
-    dtypes = dtypes_of(device)
+    def frame(name: str, world: Callable[..., World], b: int = 1, compiled: bool = False, **of: Any) -> Item:
+        make = lambda: step_call(world(precision=of.get("dtype", "float32")), b, compiled)  # noqa: E731
+        return Item(name=name, make=make, frames=b, **of)
 
-    def frame(
-        name: str,
-        world: Callable[..., World],
-        b: int = 1,
-        threads: int = 1,
-        compiled: bool = False,
-        dtype: Any = "float32",
-    ) -> Item:
-        make = lambda: step_call(world(precision=dtype), b, compiled)  # noqa: E731
-        return Item(name=name, make=make, frames=b, threads=threads, dtype=dtype)
-
-    small = partial(common_size, device)
     items = [frame(f"W3s frame, context {c}", partial(small, c), dtype=dtype) for dtype in dtypes for c in CONTEXTS]
-    if compiled:
-        items += [
-            frame(f"W3s frame, context {c}, compiled", partial(small, c), compiled=True, dtype=dtype)
-            for dtype in dtypes
-            for c in (1, 8)
-        ]
-    naive = Item(name="W3s frame, context 8, naive", make=lambda: naive_call(small(8)), frames=1)
-    batches = (1, BATCH, *MANY) if device.type == "cuda" else (1, BATCH)
-    items += [naive, *(frame(f"W3s frame, context 8, batch {b}", partial(small, 8), b, most) for b in batches)]
-    if large:
-        items += [
-            frame(
-                f"W3 frame, context {c}",
-                partial(common_size, device, c, REFERENCE, 4),
-                compiled=compiled,
-                dtype=dtypes[-1],
-            )
-            for c in CONTEXTS
-        ]
+    for dtype, c in product(dtypes, (1, 8)) if compiled else ():
+        items.append(frame(f"W3s frame, context {c}, compiled", partial(small, c), compiled=True, dtype=dtype))
+    items.append(Item(name="W3s frame, context 8, naive", make=lambda: naive_call(small(8)), frames=1))
+    for b in (1, BATCH, *MANY) if device.type == "cuda" else (1, BATCH):
+        items.append(frame(f"W3s frame, context 8, batch {b}", partial(small, 8), b, threads=most))
+    for c in CONTEXTS if large else ():
+        world: Callable[..., World] = partial(small, c, REFERENCE, 4)
+        items.append(frame(f"W3 frame, context {c}", world, compiled=compiled, dtype=dtypes[-1]))
     if folder is not None:
         read_config(folder)
         world = partial(World.load, folder, str(device))
         for dtype in dtypes:
             for threads, b in ((1, 1), (most, 1), (1, BATCH), (most, BATCH)):
-                items.append(frame(f"{folder.name} frame, batch {b}", world, b, threads, dtype=dtype))
+                items.append(frame(f"{folder.name} frame, batch {b}", world, b, threads=threads, dtype=dtype))
             if compiled:
                 items.append(frame(f"{folder.name} frame, batch 1, compiled", world, compiled=True, dtype=dtype))
     return items

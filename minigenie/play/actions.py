@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from minigenie.errors import UserError
 from minigenie.files import parse_json, write_atomic
 
 DIRECTIONS = {  # where the player goes: the picture goes the other way
@@ -83,7 +84,7 @@ def _unused(name: str, actions: list[dict[str, Any]]) -> str:
 
 
 def load_actions(folder: Path, num_actions: int) -> list[dict[str, Any]]:
-    """The world's actions.json, or plain numbers where it has none. ValueError, one line, if it is damaged."""
+    """The world's actions.json, or plain numbers where it has none. UserError, one line, if it is damaged."""
     path = folder / "actions.json"
     if not path.exists():
         return [{"name": f"action {a}", "key": str(a + 1)} for a in range(num_actions)]
@@ -91,13 +92,13 @@ def load_actions(folder: Path, num_actions: int) -> list[dict[str, Any]]:
         actions = parse_json(path.read_bytes())
         check_actions(actions, num_actions)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); mend it, or delete it to have the actions measured") from None
+        raise UserError(f"{path} is damaged ({error}); mend it, or delete it to have the actions measured") from None
     return actions
 
 
 def resolve_actions(text: str, actions: list[dict[str, Any]]) -> list[int]:
     """Comma-separated names and numbers, each with `*times` or without, as in "right*8,jump,0": the actions' numbers.
-    Case does not count, and "jump right" is "jump-right". ValueError, one line, for one that there is not."""
+    Case does not count, and "jump right" is "jump-right". UserError, one line, for one that there is not."""
     by_name = {_plain(entry["name"]): a for a, entry in reversed(list(enumerate(actions)))}
     chosen: list[int] = []
     for part in filter(None, map(str.strip, text.split(","))):
@@ -106,9 +107,9 @@ def resolve_actions(text: str, actions: list[dict[str, Any]]) -> list[int]:
         repeat = _number(times) if times else 1
         if action is None or action >= len(actions):
             names = ", ".join(entry["name"] for entry in actions)
-            raise ValueError(f"there is no action {what.strip()!r}; use 0 to {len(actions) - 1}, or a name: {names}")
+            raise UserError(f"there is no action {what.strip()!r}; use 0 to {len(actions) - 1}, or a name: {names}")
         if not repeat or len(chosen) + repeat > MOST_CHOSEN:
-            raise ValueError(f"{part!r} says how often after the *: 1 to {MOST_CHOSEN:,}, all actions together")
+            raise UserError(f"{part!r} says how often after the *: 1 to {MOST_CHOSEN:,}, all actions together")
         chosen += [action] * repeat
     return chosen
 
@@ -123,19 +124,19 @@ def _number(text: str) -> int | None:
 
 
 def check_actions(actions: Any, num_actions: int) -> None:
-    """ValueError that says what is wrong, if this is not an entry per action."""
+    """UserError that says what is wrong, if this is not an entry per action."""
     if not isinstance(actions, list) or len(actions) != num_actions:
-        raise ValueError(f"there must be a list of {num_actions} actions")
+        raise UserError(f"there must be a list of {num_actions} actions")
     for a, entry in enumerate(actions):
         if not isinstance(entry, dict):
-            raise ValueError(f"action {a} is no object with a name and a key")
+            raise UserError(f"action {a} is no object with a name and a key")
         for field in ("name", "key"):
             if not isinstance(entry.get(field), str) or not 0 <= len(entry[field]) <= LONGEST:
-                raise ValueError(f"action {a} needs a {field}, a text of at most {LONGEST} characters")
+                raise UserError(f"action {a} needs a {field}, a text of at most {LONGEST} characters")
         if not isinstance(entry.get("noop", False), bool):
-            raise ValueError(f"noop of action {a} is neither true nor false")
+            raise UserError(f"noop of action {a} is neither true nor false")
         if "motion" in entry and not _is_motion(entry["motion"]):
-            raise ValueError(f"motion of action {a} is not two numbers")
+            raise UserError(f"motion of action {a} is not two numbers")
 
 
 def _is_motion(value: Any) -> bool:

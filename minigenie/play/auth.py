@@ -36,11 +36,11 @@ class AuthMiddleware:
         elif not self._has_token(scope, headers):
             refusal = "refused: there is no right token; open the whole address that minigenie has printed"
         else:
-            return await self.app(scope, receive, self._with_cookie(scope, send) if self.token else send)
+            return await self.app(scope, receive, self._with_headers(scope, send))
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": refusal})
         else:
-            await error_response(refusal, 403)(scope, receive, send)
+            await error_response(refusal, 403)(scope, receive, self._with_headers(scope, send, cookie=False))
 
     def _is_same_origin(self, scope: Scope, headers: dict[bytes, str]) -> bool:
         host, origin = (headers.get(name, "") for name in (b"host", b"origin"))
@@ -65,11 +65,14 @@ class AuthMiddleware:
         guesses = [*told, kept.value if kept else ""]
         return any(secrets.compare_digest(guess.encode(), self.token.encode()) for guess in guesses)
 
-    def _with_cookie(self, scope: Scope, send: Send) -> Send:
+    def _with_headers(self, scope: Scope, send: Send, cookie: bool = True) -> Send:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                cookie = f"{_cookie_name(scope)}={self.token}; HttpOnly; SameSite=Strict; Path=/"
-                MutableHeaders(scope=message).append("Set-Cookie", cookie)
+                headers = MutableHeaders(scope=message)
+                headers.update(PAGE_HEADERS)
+                if self.token and cookie:
+                    kept = f"{_cookie_name(scope)}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+                    headers.append("Set-Cookie", kept)
             await send(message)
 
         return sending
@@ -81,4 +84,4 @@ def _cookie_name(scope: Scope) -> str:
 
 
 def error_response(text: str, status: int) -> JSONResponse:
-    return JSONResponse({"error": text}, status_code=status, headers=PAGE_HEADERS)
+    return JSONResponse({"error": text}, status)

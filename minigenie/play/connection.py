@@ -7,6 +7,7 @@ To the browser, as JSON: hello, actions, state, error. Binary: frames and previe
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from minigenie.errors import UserError
 from minigenie.files import parse_json
 from minigenie.pictures import fit_picture
 from minigenie.play.player import Clip, Player
-from minigenie.play.session import Session, new_token, pack_frame
+from minigenie.play.session import Session, pack_frame
 
 STALL_SECONDS = 10.0  # a browser that acknowledges nothing for so long is dropped
 log = logging.getLogger("uvicorn.error")
@@ -31,7 +33,7 @@ class Connection:
     """One player's connection. Every method named `on_...` answers the message of that type."""
 
     def __init__(self, session: Session, socket: WebSocket) -> None:
-        self.session, self.socket, self.token = session, socket, new_token()
+        self.session, self.socket, self.token = session, socket, secrets.token_urlsafe(16)
         self.player, self.seed = Player(session.world), session.seed
         self.start_index = 0 if session.starts else None  # None: the player's own picture
         self.start: np.ndarray | None = session.starts[0] if session.starts else None
@@ -72,7 +74,7 @@ class Connection:
         self.sending_soon = self._spawn(self._send_json(message))
 
     async def upload(self, data: bytes) -> None:
-        """Begin anew from a picture. ValueError if it is none."""
+        """Begin anew from a picture. UserError if it is none."""
         decode = partial(fit_picture, data, self.session.world.frame_shape)
         self.start = await asyncio.get_running_loop().run_in_executor(self.session.media_pool, decode)
         self.start_index = self.clip_index = self.clip = None
@@ -91,7 +93,7 @@ class Connection:
 
     async def _restart(self) -> None:
         if self.start is not None:
-            await self.session.worker.run(partial(self.player.reset, self.start, self.seed, self.clip))
+            await self.session.run(partial(self.player.reset, self.start, self.seed, self.clip))
             self._redraw()
             if self.sending_previews:
                 self.sending_previews.cancel()
@@ -155,7 +157,7 @@ class Connection:
 
     async def _step(self, action: int) -> None:
         was_recording = self.player.recording
-        await self.session.worker.run(partial(self.player.step, action))
+        await self.session.run(partial(self.player.step, action))
         if was_recording and not self.player.recording:
             await self._send_json({"type": "error", "text": "the recording is full; download it, or record anew"})
             await self._send_state()
@@ -202,11 +204,11 @@ class Connection:
         try:
             message = parse_json(text or "")
         except ValueError:
-            raise ValueError("a message must be JSON") from None
+            raise UserError("a message must be JSON") from None
         kind = message.get("type") if isinstance(message, dict) else None
         handler = getattr(self, f"on_{kind}", None) if kind in MESSAGES else None
         if handler is None:
-            raise ValueError(f"a message needs a type, one of {', '.join(MESSAGES)}")
+            raise UserError(f"a message needs a type, one of {', '.join(MESSAGES)}")
         await handler(message)
 
     async def on_held(self, message: dict[str, Any]) -> None:
@@ -249,7 +251,7 @@ class Connection:
         """One frame back, and pause there."""
         self._require_start()
         self.paused = True
-        if await self.session.worker.run(self.player.undo):
+        if await self.session.run(self.player.undo):
             self._redraw()
         await self._send_state()
 
@@ -257,21 +259,21 @@ class Connection:
         """steps: of MaskGIT, per frame; temperature."""
         temperature = message.get("temperature")
         if not isinstance(temperature, int | float):
-            raise ValueError("temperature must be a number")
+            raise UserError("temperature must be a number")
         steps = _integer(message, "steps", self.player.most_steps)
-        await self.session.worker.run(partial(self.player.sample, steps, float(temperature)))
+        await self.session.run(partial(self.player.sample, steps, float(temperature)))
         await self._send_state()
 
     async def on_record(self, message: dict[str, Any]) -> None:
         self._require_start()
-        await self.session.worker.run(partial(self.player.record, _flag(message)))
+        await self.session.run(partial(self.player.record, _flag(message)))
         await self._send_state()
 
     async def on_watch(self, message: dict[str, Any]) -> None:
         """The split view; clip: number of a held-out clip, or null to play again."""
         footage = self.session.footage
         if footage is None:
-            raise ValueError("there is no held-out footage; start minigenie play with --footage FOLDER")
+            raise UserError("there is no held-out footage; start minigenie play with --footage FOLDER")
         index = _integer_or_none(message, "clip", len(footage.episodes) - 1)
         self.clip_index, self.clip = index, None if index is None else await self.session.clip(index)
         if self.clip is not None:
@@ -280,7 +282,7 @@ class Connection:
 
     def _require_start(self) -> None:
         if self.start is None:
-            raise ValueError("there is no picture to begin with yet; choose or upload one")
+            raise UserError("there is no picture to begin with yet; choose or upload one")
 
 
 MESSAGES = [name.removeprefix("on_") for name in vars(Connection) if name.startswith("on_")]
@@ -289,7 +291,7 @@ MESSAGES = [name.removeprefix("on_") for name in vars(Connection) if name.starts
 def _integer(message: dict[str, Any], field: str, most: int) -> int:
     value = message.get(field)
     if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"{field} must be an integer from 0 to {most}")
+        raise UserError(f"{field} must be an integer from 0 to {most}")
     return value
 
 
@@ -299,5 +301,5 @@ def _integer_or_none(message: dict[str, Any], field: str, most: int) -> int | No
 
 def _flag(message: dict[str, Any]) -> bool:
     if not isinstance(message.get("on"), bool):
-        raise ValueError("on must be true or false")
+        raise UserError("on must be true or false")
     return message["on"]

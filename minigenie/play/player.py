@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from minigenie.data.dataset import Dataset
+from minigenie.errors import UserError
 from minigenie.world import Snapshot, World
 
 PAST_BYTES, PAST_MOMENTS = 64 << 20, 200  # what undo can go back to
@@ -97,11 +98,11 @@ class Player:
         return True
 
     def sample(self, steps: int, temperature: float) -> None:
-        """How the frames from now on are sampled. ValueError if it cannot be."""
+        """How the frames from now on are sampled. UserError if it cannot be."""
         if not 1 <= steps <= self.most_steps:
-            raise ValueError(f"steps is {steps}; a frame takes 1 to {self.most_steps}")
+            raise UserError(f"steps is {steps}; a frame takes 1 to {self.most_steps}")
         if not 0 <= temperature <= MAX_TEMPERATURE:
-            raise ValueError(f"temperature is {temperature}; use 0 to {MAX_TEMPERATURE}")
+            raise UserError(f"temperature is {temperature}; use 0 to {MAX_TEMPERATURE}")
         sampling = replace(self.world.config.sampling, steps=steps, temperature=temperature)
         self.world.config = replace(self.world.config, sampling=sampling)
 

@@ -3,6 +3,7 @@
 import torch
 
 from minigenie.console import working
+from minigenie.errors import UserError
 from minigenie.pictures import save_video
 from minigenie.play.actions import load_actions, resolve_actions
 from minigenie.settings import RolloutSettings
@@ -10,13 +11,13 @@ from minigenie.world import World, locate, read_prompt, world_config
 
 
 def run(settings: RolloutSettings) -> None:
-    """ValueError or OSError, one line, if that cannot be; then no file is written."""
+    """UserError or OSError, one line, if that cannot be; then no file is written."""
     if settings.out.suffix not in (".mp4", ".gif"):
-        raise ValueError(f"cannot write {settings.out}; choose a name that ends in .mp4 or .gif")
+        raise UserError(f"cannot write {settings.out}; choose a name that ends in .mp4 or .gif")
     folder = locate(settings.world)
     actions = resolve_actions(settings.actions, load_actions(folder, world_config(folder).num_actions))
     if not actions:
-        raise ValueError("there are no actions to take; give some, as in --actions right*8,jump or 0,0,3,1")
+        raise UserError("there are no actions to take; give some, as in --actions right*8,jump or 0,0,3,1")
     world = World.load(folder, settings.device)
     prompts = [settings.prompt] if settings.prompt else sorted((folder / "prompts").glob("*.png"))
     if not prompts:

@@ -13,22 +13,24 @@ import socket
 import sys
 import tempfile
 import webbrowser
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from minigenie.errors import UserError
 from minigenie.files import parse_json
 from minigenie.pictures import save_video
-from minigenie.play.auth import PAGE_HEADERS, AuthMiddleware, error_response
+from minigenie.play.auth import AuthMiddleware, error_response
 from minigenie.play.connection import Connection, Disconnected
 from minigenie.play.limits import MAX_MESSAGE_BYTES, LimitedServer, LimitedWebSocket
 from minigenie.play.player import to_video
@@ -36,7 +38,8 @@ from minigenie.play.session import Session
 from minigenie.settings import PlaySettings, ServerSettings
 
 PAGE = Path(__file__).with_name("page.html")
-MAX_EDIT_BYTES, MAX_UPLOAD_BYTES = 1 << 16, 10 << 20
+SHARED = [PAGE.with_name("shared.css"), PAGE.with_name("shared.js")]  # by this page and that of teach
+MAX_JSON_BYTES, MAX_UPLOAD_BYTES = 1 << 16, 10 << 20
 SWITCH_SECONDS = 2e-4  # the worker asks for the interpreter between any two tensor operations: 5 ms each is Python's
 VIDEOS = {"mp4": "video/mp4", "gif": "image/gif"}
 
@@ -44,58 +47,43 @@ VIDEOS = {"mp4": "video/mp4", "gif": "image/gif"}
 def make_app(
     session: Session, host: str = "127.0.0.1", token: str | None = None, ready: Callable[[], Any] = lambda: None
 ) -> Starlette:
-    """The whole server of one session. token: without it every request is refused. ready: called when it listens."""
+    """The server of one session; `page_app` says what the rest is."""
 
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        session.open()
-        ready()
-        yield
-        session.close()
-
-    async def page(_: Request) -> Response:
-        return Response(PAGE.read_bytes(), media_type="text/html", headers=PAGE_HEADERS)
+    def connection_of(request: Request) -> Connection:
+        connection = session.connections.get(request.query_params.get("player", ""))
+        if connection is None:
+            raise HTTPException(404, "there is no such player; load the page again")
+        return connection
 
     async def start(request: Request) -> Response:
         number = request.path_params["number"]
         if number >= len(session.starts):
-            return error_response("there is no such start picture", 404)
-        return Response(session.start_pngs[number], media_type="image/png", headers=PAGE_HEADERS)
+            raise HTTPException(404, "there is no such start picture")
+        return Response(session.start_pngs[number], media_type="image/png")
 
     async def upload(request: Request) -> Response:
-        if (connection := session.connections.get(request.query_params.get("player", ""))) is None:
-            return error_response("there is no such player; load the page again", 404)
-        try:
+        connection = connection_of(request)
+        with contextlib.suppress(Disconnected):
             async with connection.busy:
                 await connection.upload(await read_body(request, MAX_UPLOAD_BYTES))
-        except (ClientDisconnect, Disconnected):
-            return Response()  # to nobody
-        except ValueError as error:
-            return error_response(str(error), 400)
         return JSONResponse({})
 
     async def edit(request: Request) -> Response:
-        try:
-            await session.edit_actions(parse_json(await read_body(request, MAX_EDIT_BYTES)))
-        except ClientDisconnect:
-            return Response()
-        except ValueError as error:
-            return error_response(f"the actions are not saved: {error}", 400)
-        except OSError as error:
-            return error_response(f"the actions hold until the server stops: {error}", 500)
+        with refusing("the actions are not saved", "the actions hold until the server stops"):
+            await session.edit_actions(await read_json(request))
         return JSONResponse(session.describe_actions())
 
     async def recording(request: Request) -> Response:
-        connection, kind = session.connections.get(request.query_params.get("player", "")), request.path_params["kind"]
-        if connection is None or kind not in VIDEOS:
-            return error_response("there is no such recording", 404)
+        connection, kind = connection_of(request), request.path_params["kind"]
+        if kind not in VIDEOS:
+            raise HTTPException(404, f"recordings are {' or '.join(VIDEOS)}")
         if not (frames := list(connection.player.recorded)):
-            return error_response("nothing is recorded yet; press Record, play, and press it again", 404)
+            raise HTTPException(404, "nothing is recorded yet; press Record, play, and press it again")
         async with connection.busy:
             encode = partial(_video, frames, kind, session.fps)
             data = await asyncio.get_running_loop().run_in_executor(session.media_pool, encode)
         name = f'attachment; filename="minigenie.{kind}"'
-        return Response(data, media_type=VIDEOS[kind], headers={**PAGE_HEADERS, "Content-Disposition": name})
+        return Response(data, media_type=VIDEOS[kind], headers={"Content-Disposition": name})
 
     async def play(socket: WebSocket) -> None:
         await socket.accept()
@@ -119,25 +107,14 @@ def make_app(
                     await socket.close(1008)
 
     routes = [
-        Route("/", page),
         Route("/start/{number:int}.png", start),
         Route("/start", upload, methods=["POST"]),
-        Route("/actions", lambda _: JSONResponse(session.describe_actions(), headers=PAGE_HEADERS)),
+        Route("/actions", lambda _: JSONResponse(session.describe_actions())),
         Route("/actions", edit, methods=["POST"]),
         Route("/recording.{kind}", recording),
         WebSocketRoute("/play", play),
     ]
-    return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(AuthMiddleware, host=host, token=token)])
-
-
-async def read_body(request: Request, most: int) -> bytes:
-    """The request's body, not read further than `most` bytes. ValueError if there is more."""
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > most:
-            raise ValueError(f"that is too large; at most {most / 1e6:.2g} MB are taken")
-    return bytes(data)
+    return page_app(PAGE, routes, session.open, session.close, host, token, ready)
 
 
 def _video(frames: list[Any], kind: str, fps: float) -> bytes:
@@ -145,16 +122,73 @@ def _video(frames: list[Any], kind: str, fps: float) -> bytes:
         return save_video(to_video(frames), Path(folder) / f"recording.{kind}", fps).read_bytes()
 
 
+def page_app(
+    page: Path, routes: Sequence[BaseRoute], begin: Callable[[], Any], end: Callable[[], Any], host: str,
+    token: str | None, ready: Callable[[], Any],
+) -> Starlette:  # fmt: skip
+    """The whole server of one page. begin, end: what runs behind it. token: without it every request is refused. ready:
+    called when it listens."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        begin()
+        ready()
+        yield
+        end()
+
+    async def show(_: Request) -> Response:
+        text = page.read_text()
+        for shared in SHARED:
+            text = text.replace(f"/* {shared.name} */", shared.read_text())
+        return HTMLResponse(text)
+
+    async def refuse(_: Request, error: Any) -> Response:  # async, as all here: others take a thread each in a flood
+        known = isinstance(error, HTTPException)
+        return error_response(error.detail if known else str(error), error.status_code if known else 400)
+
+    return Starlette(
+        routes=[Route("/", show), *routes],
+        lifespan=lifespan,
+        middleware=[Middleware(AuthMiddleware, host=host, token=token)],
+        exception_handlers=dict.fromkeys((HTTPException, ValueError, ClientDisconnect), refuse),
+    )
+
+
+@contextlib.contextmanager
+def refusing(refused: str, failed: str) -> Iterator[None]:
+    """How a request is answered that asks for what cannot be, or that cannot be written."""
+    try:
+        yield
+    except ValueError as error:
+        raise HTTPException(400, f"{refused}: {error}") from None
+    except OSError as error:
+        raise HTTPException(500, f"{failed}: {error}") from None
+
+
+async def read_json(request: Request) -> Any:
+    return parse_json(await read_body(request, MAX_JSON_BYTES))
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """The request's body, not read further than `most` bytes. UserError if there is more."""
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > most:
+            raise UserError(f"that is too large; at most {most / 1e6:.2g} MB are taken")
+    return bytes(data)
+
+
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there. ValueError, one line, if it cannot."""
+    """A socket that listens there. UserError, one line, if it cannot."""
     if not 0 <= port <= 65535:
-        raise ValueError(f"port is {port}; choose 0 (any free one) to 65535")
+        raise UserError(f"port is {port}; choose 0 (any free one) to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     except OSError:
-        raise ValueError(f"host {host!r} is no address of this machine; leave it out for 127.0.0.1") from None
+        raise UserError(f"host {host!r} is no address of this machine; leave it out for 127.0.0.1") from None
     try:
         listening.bind(address)
         listening.listen(64)
@@ -163,7 +197,7 @@ def listen(host: str, port: int) -> socket.socket:
         advice = f"cannot listen on {host} port {port} ({error.strerror}); choose another --host or --port"
         if error.errno == errno.EADDRINUSE:
             advice = f"port {port} is in use; choose another with --port, or --port 0 for any free one"
-        raise ValueError(advice) from None
+        raise UserError(advice) from None
     return listening
 
 
@@ -199,6 +233,6 @@ def run(
 
 
 def serve(folder: Path, settings: PlaySettings, server: ServerSettings) -> None:
-    """Play the world in `folder` until Ctrl-C. ValueError or OSError, one line, if that cannot be."""
+    """Play the world in `folder` until Ctrl-C. UserError or OSError, one line, if that cannot be."""
     with listen(server.host, server.port) as listening:
         run(partial(make_app, Session(folder, settings)), listening, folder, server)

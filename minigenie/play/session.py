@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import secrets
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,10 +14,11 @@ import numpy as np
 from PIL import Image
 
 from minigenie.data.dataset import Dataset
+from minigenie.errors import UserError
 from minigenie.eval.motion import motion
 from minigenie.play.actions import check_actions, describe, load_actions, merge_actions, save_actions
 from minigenie.play.player import Clip, View, encode, footage_clip, longest
-from minigenie.play.worker import Worker, choose_threads, timed, with_fewer_steps
+from minigenie.play.worker import choose_threads, timed, with_fewer_steps
 from minigenie.runtime import Result
 from minigenie.settings import PlaySettings
 from minigenie.world import World, locate, read_prompt
@@ -42,17 +42,19 @@ class Session:
 
     def __init__(self, folder: Path, settings: PlaySettings) -> None:
         if settings.max_players < 1:
-            raise ValueError(f"max_players is {settings.max_players}; let at least 1 play")
+            raise UserError(f"max_players is {settings.max_players}; let at least 1 play")
         self.folder, self.max_players, self.seed = locate(folder), settings.max_players, settings.seed
-        self.worker = Worker()
-        self.world = self.worker.ask(partial(World.load, self.folder, settings.device, settings.precision)).result()
+        # The one thread in which the models load and run. Load too: where a second thread has ever run them, torch has
+        # two pools of threads that fight over the cores (measured on 2 of them: 288 ms a frame instead of 117).
+        self.worker, self.background_turn = ThreadPoolExecutor(1), asyncio.Lock()
+        self.world = self.worker.submit(World.load, self.folder, settings.device, settings.precision).result()
         if settings.compiled:
             print("compiling the world; this takes a minute", flush=True)
             self.world.compile()
-        self.worker.ask(partial(choose_threads, self.world)).result()
+        self.worker.submit(choose_threads, self.world).result()
         self.fps = float(settings.fps or self.world.fps)
         if not 0 < self.fps <= 240:
-            raise ValueError(f"fps is {self.fps:g}; choose a rate between 0 and 240 frames a second")
+            raise UserError(f"fps is {self.fps:g}; choose a rate between 0 and 240 frames a second")
         self.actions = load_actions(self.folder, self.world.num_actions)
         paths = sorted((self.folder / "prompts").glob("*.png"))[:MAX_STARTS]
         self.starts = [read_prompt(path, self.world.frame_shape)[0, 0].numpy() for path in paths]
@@ -68,9 +70,9 @@ class Session:
         footage, shape = Dataset.open(folder), self.world.frame_shape
         if footage.frame_size != shape[:2]:
             sizes = f"{footage.frame_size[0]}x{footage.frame_size[1]}, this world imagines {shape[0]}x{shape[1]}"
-            raise ValueError(f"{folder} has frames of {sizes}; ingest with --size {shape[0]}")
+            raise UserError(f"{folder} has frames of {sizes}; ingest with --size {shape[0]}")
         if longest(footage) < 2:
-            raise ValueError(f"{folder} has no episode of 2 frames or more; give other held-out footage")
+            raise UserError(f"{folder} has no episode of 2 frames or more; give other held-out footage")
         return footage
 
     @property
@@ -89,8 +91,12 @@ class Session:
         self.background.cancel()
         for task in self.previews.values():
             task.cancel()
-        self.worker.close()
-        self.media_pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.worker, self.media_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, call: Callable[[], Result]) -> Result:
+        """In the worker's thread, after what it was asked before."""
+        return await asyncio.get_running_loop().run_in_executor(self.worker, call)
 
     def describe(self) -> dict[str, Any]:
         """What a player is told first."""
@@ -110,13 +116,13 @@ class Session:
 
     async def clip(self, number: int) -> Clip:
         assert self.footage is not None
-        return await self.worker.run(partial(footage_clip, self.world, self.footage, number))
+        return await self.run(partial(footage_clip, self.world, self.footage, number))
 
     async def edit_actions(self, entries: Any) -> None:
-        """Names, keys and the no-op from a person, kept in the folder. ValueError or OSError, one line."""
+        """Names, keys and the no-op from a person, kept in the folder. UserError or OSError, one line."""
         check_actions(entries, self.world.num_actions)
         if sum(entry.get("noop", False) for entry in entries) > 1:
-            raise ValueError("only one action can be the one that is taken when nothing is pressed")
+            raise UserError("only one action can be the one that is taken when nothing is pressed")
         await self._set_actions(merge_actions(self.actions, entries))
 
     async def _set_actions(self, actions: list[dict[str, Any]]) -> None:
@@ -151,10 +157,11 @@ class Session:
         return header + encode(strip, "JPEG", quality=85)
 
     async def _in_background(self, call: Callable[[], Result]) -> Result:
-        result, seconds = await self.worker.run(partial(timed, call), urgent=False)
-        if any(connection.is_playing for connection in self.connections.values()):
-            await asyncio.sleep(seconds * (1 / BACKGROUND_SHARE - 1))
-        return result
+        async with self.background_turn:  # one at a time, so that a player's frame waits for one of them at most
+            result, seconds = await self.run(partial(timed, call))
+            if any(connection.is_playing for connection in self.connections.values()):
+                await asyncio.sleep(seconds * (1 / BACKGROUND_SHARE - 1))
+            return result
 
     async def _measure_actions(self) -> None:
         for start in self.starts[:MEASURED_STARTS]:
@@ -190,7 +197,3 @@ def pack_frame(view: View, serial: int, ms: float) -> bytes:
     if raw:
         return header + np.dstack((picture, np.full((height, width, 1), 255, np.uint8))).tobytes()
     return header + encode(picture, "JPEG", quality=90)
-
-
-def new_token() -> str:
-    return secrets.token_urlsafe(16)

@@ -10,6 +10,7 @@ import torch
 
 from minigenie.data.dataset import Dataset
 from minigenie.data.labels import Labels
+from minigenie.errors import UserError
 from minigenie.eval.inverse import fit_inverse, keys_of
 
 FOLDS, STEPS = 3, 100
@@ -27,11 +28,11 @@ class Agreement(NamedTuple):
 
 
 def quick_agreement(dataset: Dataset, labels: Labels, seed: int = 0) -> Agreement:
-    """Cross-validated in folds of whole clips. ValueError if the labels are of fewer than two clips."""
+    """Cross-validated in folds of whole clips. UserError if the labels are of fewer than two clips."""
     runs = np.cumsum(np.diff(labels.frames, prepend=labels.frames[:1]) > 1)  # frames in a row
     _, clips = np.unique(np.stack([runs, labels.frames // CLIP]), axis=1, return_inverse=True)
     if clips.max(initial=0) < 1:
-        raise ValueError("the labels are all of one clip; give those of another one too")
+        raise UserError("the labels are all of one clip; give those of another one too")
     order = np.random.default_rng(seed).permutation(clips.max() + 1)[clips]
     kept = np.flatnonzero(order <= max(1, np.searchsorted(np.cumsum(np.bincount(order)), MOST_LABELS)))
     folds, targets = order[kept] % FOLDS, labels.controls[kept]

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -10,22 +10,21 @@ from typing import Any
 
 import torch
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from minigenie.data.dataset import Dataset
 from minigenie.data.labels import FILE
-from minigenie.files import parse_json
-from minigenie.play.auth import PAGE_HEADERS, AuthMiddleware, error_response
-from minigenie.play.server import listen, read_body, run
+from minigenie.errors import UserError
+from minigenie.play.server import listen, page_app, read_json, refusing, run
 from minigenie.settings import ServerSettings
 from minigenie.teach.agreement import Agreement, quick_agreement
 from minigenie.teach.session import Session
 
 PAGE = Path(__file__).with_name("page.html")
-MAX_REQUEST_BYTES = 1 << 16  # of a request
 
 
 class AgreementChecker:
@@ -54,73 +53,46 @@ class AgreementChecker:
 def make_app(
     session: Session, host: str = "127.0.0.1", token: str | None = None, ready: Callable[[], Any] = lambda: None
 ) -> Starlette:
-    """The whole server. token: without it every request is refused. ready: called when it listens."""
+    """The server of one session; `page_app` says what the rest is."""
     checker = AgreementChecker(session)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        checker.check_if_due()
-        ready()
-        yield
-        checker.worker.shutdown(cancel_futures=True)
 
     def state() -> Response:
         found = checker.found and checker.found._asdict()
-        return JSONResponse(
-            {**session.describe(), "agreement": found, "judging": checker.is_running}, headers=PAGE_HEADERS
-        )
-
-    def page(_: Request) -> Response:
-        return Response(PAGE.read_bytes(), media_type="text/html", headers=PAGE_HEADERS)
+        return JSONResponse({**session.describe(), "agreement": found, "judging": checker.is_running})
 
     def picture(request: Request) -> Response:
         try:
-            return Response(
-                session.picture(request.path_params["number"]), media_type="image/png", headers=PAGE_HEADERS
-            )
-        except ValueError as error:
-            return error_response(str(error), 404)
-
-    def next_clip(_: Request) -> Response:
-        return JSONResponse(session.describe_clip(session.next_clip()), headers=PAGE_HEADERS)
+            return Response(session.picture(request.path_params["number"]), media_type="image/png")
+        except UserError as error:
+            raise HTTPException(404, str(error)) from None
 
     def changing(change: Callable[[dict[str, Any]], None]) -> Callable[[Request], Any]:
         """A request with a JSON object that changes something, and is answered with the new state."""
 
         async def answer(request: Request) -> Response:
-            try:
-                content = parse_json(await read_body(request, MAX_REQUEST_BYTES))
-                if not isinstance(content, dict):
-                    raise ValueError("a request must be a JSON object")
-                await asyncio.get_running_loop().run_in_executor(None, change, content)
-            except ClientDisconnect:
-                return Response()  # to nobody
-            except ValueError as error:
-                return error_response(f"nothing is changed: {error}", 400)
-            except OSError as error:
-                return error_response(f"nothing is saved: {error}", 500)
+            with refusing("nothing is changed", "nothing is saved"):
+                if not isinstance(content := await read_json(request), dict):
+                    raise UserError("a request must be a JSON object")
+                await run_in_threadpool(change, content)
             checker.check_if_due()
             return state()
 
         return answer
 
-    def save(content: dict[str, Any]) -> None:
-        session.save(content.get("clip"), content.get("labels"))
-
     routes = [
-        Route("/", page),
         Route("/state", lambda _: state()),
         Route("/clip/{number:int}.png", picture),
-        Route("/next", next_clip, methods=["POST"]),
-        Route("/labels", changing(save), methods=["POST"]),
-        Route("/undo", changing(lambda content: session.undo(content.get("clip"))), methods=["POST"]),
-        Route("/controls", changing(lambda content: session.rename(content.get("controls"))), methods=["POST"]),
+        Route("/next", lambda _: JSONResponse(session.describe_clip(session.next_clip())), methods=["POST"]),
+        Route("/labels", changing(lambda it: session.save(it.get("clip"), it.get("labels"))), methods=["POST"]),
+        Route("/undo", changing(lambda it: session.undo(it.get("clip"))), methods=["POST"]),
+        Route("/controls", changing(lambda it: session.rename(it.get("controls"))), methods=["POST"]),
     ]
-    return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(AuthMiddleware, host=host, token=token)])
+    end = partial(checker.worker.shutdown, cancel_futures=True)
+    return page_app(PAGE, routes, checker.check_if_due, end, host, token, ready)
 
 
 def serve(folder: str, controls: str | None, seed: int, server: ServerSettings) -> None:
-    """Label the dataset in `folder` until Ctrl-C. ValueError or OSError, one line, if that cannot be."""
+    """Label the dataset in `folder` until Ctrl-C. UserError or OSError, one line, if that cannot be."""
     with listen(server.host, server.port) as listening:
         session = Session(Dataset.open(folder), controls, seed)
         run(partial(make_app, session), listening, session.dataset.folder, server)

@@ -4,17 +4,17 @@ Clips do not overlap, and their order is a function of the seed alone: a later s
 labels yet. Every change is on disk before it counts.
 """
 
-import io
 import math
 import threading
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from minigenie.data.controls import KEYS, TOY_NAMES, controls_of
 from minigenie.data.dataset import Dataset
 from minigenie.data.labels import FEWEST, FILE, Labels, check_names, read_labels, write_labels
+from minigenie.errors import UserError
+from minigenie.play.player import encode
 
 CLIP_FRAMES, FEWEST_FRAMES = 32, 12
 LEAD_SECONDS = 0.2  # of footage, before anyone has seen what goes on
@@ -36,11 +36,11 @@ class Clip(NamedTuple):
 
 class Session:
     """names: of the controls, none yet if nobody has said. labels: control by frame. Methods may be called from any
-    thread; they raise ValueError, one line, if what is asked makes no sense, and OSError if it cannot be written."""
+    thread; they raise UserError, one line, if what is asked makes no sense, and OSError if it cannot be written."""
 
     def __init__(self, dataset: Dataset, controls: str | None = None, seed: int = 0) -> None:
         if dataset.url:
-            raise ValueError(f"labels cannot be written to {dataset.name}; copy the dataset to this machine first")
+            raise UserError(f"labels cannot be written to {dataset.name}; copy the dataset to this machine first")
         self.dataset, self.lock = dataset, threading.Lock()
         self.clips = clips_of(dataset, seed)
         self.lead = max(2, math.ceil(LEAD_SECONDS * dataset.fps))
@@ -101,18 +101,16 @@ class Session:
         for i, frame in enumerate(frames):
             y, x = i // COLUMNS * height, i % COLUMNS * width
             sheet[y : y + height, x : x + width] = frame
-        out = io.BytesIO()
-        Image.fromarray(sheet).save(out, "PNG", compress_level=1)
-        return out.getvalue()
+        return encode(sheet, "PNG", compress_level=1)
 
     def save(self, number: Any, names: Any) -> None:
         """names: of the control held at each transition of the clip, or None; in place of those it had."""
         clip = self._clip(number)
         if not isinstance(names, list) or len(names) != len(clip.transitions):
-            raise ValueError(f"labels of clip {number} must be a list of {len(clip.transitions)}")
+            raise UserError(f"labels of clip {number} must be a list of {len(clip.transitions)}")
         with self.lock:
             if unknown := [name for name in names if name is not None and name not in self.names]:
-                raise ValueError(f"there is no control {unknown[0]!r}; if they have changed, load the page again")
+                raise UserError(f"there is no control {unknown[0]!r}; if they have changed, load the page again")
             given = zip(clip.transitions, names, strict=True)
             labels = self._without(clip) | {i: self.names.index(name) for i, name in given if name is not None}
             self._write(self.names, labels)
@@ -123,27 +121,27 @@ class Session:
         clip = self._clip(number)
         with self.lock:
             if number not in self.saved:
-                raise ValueError("there is nothing to undo")
+                raise UserError("there is nothing to undo")
             self._write(self.names, self._without(clip))
             self.saved = self._saved_without(number)
 
     def rename(self, controls: Any) -> None:
         """controls: a list of {"name": ..., "was": the name that this control had, or null}."""
         if not isinstance(controls, list) or not all(isinstance(entry, dict) for entry in controls):
-            raise ValueError("controls must be a list of objects with a name")
+            raise UserError("controls must be a list of objects with a name")
         was = {entry["was"]: entry.get("name") for entry in controls if isinstance(entry.get("was"), str)}
         with self.lock:
             if unknown := was.keys() - set(self.names):
-                raise ValueError(f"there is no control {min(unknown)!r} any more; load the page again")
+                raise UserError(f"there is no control {min(unknown)!r} any more; load the page again")
             self._write(*self._renamed([entry.get("name") for entry in controls], was))
 
     def _renamed(self, names: list[Any], was: dict[str, Any]) -> tuple[tuple[str, ...], dict[int, int]]:
         checked = check_names(names)
         if len(names) < 2:
-            raise ValueError(f"{names[0]!r} is the only control; give at least two, such as noop,{names[0]}")
+            raise UserError(f"{names[0]!r} is the only control; give at least two, such as noop,{names[0]}")
         for name, count in self._labels().counts.items():
             if count and name not in was:
-                raise ValueError(f"{name!r} has {count} labels and cannot be left out; it may have another name")
+                raise UserError(f"{name!r} has {count} labels and cannot be left out; it may have another name")
         place = {i: names.index(was[name]) for i, name in enumerate(self.names) if name in was}
         return checked, {frame: place[control] for frame, control in self.labels.items()}
 
@@ -162,7 +160,7 @@ class Session:
 
     def _clip(self, number: Any) -> Clip:
         if type(number) is not int or not 0 <= number < len(self.clips):
-            raise ValueError(f"clip must be a number from 0 to {len(self.clips) - 1}")
+            raise UserError(f"clip must be a number from 0 to {len(self.clips) - 1}")
         return self.clips[number]
 
     def _without(self, clip: Clip) -> dict[int, int]:
@@ -173,7 +171,7 @@ class Session:
 
     def _write(self, names: tuple[str, ...], labels: dict[int, int]) -> None:
         if self._stamp() != self.stamp:
-            raise ValueError(f"{FILE} was changed by something else; stop the server and start it again")
+            raise UserError(f"{FILE} was changed by something else; stop the server and start it again")
         write_labels(self.dataset.folder, names, labels)
         self.names, self.labels, self.stamp = names, labels, self._stamp()
 
@@ -187,7 +185,7 @@ class Session:
 
 
 def clips_of(dataset: Dataset, seed: int) -> list[Clip]:
-    """Every take cut into clips, in a random order. ValueError if all takes are too short."""
+    """Every take cut into clips, in a random order. UserError if all takes are too short."""
     clips = [
         Clip(int(start) + first, min(CLIP_FRAMES, episode.length - first))
         for start, episode in zip(dataset.episode_starts, dataset.episodes, strict=True)
@@ -195,7 +193,7 @@ def clips_of(dataset: Dataset, seed: int) -> list[Clip]:
     ]
     clips = [clip for clip in clips if clip.length >= FEWEST_FRAMES]
     if not clips:
-        raise ValueError(f"{dataset.name} has no take of {FEWEST_FRAMES} frames; a clip to label has at least that")
+        raise UserError(f"{dataset.name} has no take of {FEWEST_FRAMES} frames; a clip to label has at least that")
     return [clips[i] for i in np.random.default_rng(seed).permutation(len(clips))]
 
 

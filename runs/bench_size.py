@@ -1,4 +1,7 @@
-"""How a training step and a frame grow with their sizes: one size at a time, doubled again and again."""
+"""How a training step and a frame grow with their sizes: one size at a time, doubled again and again.
+
+python runs/bench_size.py --rounds 5
+"""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -6,11 +9,14 @@ from functools import partial
 
 import numpy as np
 import torch
+import tyro
 
-from minigenie.bench.machine import Call, Item, Measurement
+from minigenie.bench.machine import HEADINGS, Call, Item, Measurement, describe_machine, measure, rows
 from minigenie.bench.play import common_size, step_call
 from minigenie.bench.train import small, step_item
+from minigenie.console import table, working
 from minigenie.pipeline import Recipe
+from minigenie.runtime import pick_device
 
 AXES = {
     "batch": (2, 4, 8, 16),
@@ -87,3 +93,22 @@ def seconds(measured: Measurement) -> float:
 def exponent(values: dict[int, float]) -> float:
     """p of the best size^p through the values."""
     return float(np.polyfit(np.log(list(values)), np.log(list(values.values())), 1)[0])
+
+
+def main(rounds: int = 7, device: str | None = None) -> None:
+    """A table of what was measured, and one of how it grows.
+
+    Args:
+        rounds: How often each size is timed; the sizes take turns.
+        device: cuda, mps or cpu; the best there is by default.
+    """
+    where = pick_device(device)
+    with working("bench sizes", "rounds") as progress:
+        measured = measure(size_items(where), where, rounds, progress)
+    print(describe_machine(where))
+    table(HEADINGS, rows(measured))
+    table(GROWTH, growth_rows(measured))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

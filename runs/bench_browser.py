@@ -1,7 +1,9 @@
 """Live play as a person has it: the real server in a process of its own, the real page in a real browser.
 
-Frames count as drawn when they are on the page's canvas; presses are timed inside the page, from the key going down to
-the first frame drawn that its action led to.
+    python runs/bench_browser.py worlds/mine
+
+Wants the extra `dev`, Chromium and Linux. Frames count as drawn when they are on the page's canvas; presses are timed
+inside the page, from the key going down to the first frame drawn that its action led to.
 """
 
 import os
@@ -14,7 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from minigenie.world import read_config
+import tyro
+
+from minigenie.world import locate, read_config
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -103,6 +107,8 @@ def measure_browser(folder: Path, seconds: float = 30.0, presses: int = 24, fram
     """Play the world in `folder`: `seconds` with a key held, some presses, then `frames` frames as fast as they come.
 
     ValueError, one line, if there is no browser, the world has no start picture, or the machine has no /proc."""
+    if frames < 2:
+        raise ValueError(f"frames is {frames}; play at least 2")
     target = float(read_config(folder)["fps"])
     if not Path("/proc/self/statm").exists():
         raise ValueError("memory and CPU time are read from /proc, which this system lacks; measure on Linux")
@@ -179,3 +185,20 @@ def _use(pid: int) -> tuple[int, float]:
     resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     return resident, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
+def main(world: tyro.conf.Positional[Path], frames: int = 2 * WARM) -> None:
+    """Frames a second, key press to picture, memory.
+
+    Args:
+        world: Folder made by train, or coinrun.
+        frames: How many to play; memory is compared from the 1,000th on.
+    """
+    try:
+        print("\n".join(measure_browser(locate(world), frames=frames).lines()))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
