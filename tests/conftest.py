@@ -11,11 +11,12 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-EVAL = ("control", "controllability", "drift", "fidelity", "inverse", "measure", "motion", "networks", "perceptual")
+EVAL = ("control", "controllability", "drift", "fidelity", "measure", "networks", "perceptual")
 SHAPED = (
     "nn",
     "tokenizer",
     "lam",
+    "inverse",
     "camera",
     "dynamics",
     "maskgit",

@@ -28,7 +28,7 @@ def read_reports(folders: list[Path]) -> Reports:
         names = [str(folder) for folder in folders]
     reports = {name: read_report(folder) for name, folder in zip(names, folders, strict=True)}
     for folder, report in zip(folders, reports.values(), strict=True):
-        if report.get("version") not in (1, VERSION):
+        if report.get("version") not in range(1, VERSION + 1):
             raise ValueError(f"{folder / 'report.json'} is of another MiniGenie; run minigenie eval again")
     return reports
 

@@ -26,11 +26,9 @@ from minigenie.data.collect import (
 )
 from minigenie.data.controls import FOLLOWED, Controls, procgen_action, procgen_controls
 from minigenie.data.dataset import Dataset
-from minigenie.eval.controllability import Rollout, hold_actions
-from minigenie.eval.inverse import keys_of
-from minigenie.eval.motion import shifts
+from minigenie.eval.controllability import Rollout, hold_actions, shifts
 from minigenie.eval.statistics import bootstrap, interval_of_columns
-from minigenie.inverse import InverseDynamics
+from minigenie.inverse import InverseDynamics, controls_seen
 from minigenie.runtime import parallel_map
 from minigenie.settings import CollectSettings
 
@@ -298,7 +296,7 @@ def _probe(
 
     def seen(video: UInt8[Tensor, "n t h w c"], key: int) -> float:
         pairs = torch.stack((video[:, :PROBED], video[:, 1 : PROBED + 1]), dim=2).flatten(0, 1)
-        return float((keys_of(inverse, pairs) == key).mean())
+        return float((controls_seen(inverse, pairs) == key).mean())
 
     found = [
         (seen(imagined[counts[:, key], action], key), seen(played[counts[:, key], key], key))

@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from minigenie.eval.motion import motion
 from minigenie.eval.statistics import bootstrap, entropy
+from minigenie.nn.motion import motion
+from minigenie.nn.patches import to_float
 
 Rollout = Callable[[Tensor, Tensor], Tensor]  # true frames [b p h w c], actions [b t] -> frames [b t h w c]
+CENTRE = (10 / 64, 8 / 64)  # of height and width
 STILL = 0.05  # pixels a frame: a picture that moves less has no direction
 
 
@@ -99,6 +101,31 @@ def meaning(
 # What they do to the picture.
 
 
+def shifts(video: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n steps 2"]:
+    """How far down and right the picture of each frame goes in the next, in pixels: where a camera follows its player,
+    the player's own path, the other way.
+
+    The centre is painted over from both of its sides: a player who stands there does not move with the rest. Against
+    CoinRun's own positions paths of 24 frames end 0.3 pixels off on average (0.1 with backgrounds); 0.4 and 0.3 with
+    the centre.
+    """
+    frames = to_float(video)
+    (top, bottom), (left, right) = (
+        (start := round(side * (1 - share) / 2), side - start)
+        for side, share in zip(video.shape[2:4], CENTRE, strict=True)
+    )
+    before, after = frames[:, :, top:bottom, left - 1 : left], frames[:, :, top:bottom, right : right + 1]
+    across = torch.linspace(0, 1, right - left + 2, device=frames.device)[1:-1, None]
+    frames[:, :, top:bottom, left:right] = before + across * (after - before)
+    moved = motion(frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1))
+    return torch.where((moved.abs() < STILL).all(1, keepdim=True), 0, moved).unflatten(0, (len(video), -1))
+
+
+def mean_shift(frames: UInt8[np.ndarray, "t h w c"]) -> Float[np.ndarray, "2"]:
+    """The mean shift [down, right] between consecutive frames, in pixels."""
+    return shifts(torch.from_numpy(frames)[None])[0].double().mean(0).numpy()
+
+
 def hold_actions(
     rollout: Rollout, clips: UInt8[Tensor, "m t h w c"], num_actions: int, horizon: int
 ) -> UInt8[Tensor, "m a steps h w c"]:
@@ -116,7 +143,7 @@ def effects(held: UInt8[np.ndarray, "m a t h w c"], seed: int) -> tuple[list[dic
     far the starts agree on a direction: 0 not at all, 1 fully, None if nothing moves); and the share of the motion's
     variance that the choice of action explains, beside chance.
     """
-    shifts = np.array([[motion(frames) for frames in start] for start in held])
+    shifts = np.array([[mean_shift(frames) for frames in start] for start in held])
     change = np.abs(np.diff(held.astype(np.float32), axis=2)).mean(axis=(0, 2, 3, 4, 5)) / 255
     rng = np.random.default_rng(seed)
     flat = shifts.reshape(-1, 2)

@@ -29,15 +29,14 @@ from minigenie.eval.controllability import effects as measure_effects
 from minigenie.eval.controllability import hold_actions, information, meaning, usage
 from minigenie.eval.drift import Features, Watch, measure_drift, play_long, stretches, true_clips
 from minigenie.eval.fidelity import decibels, mse, psnr, ssim
-from minigenie.eval.inverse import fit_inverse, keys_of
 from minigenie.eval.statistics import bootstrap, by_horizon, entropy, interval, perplexity
-from minigenie.inverse import InverseDynamics
+from minigenie.inverse import InverseDynamics, controls_seen, fit_pairs
 from minigenie.nn.patches import to_float, to_uint8
 from minigenie.pipeline import seen_by_camera
 from minigenie.runtime import Result, parallel_map
 from minigenie.world import CONFIG_KEYS, MODELS, World
 
-VERSION = 2  # of the report; 1 resampled single clips, and measured drift beside single frames
+VERSION = 3  # of the report; 2 had a motion search of its own, 1 resampled single clips, drift beside single frames
 BATCH = 16
 PROMPT, HORIZON = 4, 8  # frames given and imagined of every clip
 LONG_HORIZON = 15
@@ -329,9 +328,9 @@ def _inverse(evaluator: Evaluator, controls: Controls | None) -> tuple[dict[str,
     pairs, truth = evaluator.frames(starts, 2), evaluator.dataset.clip_actions(starts, 2)
     assert truth is not None
     keys, steps = controls.join(truth)[:, 0], min(INVERSE_STEPS, 4 * evaluator.max_clips)
-    fit = partial(fit_inverse, names=controls.names, steps=steps, seed=evaluator.seed)
+    fit = partial(fit_pairs, names=controls.names, steps=steps, seed=evaluator.seed)
     (model,) = evaluator.each(fit, [pairs[~judged]], [keys[~judged]])
-    seen, keys = keys_of(model, pairs[judged]), keys[judged]
+    seen, keys = controls_seen(model, pairs[judged]), keys[judged]
     report = {
         name: {
             "accuracy": float((part[seen] == part[keys]).mean()),
