@@ -237,16 +237,13 @@ def imitate(
         world: Folder made by train, of CoinRun footage.
         out: Folder for imitation.json and imitation.gif; WORLD/imitation by default. What is there is gone on from.
     """
-    from minigenie.console import table, working
-    from minigenie.eval.agents import HEADINGS, summary, table_rows
     from minigenie.eval.agents import imitate as run
+    from minigenie.eval.agents import show
     from minigenie.world import locate, output_folder
 
     world = locate(world)
     folder = output_folder(world, out, "imitation")
-    report = run(world, folder, settings, device, working)
-    print("\n".join(summary(report)))
-    table(HEADINGS, table_rows(report))
+    show(run(world, folder, settings, device))
     print(f"report        {folder / 'imitation.json'}")
     print(f"picture       {folder / 'imitation.gif'}")
 

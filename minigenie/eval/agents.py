@@ -11,8 +11,8 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,8 @@ from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from minigenie.config import parse_json
+from minigenie.console import table as show_table
+from minigenie.console import working
 from minigenie.data.collect import (
     FPS,
     PROCGEN_ACTIONS,
@@ -56,8 +57,6 @@ PLAYING, SOLVED, FAILED = (255, 255, 255), (40, 180, 60), (220, 40, 40)
 Act = Callable[[np.ndarray], np.ndarray]  # which levels are still played, bool [l] -> keys, int [l]
 Player = Callable[[ProcgenGame], Act]
 ToKeys = Callable[[np.ndarray], np.ndarray]  # what a policy chose, int [n] -> keys, int [n]
-Progress = Callable[[float, float], None]
-Line = Callable[[str, str], AbstractContextManager[Progress]]  # what is being done, in which unit
 
 
 class Policy(nn.Module):
@@ -88,14 +87,7 @@ class Played(NamedTuple):
     video: np.ndarray  # uint8 [t levels h w c]: the first few levels; one that is over keeps its last frame
 
 
-@contextmanager
-def no_progress(what: str, unit: str) -> Iterator[Progress]:
-    yield lambda done, total: None
-
-
-def imitate(
-    world_folder: Path, out: Path, sizes: ImitateSettings, device: str | None = None, line: Line = no_progress
-) -> dict[str, Any]:
+def imitate(world_folder: Path, out: Path, sizes: ImitateSettings, device: str | None = None) -> dict[str, Any]:
     """The experiment, into the folder `out`: what it returns is also in imitation.json; imitation.gif shows it.
 
     The same call goes on from what is saved. Raises ValueError if the world is not of CoinRun or the expert cannot play
@@ -107,11 +99,11 @@ def imitate(
     )  # fmt: skip
     check(settings)
     world = World.load(world_folder, device)
-    prepare_folder(out, world_folder, sizes)
-    with line("the expert plays", "frames") as progress:
+    about = prepare_folder(out, world_folder, sizes)
+    with working("the expert plays", "frames") as progress:
         video = collect(replace(settings, split="train"), out / "expert", progress=progress)
     starts = video.windows(SEEN + 1)
-    latents = infer(world, video, out / "encoded", line)[starts + SEEN - 1].astype(np.int64)
+    latents = infer(world, video, out / "encoded")[starts + SEEN - 1].astype(np.int64)
     if sizes.labels >= len(starts):
         raise ValueError(f"labels is {sizes.labels}, the expert's video has {len(starts)} transitions; take fewer")
     true_keys = video.clip_actions(starts, SEEN + 1)
@@ -120,11 +112,7 @@ def imitate(
     told, untold = np.split(np.random.default_rng(sizes.seed).permutation(len(starts)), [sizes.labels])
     named = named_keys(world)
     table = count_keys(latents[told], keys[told], world.num_actions) if named is None else named
-
-    def clone(name: str, windows: np.ndarray, choices: np.ndarray, num_choices: int) -> Policy:
-        with line(f"train {name}", "steps") as progress:
-            return train_policy(name, video, windows, choices, num_choices, sizes, out, world.device, progress)
-
+    clone = partial(train_policy, video, sizes, out, world.device)
     oracle = clone("oracle", starts, keys, NUM_KEYS)
     latent = clone("latent", starts, latents, world.num_actions)
     few = clone("few", starts[told], keys[told], NUM_KEYS)
@@ -141,10 +129,10 @@ def imitate(
     }
     games = {}
     for name, player in players.items():
-        with line(f"play: {name}", "levels") as progress:
+        with working(f"play: {name}", "levels") as progress:
             games[name] = play(settings, sizes.levels, player, progress)
     report = {
-        "settings": read_settings(out),
+        "settings": about,
         "generator": video.manifest["generator"],
         "expert_video": {"frames": video.num_frames, "episodes": len(video.episodes), "transitions": len(starts)},
         "map": measure_map(table, latents, keys, told, untold) | ({} if named is None else {"labels": 0}),
@@ -163,32 +151,26 @@ def coinrun_look(world_folder: Path) -> dict[str, Any]:
     return {name: source["settings"][name] for name in ("mode", "backgrounds", "themes")}
 
 
-def prepare_folder(out: Path, world_folder: Path, sizes: ImitateSettings) -> None:
-    """Write settings.json into a new or empty folder, or see that the one there is of this very experiment."""
+def prepare_folder(out: Path, world_folder: Path, sizes: ImitateSettings) -> dict[str, Any]:
+    """What the experiment is of, in settings.json in a new or empty folder; the one there must be of this very one."""
     with open(world_folder / "lam.safetensors", "rb") as file:
-        lam = hashlib.file_digest(file, "sha256").hexdigest()
-    settings = {**asdict(sizes), "lam_sha256": lam}
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "settings.json").exists())):
+        about = {**asdict(sizes), "lam_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    path, data = out / "settings.json", json.dumps(about, indent=1).encode()
+    if path.exists():
+        if path.read_bytes() != data:
+            raise FileExistsError(f"{out} holds an experiment with other settings; choose another --out or delete it")
+    elif out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise FileExistsError(f"{out} already holds other things; choose a new or an empty folder with --out")
-    if not (out / "settings.json").exists():
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / "settings.json", json.dumps(settings, indent=1).encode())
-    elif read_settings(out) != settings:
-        raise FileExistsError(f"{out} holds an experiment with other settings; choose another --out or delete it")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, data)
+    return about
 
 
-def read_settings(out: Path) -> dict[str, Any]:
-    try:
-        return parse_json((out / "settings.json").read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{out / 'settings.json'} is damaged ({error}); choose another --out") from None
-
-
-def infer(world: World, video: Dataset, folder: Path, line: Line) -> np.ndarray:
+def infer(world: World, video: Dataset, folder: Path) -> np.ndarray:
     """The latent action that leads on from each frame of `video`: uint8 [frames]."""
     tokens = np.zeros((video.num_frames, 0), np.uint8)
     clip_frames = world.config.context_frames + 1 if world.lam.looks_back else CLIP
-    with line("infer latent actions", "frames") as progress:
+    with working("infer latent actions", "frames") as progress:
         if world.config.sees_tokens:
             tokens = encode_tokens(video, world.tokenizer, world.config.context_frames, folder / "tokens.npy")
         path = folder / "actions.npy"
@@ -238,16 +220,9 @@ def measure_map(
 
 
 def train_policy(
-    name: str,
-    video: Dataset,
-    windows: np.ndarray,
-    choices: np.ndarray,
-    num_choices: int,
-    sizes: ImitateSettings,
-    out: Path,
-    device: torch.device,
-    progress: Progress,
-) -> Policy:
+    video: Dataset, sizes: ImitateSettings, out: Path, device: torch.device,
+    name: str, windows: np.ndarray, choices: np.ndarray, num_choices: int,
+) -> Policy:  # fmt: skip
     """Behavioural cloning by cross-entropy: `choices` [windows] in 0..num_choices-1, made at the last of the frames
     seen from each of `windows`."""
     torch.manual_seed(sizes.seed)
@@ -260,8 +235,9 @@ def train_policy(
 
     optim = OptimConfig(lr=1e-3, betas=(0.9, 0.95), warmup=50, decay="linear", final_lr=0.05)
     config = FitConfig(steps=sizes.steps, batch_size=BATCH, optim=optim, execution=Execution(save_every=500, keep=1))
-    watch = lambda step: progress(step.step, sizes.steps)  # noqa: E731
-    fit(policy, batch, config, out, stage=name, seed=sizes.seed, device=device, watch=watch)
+    with working(f"train {name}", "steps") as progress:
+        watch = lambda step: progress(step.step, sizes.steps)  # noqa: E731
+        fit(policy, batch, config, out, stage=name, seed=sizes.seed, device=device, watch=watch)
     return policy
 
 
@@ -298,7 +274,10 @@ def scripted_player(plan: Iterator[np.ndarray]) -> Player:
 
 
 def play(
-    settings: CollectSettings, levels: int, player: Player, progress: Progress = lambda done, total: None
+    settings: CollectSettings,
+    levels: int,
+    player: Player,
+    progress: Callable[[float, float], None] = lambda done, total: None,
 ) -> Played:
     """One attempt of `player` at each of `levels` levels. Which they are follows from the settings alone."""
     game = procgen_game(settings, levels, settings.seed)
@@ -357,23 +336,17 @@ def _row(name: str, played: Played, length: int) -> np.ndarray:
     return np.concatenate(cells, axis=2)
 
 
-def table_rows(report: dict[str, Any]) -> list[list[str]]:
-    """For `console.table` under `HEADINGS`."""
-    return [
+def show(report: dict[str, Any]) -> None:
+    """Print what came of it."""
+    video, known = report["expert_video"], report["map"]
+    print(f"expert video  {video['frames']:,} frames, {video['episodes']} levels")
+    print(
+        f"map           from {known['labels']} labels: right in {known['accuracy']:.1%} of the other transitions; "
+        f"always the commonest key {known['accuracy_of_commonest_key']:.1%}"
+    )
+    print(f"              mutual information of latent action and key {known['mutual_information']:.3f}")
+    show_table(["player", "levels solved", "95 % interval", "mean return", "mean steps"], (
         [name, f"{of['solved']:.1%}", "{:.1%} to {:.1%}".format(*of["ci95"]), f"{of['mean_return']:.1f}",
          f"{of['mean_steps']:.0f}"]
         for name, of in report["players"].items()
-    ]  # fmt: skip
-
-
-HEADINGS = ["player", "levels solved", "95 % interval", "mean return", "mean steps"]
-
-
-def summary(report: dict[str, Any]) -> list[str]:
-    video, known = report["expert_video"], report["map"]
-    return [
-        f"expert video  {video['frames']:,} frames, {video['episodes']} levels",
-        f"map           from {known['labels']} labels: right in {known['accuracy']:.1%} of the other transitions; "
-        f"always the commonest key {known['accuracy_of_commonest_key']:.1%}",
-        f"              mutual information of latent action and key {known['mutual_information']:.3f}",
-    ]
+    ))  # fmt: skip

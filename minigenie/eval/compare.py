@@ -1,22 +1,19 @@
 """Worlds side by side, from the report.json of each."""
 
-import base64
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from minigenie.data.dataset import write_atomic
 from minigenie.eval.doctor import read_report
 from minigenie.eval.measure import VERSION
 from minigenie.eval.plots import control_plot, drift_plots, fading_plot
-from minigenie.eval.report import figure, headline, page, plots, table
+from minigenie.eval.report import data_uri, headline, write_page
 
 Reports = dict[str, dict[str, Any]]
-PICTURES = (
-    ("rollouts.png", "Truth above imagination"),
-    ("actions.png", "Every action held, a row each"),
-    ("control.png", "Every key held, the game above the world"),
-)
+PICTURES = {
+    "rollouts.png": "Truth above imagination",
+    "actions.png": "Every action held, a row each",
+    "control.png": "Every key held, the game above the world",
+}
 
 
 def read_reports(folders: list[Path]) -> Reports:
@@ -53,27 +50,18 @@ def differences(reports: Reports) -> list[str]:
 
 
 def write_comparison(folders: list[Path], reports: Reports, path: Path) -> Path:
-    """One self-contained page: the numbers, the curves in one plot, the pictures side by side."""
-    notes = "".join(f"<li>{escape(line)}</li>" for line in differences(reports))
-    content = f"""<ul class="notes">{notes}</ul>
-<section><h2>In numbers</h2>
-<p class="soft">Square brackets hold 95 % intervals: where they overlap widely, the difference may be chance.</p>
-{table(["", *map(escape, reports)], rows(reports))}</section>
-<section><h2>Control, fading, drift</h2>
-<p class="soft">What the right actions are worth over random ones; nearness to the truth from 4 true frames; sharpness
-and code use over long rollouts.</p>
-{plots([control_plot(reports), fading_plot(reports), *drift_plots(reports)])}</section>
-{"".join(_pictures(dict(zip(reports, folders, strict=True)), *what) for what in PICTURES)}"""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, page(" and ".join(reports), content).encode())
+    """One self-contained page: the numbers, the curves in one plot, the pictures that there are side by side."""
+    pictures = {
+        what: {
+            name: data_uri((folder / "pictures" / file).read_bytes(), "png")
+            for name, folder in zip(reports, folders, strict=True)
+            if (folder / "pictures" / file).exists()
+        }
+        for file, what in PICTURES.items()
+    }
+    drawn = [control_plot(reports), fading_plot(reports), *drift_plots(reports)]
+    write_page(
+        path, "compare.html", title=" and ".join(reports), columns=["", *reports], notes=differences(reports),
+        rows=rows(reports), drawn=drawn, pictures=pictures,
+    )  # fmt: skip
     return path
-
-
-def _pictures(folders: dict[str, Path], file: str, what: str) -> str:
-    """The worlds' pictures called `file`, of those that have one."""
-    figures = ""
-    for name, folder in folders.items():
-        if (path := folder / "pictures" / file).exists():
-            data = base64.b64encode(path.read_bytes()).decode()
-            figures += figure(f'<img alt="{what}" src="data:image/png;base64,{data}">', escape(name))
-    return f'<section><h2>{what}</h2><div class="beside">{figures}</div></section>' if figures else ""

@@ -27,13 +27,13 @@ from minigenie.data.collect import (
 from minigenie.data.controls import FOLLOWED, Controls, procgen_action, procgen_controls
 from minigenie.data.dataset import Dataset
 from minigenie.eval.controllability import Rollout, hold_actions, shifts
+from minigenie.eval.evaluator import PROMPT, UNMEASURED, Evaluator
 from minigenie.eval.statistics import bootstrap, interval_of_columns
 from minigenie.inverse import InverseDynamics, controls_seen
 from minigenie.runtime import parallel_map
 from minigenie.settings import CollectSettings
 
 STATES, FEWEST = 32, 2
-PROMPT = 4  # true frames that the world is given, all of them at rest
 HELD = 24  # frames for which a key is held: a jump takes 15, and lands
 UP, DOWN = 8, 24  # frames of the jump key, then of none
 SIDEWAYS_AT, HEIGHT_AT = 16, (8, 24)  # frames after which the paths are compared
@@ -79,8 +79,23 @@ def why_impossible(dataset: Dataset) -> str | None:
     return None if generator == generator_of(game) else f"the footage is of {generator}, here is {generator_of(game)}"
 
 
-def frames_to_imagine(dataset: Dataset, states: int, num_actions: int) -> int:
-    return 0 if why_impossible(dataset) else states * (num_actions * HELD + UP + DOWN)
+def frames_to_imagine(evaluator: Evaluator) -> int:
+    if why_impossible(evaluator.dataset):
+        return 0
+    return min(evaluator.max_clips, STATES) * (evaluator.world.num_actions * HELD + UP + DOWN)
+
+
+def measure(evaluator: Evaluator, inverse: InverseDynamics | None) -> tuple[dict[str, Any], Scene | None]:
+    """The report's part on the control test, where there can be one."""
+    world, states = evaluator.world, min(evaluator.max_clips, STATES)
+    try:
+        report, scene = measure_control(
+            evaluator.rollout, world.num_actions, evaluator.dataset, states, evaluator.seed, world.device, inverse
+        )
+    except Impossible as why:
+        evaluator.notes.append(f"{UNMEASURED}the control test ({why})")
+        return {}, None
+    return {"control": report}, scene
 
 
 def settings_of(dataset: Dataset) -> CollectSettings:

@@ -1,9 +1,10 @@
 """Do the latent actions control the world, and what do they mean?
 
-Dimensions:  b clips   t transitions   a latent actions   u true actions   m start frames
+Dimensions:  b clips   t transitions   a latent actions   u true actions   m start frames   h w c a frame
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,18 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from minigenie.data.controls import Controls
+from minigenie.eval.evaluator import PROMPT, UNMEASURED, Evaluator
 from minigenie.eval.statistics import bootstrap, entropy
+from minigenie.inverse import InverseDynamics, controls_seen, fit_pairs
 from minigenie.nn.motion import motion
 from minigenie.nn.patches import to_float
 
 Rollout = Callable[[Tensor, Tensor], Tensor]  # true frames [b p h w c], actions [b t] -> frames [b t h w c]
+STARTS, HELD = 8, 4  # start frames for the actions' effects, and how long an action is held
+GALLERY = 12  # frames of the action gallery
+INVERSE_PAIRS, INVERSE_STEPS = 6000, 400  # at most
+COLLAPSED = 2.0  # perplexity of the actions: fewer than two do all the work
 CENTRE = (10 / 64, 8 / 64)  # of height and width
 STILL = 0.05  # pixels a frame: a picture that moves less has no direction
 
@@ -25,7 +33,72 @@ def usage(actions: np.ndarray, num_actions: int) -> np.ndarray:
     return np.bincount(actions.ravel(), minlength=num_actions) / actions.size
 
 
+def frames_to_imagine(evaluator: Evaluator) -> int:
+    return evaluator.world.num_actions * (min(evaluator.max_clips, STARTS) * HELD + GALLERY - 1)
+
+
 # What they mean, where the true actions are known.
+
+
+def measure_actions(
+    evaluator: Evaluator,
+    actions: Int[np.ndarray, "b t"],
+    truth: Int[np.ndarray, "b t"] | None,
+    controls: Controls | None,
+    episodes: Int[np.ndarray, " b"],
+) -> dict[str, Any]:
+    num_actions = evaluator.world.num_actions
+    share = usage(actions, num_actions)
+    report: dict[str, Any] = {
+        "usage": share.tolist(),
+        "above_2_percent": int((share > 0.02).sum()),
+        "entropy": entropy(share),
+        "perplexity": float(np.exp(entropy(share))),
+        "transitions": actions.size,
+    }
+    if report["perplexity"] < COLLAPSED:
+        evaluator.notes.append(
+            f"the latent actions have collapsed (perplexity {report['perplexity']:.2f} of {len(share)}), so little of "
+            "what follows means anything; see minigenie doctor"
+        )
+    if truth is None or controls is None:
+        evaluator.notes.append(f"{UNMEASURED}what the latent actions mean (the dataset has no true actions)")
+        return report
+    keys = controls.join(truth)
+    return report | {
+        "controls": list(controls.names),
+        "information": {name: information(actions, part[keys]) for name, part in controls.parts.items()},
+        **meaning(actions, keys, num_actions, evaluator.seed, episodes),
+    }
+
+
+def measure_inverse(evaluator: Evaluator, controls: Controls | None) -> tuple[dict[str, Any], InverseDynamics | None]:
+    """What could be known of the keys from a pair of frames: learnt on three quarters of the episodes, judged on the
+    others. Returns what learnt it, too."""
+    if controls is None:
+        return {}, None
+    starts = evaluator.clips(min(INVERSE_PAIRS, 64 * evaluator.max_clips), 2, salt=5)
+    judged = evaluator.episodes(starts) % min(4, len(evaluator.dataset.episodes)) == 0
+    if judged.all() or not judged.any():
+        evaluator.notes.append(
+            f"{UNMEASURED}what a pair of frames tells of the keys (the dataset has too few episodes)"
+        )
+        return {}, None
+    pairs, truth = evaluator.frames(starts, 2), evaluator.dataset.clip_actions(starts, 2)
+    assert truth is not None
+    keys, steps = controls.join(truth)[:, 0], min(INVERSE_STEPS, 4 * evaluator.max_clips)
+    fit = partial(fit_pairs, names=controls.names, steps=steps, seed=evaluator.seed)
+    (model,) = evaluator.each(fit, [pairs[~judged]], [keys[~judged]])
+    seen, keys = controls_seen(model, pairs[judged]), keys[judged]
+    report = {
+        name: {
+            "accuracy": float((part[seen] == part[keys]).mean()),
+            "majority": float(np.bincount(part[keys]).max() / len(keys)),
+            "information": information(seen, part[keys]),
+        }
+        for name, part in controls.parts.items()
+    }
+    return {"inverse_dynamics": {"pairs": len(keys), "steps": steps, **report}}, model
 
 
 def confusion(actions: np.ndarray, truth: np.ndarray, num_actions: int, num_true: int) -> Int[np.ndarray, "a u"]:
@@ -99,6 +172,23 @@ def meaning(
 
 
 # What they do to the picture.
+
+
+def measure_effects(evaluator: Evaluator) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c"]]:
+    """What each action does to the picture, from frames at rest: in the middle of a jump gravity decides. Returns a
+    gallery too, from where the actions lead furthest apart: not every place has room for left, right and up."""
+    candidates = evaluator.clips(256, PROMPT, salt=2)
+    clips = evaluator.frames(candidates, PROMPT)
+    moving = clips.float().std(dim=1).mean(dim=(1, 2, 3)).numpy()
+    order = np.argsort(moving, kind="stable")
+    _, first = np.unique(evaluator.episodes(candidates)[order], return_index=True)  # the stillest of each episode
+    rest = clips[order[np.sort(first)[: min(evaluator.max_clips, STARTS)]]]
+    num_actions = evaluator.world.num_actions
+    held = hold_actions(evaluator.rollout, rest, num_actions, HELD)
+    each, together = effects(held.numpy(), evaluator.seed)
+    apart = held[:, :, -1].float().std(dim=1).mean(dim=(1, 2, 3))
+    gallery = hold_actions(evaluator.rollout, rest[apart.argmax()][None], num_actions, GALLERY - 1)[0]
+    return {"effects": each, "effects_together": together}, gallery
 
 
 def shifts(video: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n steps 2"]:

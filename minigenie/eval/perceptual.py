@@ -22,6 +22,7 @@ Frames = Float[Tensor, "b h w c"]
 Distance = Callable[[Frames, Frames], Float[Tensor, " b"]]
 Features = Callable[[Frames], Float[Tensor, "b d"]]
 
+ST_LPIPS_NAME, FRECHET_NAME = "ST-LPIPS", "Frechet distance (efficientnet-lite0)"
 ST_LPIPS = WeightFile(
     "stlpips-pytorch",
     "0.0.2",
