@@ -27,7 +27,7 @@ from minigenie.inverse import controls_seen, fit_pairs
 from minigenie.settings import FIRST_TEST_LEVEL, CollectSettings
 
 needs_games = pytest.mark.skipif(bool(available()), reason=str(available()))
-STATES, CPU = 8, torch.device("cpu")
+STATES = 8
 CONTROLS = procgen_controls("coinrun")
 
 
@@ -197,7 +197,7 @@ def test_what_goes_up_comes_down_where_the_game_does():
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [3, 5, 0, 2, 4, 1, 0]])
 def test_the_game_itself_has_full_control(coinrun, start, order):
     world = the_game(coinrun, start, order)
-    report, scene = measure_control(world, len(order), coinrun, STATES, 0, CPU)
+    report, scene = measure_control(world, len(order), coinrun, STATES, 0)
     assert report["share"] == report["gravity"]["mean"] == 1
     assert report["share_ci95"] == [1, 1]
     assert report["still"] < 0.6
@@ -212,14 +212,14 @@ def test_where_a_held_jump_is_like_no_key_there_is_no_gravity(coinrun):
     """ninja jumps when the key is let go."""
     settings = coinrun.manifest["settings"] | {"game": "ninja"}
     ninja = Dataset(coinrun.folder, coinrun.manifest | {"source": "ninja", "settings": settings})
-    report, _ = measure_control(frozen, 2, ninja, STATES, 0, CPU)
+    report, _ = measure_control(frozen, 2, ninja, STATES, 0)
     assert report["keys"]["jump"]["still"] == 1
     assert "gravity" not in report
 
 
 @needs_games
 def test_a_world_that_stands_still_scores_as_standing_still(coinrun):
-    report, _ = measure_control(frozen, 3, coinrun, STATES, 0, CPU)
+    report, _ = measure_control(frozen, 3, coinrun, STATES, 0)
     assert report["share"] == report["still"] < 1
     assert report["keys"]["noop"]["still"] == 1
     assert report["gravity"]["mean"] == 0

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from minigenie.console import table as show_table
@@ -42,7 +41,7 @@ from minigenie.encode import CLIP, encode_actions, encode_tokens
 from minigenie.eval.controllability import confusion, mutual_information
 from minigenie.nn.patches import to_float
 from minigenie.optim import OptimConfig
-from minigenie.pictures import save_video
+from minigenie.pictures import label, save_video
 from minigenie.settings import CollectSettings, ImitateSettings
 from minigenie.train import Execution, FitConfig, fit
 from minigenie.world import World, read_config
@@ -324,10 +323,8 @@ def side_by_side(games: dict[str, Played]) -> np.ndarray:
 
 
 def _row(name: str, played: Played, length: int) -> np.ndarray:
-    label = Image.new("RGB", (164, 68), "white")
-    ImageDraw.Draw(label).text((4, 28), name, fill="black")
     times = np.minimum(np.arange(length), len(played.video) - 1)
-    cells = [np.broadcast_to(np.asarray(label), (length, 68, 164, 3))]
+    cells = [np.broadcast_to(label(name, (164, 68), (4, 28)), (length, 68, 164, 3))]
     for level in range(played.video.shape[1]):
         cell = np.full((length, 68, 68, 3), PLAYING, np.uint8)
         cell[np.arange(length) >= played.steps[level]] = SOLVED if played.solved[level] else FAILED

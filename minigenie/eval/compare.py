@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from minigenie.console import table
 from minigenie.eval.doctor import read_report
 from minigenie.eval.measure import VERSION
 from minigenie.eval.plots import control_plot, drift_plots, fading_plot
 from minigenie.eval.report import data_uri, headline, write_page
+from minigenie.world import output_folder
 
 Reports = dict[str, dict[str, Any]]
 PICTURES = {
@@ -49,8 +51,12 @@ def differences(reports: Reports) -> list[str]:
     return found
 
 
-def write_comparison(folders: list[Path], reports: Reports, path: Path) -> Path:
-    """One self-contained page: the numbers, the curves in one plot, the pictures that there are side by side."""
+def compare(folders: list[Path], out: Path | None) -> None:
+    """Print the numbers of several worlds side by side, and write one self-contained page: these, the curves in one
+    plot, the pictures that there are."""
+    out = output_folder(folders[0], out) if folders else Path()  # of none, read_reports says what is missing
+    reports = read_reports(folders)
+    notes, numbers, columns = differences(reports), rows(reports), ["", *reports]
     pictures = {
         what: {
             name: data_uri((folder / "pictures" / file).read_bytes(), "png")
@@ -61,7 +67,10 @@ def write_comparison(folders: list[Path], reports: Reports, path: Path) -> Path:
     }
     drawn = [control_plot(reports), fading_plot(reports), *drift_plots(reports)]
     write_page(
-        path, "compare.html", title=" and ".join(reports), columns=["", *reports], notes=differences(reports),
-        rows=rows(reports), drawn=drawn, pictures=pictures,
+        out / "compare.html", "compare.html", title=" and ".join(reports), columns=columns, notes=notes, rows=numbers,
+        drawn=drawn, pictures=pictures,
     )  # fmt: skip
-    return path
+    table(columns, numbers)
+    for line in notes:
+        print(f"note          {line}")
+    print(f"side by side  {out / 'compare.html'}")

@@ -101,33 +101,38 @@ def measure_inverse(evaluator: Evaluator, controls: Controls | None) -> tuple[di
     return {"inverse_dynamics": {"pairs": len(keys), "steps": steps, **report}}, model
 
 
-def confusion(actions: np.ndarray, truth: np.ndarray, num_actions: int, num_true: int) -> Int[np.ndarray, "a u"]:
-    """How often each latent action stands for each true one."""
-    counts = np.zeros((num_actions, num_true), np.int64)
+def confusion(
+    actions: np.ndarray, truth: np.ndarray, num_actions: int = 0, num_true: int = 0
+) -> Int[np.ndarray, "a u"]:
+    """How often each latent action stands for each true one; at least so many of both."""
+    counts = np.zeros((max(num_actions, int(actions.max()) + 1), max(num_true, int(truth.max()) + 1)), np.int64)
     np.add.at(counts, (actions.ravel(), truth.ravel()), 1)
     return counts
+
+
+def _entropies(actions: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
+    """Of both labellings, and what they share, in nats."""
+    joint = confusion(actions, truth) / actions.size
+    rows, columns = entropy(joint.sum(1)), entropy(joint.sum(0))
+    return rows, columns, rows + columns - entropy(joint.ravel())
 
 
 def mutual_information(actions: np.ndarray, truth: np.ndarray) -> float:
     """Normalised mutual information of two labellings, over the geometric mean of their entropies: 0 unrelated, 1 the
     same up to names."""
-    joint = confusion(actions, truth, int(actions.max()) + 1, int(truth.max()) + 1) / actions.size
-    rows, columns = entropy(joint.sum(1)), entropy(joint.sum(0))
-    shared = rows + columns - entropy(joint.ravel())
+    rows, columns, shared = _entropies(actions, truth)
     return float(shared / np.sqrt(rows * columns)) if rows * columns > 0 else 0.0
 
 
 def information(actions: np.ndarray, truth: np.ndarray) -> float:
     """Mutual information over the entropy of the truth: the share of what there is to know that `actions` tell."""
-    joint = confusion(actions, truth, int(actions.max()) + 1, int(truth.max()) + 1) / actions.size
-    unknown = entropy(joint.sum(0))
-    return float((entropy(joint.sum(1)) + unknown - entropy(joint.ravel())) / unknown) if unknown > 0 else 0.0
+    _, unknown, shared = _entropies(actions, truth)
+    return float(shared / unknown) if unknown > 0 else 0.0
 
 
 def purity(actions: np.ndarray, truth: np.ndarray) -> float:
     """Share of transitions whose true action is the commonest one under their latent action."""
-    counts = confusion(actions, truth, int(actions.max()) + 1, int(truth.max()) + 1)
-    return float(counts.max(axis=1).sum() / actions.size)
+    return float(confusion(actions, truth).max(axis=1).sum() / actions.size)
 
 
 def probe(
@@ -156,7 +161,7 @@ def meaning(
     """Every relation of latent and true actions, each beside what chance gives: the true actions shuffled. episodes:
     which one each clip is of."""
     shuffled = np.random.default_rng(seed).permutation(truth.ravel()).reshape(truth.shape)
-    counts = confusion(actions, truth, num_actions, int(truth.max()) + 1)
+    counts = confusion(actions, truth, num_actions)
     names = np.unique(truth)
     return {
         "mutual_information": mutual_information(actions, truth),

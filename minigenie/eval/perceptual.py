@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from minigenie.eval.networks import efficientnet_lite0, shift_tolerant_alexnet
-from minigenie.eval.weights import WeightFile
+from minigenie.eval.networks import WeightFile, efficientnet_lite0, shift_tolerant_alexnet
 
 Frames = Float[Tensor, "b h w c"]
 Distance = Callable[[Frames, Frames], Float[Tensor, " b"]]

@@ -134,17 +134,15 @@ def drift_plots(reports: Reports) -> list[str]:
     """Sharpness, code use, and Frechet distance where measured, stretch by stretch; a curve a world."""
     drift = {name: report["drift"]["stretches"] for name, report in reports.items()}
 
-    def by_stretch(key: str) -> dict[str, dict[str, Any]]:
-        return {name: {at: stretch[key] for at, stretch in each.items()} for name, each in drift.items()}
+    def shown(key: str, curve: Callable[..., Curve] = Curve) -> list[Curve]:
+        return [curve(name, {at: stretch[key] for at, stretch in each.items()}) for name, each in drift.items()]
 
-    sharpness = [estimates(name, values) for name, values in by_stretch("sharpness").items()]
-    codes = [Curve(name, values) for name, values in by_stretch("perplexity_share").items()]
     drawn = [
-        curves("sharpness, real clips = 1", STRETCH, sharpness, level=1),
-        curves("code perplexity, real clips = 1", STRETCH, codes, level=1, legend=False),
+        curves("sharpness, real clips = 1", STRETCH, shown("sharpness", estimates), level=1),
+        curves("code perplexity, real clips = 1", STRETCH, shown("perplexity_share"), level=1, legend=False),
     ]
     if all("frechet" in stretch for each in drift.values() for stretch in each.values()):
-        distances = [Curve(name, values) for name, values in by_stretch("frechet").items()]
+        distances = shown("frechet")
         first = next(iter(reports.values()))["drift"]["real"]
         if "frechet" not in first:  # version 1 of the report had one number for all stretches
             distances.append(Curve(REAL, {at: each["frechet"] for at, each in first.items()}))

@@ -9,11 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from minigenie.config import from_dict
@@ -25,7 +24,7 @@ from minigenie.eval.measure import Scenes
 from minigenie.eval.perceptual import FRECHET_NAME, ST_LPIPS_NAME
 from minigenie.eval.plots import code_plot, control_plot, drift_plots, quality_plots, training_picture, training_plots
 from minigenie.metrics import read_metrics
-from minigenie.pictures import grid, save_picture, save_video
+from minigenie.pictures import grid, label, save_picture, save_video
 from minigenie.world import WorldConfig
 
 GIVEN, IMAGINED = (150, 154, 162), (224, 99, 27)  # the bar between truth and imagination
@@ -55,19 +54,12 @@ def write_report(
     lines = read_metrics(metrics) if metrics else []
     pictures = save_pictures(scenes, report, lines, folder / "pictures")
     write_page(
-        folder / "report.html",
-        "report.html",
-        title=title,
-        report=report,
-        scenes=scenes,
-        numbers=headline(report),
+        folder / "report.html", "report.html", title=title, report=report, scenes=scenes, numbers=headline(report),
         findings=diagnose(Run(from_dict(WorldConfig, report["world"]), lines, report)),
         fading=[control_plot({"": report}), *quality_plots(report["long_rollouts"])],
-        codes=[code_plot(report["tokenizer"]["usage"])],
-        drifting=drift_plots({"": report}),
-        training=training_plots(lines) if lines else [],
-        fps=report["fps"] / 2,
-    )
+        codes=[code_plot(report["tokenizer"]["usage"])], drifting=drift_plots({"": report}),
+        training=training_plots(lines) if lines else [], fps=report["fps"] / 2,
+    )  # fmt: skip
     write_atomic(folder / "report.json", json.dumps(report, indent=1).encode())
     return pictures
 
@@ -90,7 +82,13 @@ def summary(report: dict[str, Any]) -> list[str]:
         pairs = actions.get("inverse_dynamics")
         told = f", a pair of frames {pairs['all']['information']:.2f}" if pairs else ""
         lines.append(f"              they tell {actions['information']['all']:.2f} of the true action{told}")
-    lines += _control_lines(report.get("control"))
+    if control := report.get("control"):
+        gravity = f", gravity {control['gravity']['mean']:.2f}" if control.get("gravity") else ""
+        lines.append(
+            f"control       {spread(control['share'], control['share_ci95'])} as the game, standing still "
+            f"{control['still']:.2f}{gravity} ({control['states']} states)"
+        )
+        lines.append(" " * 14 + " ".join(f"{name} {key['share']:.2f}" for name, key in control["keys"].items()))
     for t, pooled in list(rollout["pooled_psnr"].items())[:4]:
         delta, (low, high) = rollout["delta_psnr"][t], rollout["delta_psnr"][t]["ci95"]
         lines.append(
@@ -103,18 +101,6 @@ def summary(report: dict[str, Any]) -> list[str]:
             f"{drift['perplexity_share']:.2f} of true clips'"
         )
     return [*lines, *(f"note          {note}" for note in report.get("notes", []))]
-
-
-def _control_lines(control: dict[str, Any] | None) -> list[str]:
-    if control is None:
-        return []
-    gravity = f", gravity {control['gravity']['mean']:.2f}" if control.get("gravity") else ""
-    keys = " ".join(f"{name} {key['share']:.2f}" for name, key in control["keys"].items())
-    return [
-        f"control       {spread(control['share'], control['share_ci95'])} as the game, standing still "
-        f"{control['still']:.2f}{gravity} ({control['states']} states)",
-        f"              {keys}",
-    ]
 
 
 # Pictures as files.
@@ -147,15 +133,10 @@ def _key_rows(control: dict[str, Any], scene: Scene) -> list[UInt8[Tensor, "t h 
     for name, game, world in zip(*scene, strict=True):
         action = control["keys"].get(name, {}).get("action")
         for video, what in ((game, "the game"), (world, f"action {action}")):
-            rows.append(torch.cat((_label(f"{name}\n{what}", video)[None], video[at])))
+            _, height, width, _ = video.shape
+            text = label(f"{name}\n{what}", (width, height), (2, height // 3))
+            rows.append(torch.cat((torch.from_numpy(text)[None], video[at])))
     return rows
-
-
-def _label(text: str, video: UInt8[Tensor, "t h w c"]) -> UInt8[Tensor, "h w c"]:
-    """Black on white, the size of a frame."""
-    drawn = Image.new("RGB", (video.shape[2], video.shape[1]), "white")
-    ImageDraw.Draw(drawn).multiline_text((2, video.shape[1] // 3), text, "black")
-    return torch.from_numpy(np.array(drawn))
 
 
 # The page: one self-contained file.
@@ -218,7 +199,15 @@ def headline(report: dict[str, Any]) -> dict[str, str]:
         numbers["true action from latent"] = f"{actions['probe']['mean']:.0%}"
     if "information" in actions:
         numbers["information on the true action"] = f"{actions['information']['all']:.2f}"
-    numbers |= _control_numbers(report.get("control"))
+    if control := report.get("control"):
+        numbers["control test"] = spread(control["share"], control["share_ci95"])
+        numbers["control test, standing still"] = f"{control['still']:.2f}"
+        numbers |= {f"control test, {name}": f"{key['share']:.2f}" for name, key in control["keys"].items()}
+        if control.get("gravity"):
+            numbers["gravity"] = spread(control["gravity"])
+        if "probe_imagined" in control:
+            seen = control["probe_imagined"], control["probe_real"]
+            numbers["keys seen in imagined frames"] = "{:.2f} (in the game's {:.2f})".format(*seen)
     if "st_lpips_first_10" in far:
         numbers[f"10 frames from 1, {ST_LPIPS_NAME}"] = spread(far["st_lpips_first_10"], digits=3)
     if "frechet" in far:
@@ -226,29 +215,10 @@ def headline(report: dict[str, Any]) -> dict[str, str]:
     return numbers
 
 
-def _control_numbers(control: dict[str, Any] | None) -> dict[str, str]:
-    if control is None:
-        return {}
-    numbers = {
-        "control test": spread(control["share"], control["share_ci95"]),
-        "control test, standing still": f"{control['still']:.2f}",
-        **{f"control test, {name}": f"{key['share']:.2f}" for name, key in control["keys"].items()},
-    }
-    if control.get("gravity"):
-        numbers["gravity"] = spread(control["gravity"])
-    if "probe_imagined" in control:
-        seen = control["probe_imagined"], control["probe_real"]
-        numbers["keys seen in imagined frames"] = "{:.2f} (in the game's {:.2f})".format(*seen)
-    return numbers
-
-
 TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
     lstrip_blocks=True,
-)
+)  # fmt: skip
 TEMPLATES.filters["percent"] = "{:.0%}".format
 TEMPLATES.globals |= {"cards": CARDS, "not_measured": UNMEASURED, "prompt": PROMPT, "published": PUBLISHED}
 TEMPLATES.globals |= {"spread": spread, "stacked": stacked, "webp": webp, "zip": zip}
