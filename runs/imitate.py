@@ -1,5 +1,7 @@
 """From latent actions to real ones: the imitation experiment of Genie (arXiv:2402.15391, appendix E), in CoinRun.
 
+    python runs/imitate.py worlds/mine
+
 An expert plays, and nobody writes down its keys. The world's latent action model labels the video, a policy learns to
 predict these labels from the screen, and a few labelled transitions say which key each latent action stands for. Beside
 it: a policy that was told every key, one that was told those few and no more, and players who do not look.
@@ -10,8 +12,9 @@ Dimensions:  b batch   f frames seen at once   l levels   n of them still played
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -20,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+import tyro
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -42,9 +46,9 @@ from minigenie.eval.controllability import confusion, mutual_information
 from minigenie.nn.patches import to_float
 from minigenie.optim import OptimConfig
 from minigenie.pictures import label, save_video
-from minigenie.settings import CollectSettings, ImitateSettings
+from minigenie.settings import CollectSettings, Device
 from minigenie.train import Execution, FitConfig, fit
-from minigenie.world import World, read_config
+from minigenie.world import World, locate, output_folder, read_config
 
 SEEN = 2  # frames: where things are, and how they move
 NUM_KEYS = 15  # what Procgen calls actions
@@ -56,6 +60,30 @@ PLAYING, SOLVED, FAILED = (255, 255, 255), (40, 180, 60), (220, 40, 40)
 Act = Callable[[np.ndarray], np.ndarray]  # which levels are still played, bool [l] -> keys, int [l]
 Player = Callable[[ProcgenGame], Act]
 ToKeys = Callable[[np.ndarray], np.ndarray]  # what a policy chose, int [n] -> keys, int [n]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The sizes of the imitation experiment.
+
+    Args:
+        expert_frames: Frames of an expert's play to learn from.
+        labels: Transitions of which the true action is told, to map latent actions to keys.
+        levels: Held-out levels that everyone plays.
+        steps: Training steps of each policy.
+        seed: Of everything random.
+    """
+
+    expert_frames: int = 20_000
+    labels: int = 200
+    levels: int = 200
+    steps: int = 1_500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("expert_frames", "labels", "levels", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, should be at least 1")
 
 
 class Policy(nn.Module):
@@ -86,7 +114,7 @@ class Played(NamedTuple):
     video: np.ndarray  # uint8 [t levels h w c]: the first few levels; one that is over keeps its last frame
 
 
-def imitate(world_folder: Path, out: Path, sizes: ImitateSettings, device: str | None = None) -> dict[str, Any]:
+def imitate(world_folder: Path, out: Path, sizes: Sizes, device: str | None = None) -> dict[str, Any]:
     """The experiment, into the folder `out`: what it returns is also in imitation.json; imitation.gif shows it.
 
     The same call goes on from what is saved. Raises ValueError if the world is not of CoinRun or the expert cannot play
@@ -150,7 +178,7 @@ def coinrun_look(world_folder: Path) -> dict[str, Any]:
     return {name: source["settings"][name] for name in ("mode", "backgrounds", "themes")}
 
 
-def prepare_folder(out: Path, world_folder: Path, sizes: ImitateSettings) -> dict[str, Any]:
+def prepare_folder(out: Path, world_folder: Path, sizes: Sizes) -> dict[str, Any]:
     """What the experiment is of, in settings.json in a new or empty folder; the one there must be of this very one."""
     with open(world_folder / "lam.safetensors", "rb") as file:
         about = {**asdict(sizes), "lam_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
@@ -219,7 +247,7 @@ def measure_map(
 
 
 def train_policy(
-    video: Dataset, sizes: ImitateSettings, out: Path, device: torch.device,
+    video: Dataset, sizes: Sizes, out: Path, device: torch.device,
     name: str, windows: np.ndarray, choices: np.ndarray, num_choices: int,
 ) -> Policy:  # fmt: skip
     """Behavioural cloning by cross-entropy: `choices` [windows] in 0..num_choices-1, made at the last of the frames
@@ -347,3 +375,28 @@ def show(report: dict[str, Any]) -> None:
          f"{of['mean_steps']:.0f}"]
         for name, of in report["players"].items()
     ))  # fmt: skip
+
+
+def main(
+    world: tyro.conf.Positional[Path],
+    sizes: tyro.conf.OmitArgPrefixes[Sizes],
+    out: Path | None = None,
+    device: Device = None,
+) -> None:
+    """Learn to play CoinRun from video without keys, through the world's latent actions, and see how far it gets.
+
+    Args:
+        world: Folder made by train, of CoinRun footage.
+        out: Folder for imitation.json and imitation.gif; WORLD/imitation by default. What is there is gone on from.
+    """
+    folder = output_folder(locate(world), out, "imitation")
+    show(imitate(locate(world), folder, sizes, device))
+    print(f"report        {folder / 'imitation.json'}")
+    print(f"picture       {folder / 'imitation.gif'}")
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
