@@ -11,6 +11,7 @@ from minigenie.eval.report import data_uri, headline, write_page
 from minigenie.world import output_folder
 
 Reports = dict[str, dict[str, Any]]
+ALIKE = {"dataset": "footage", "clips": "numbers of clips", "seed": "seeds", "version": "versions of eval"}
 PICTURES = {
     "rollouts.png": "Truth above imagination",
     "actions.png": "Every action held, a row each",
@@ -42,13 +43,12 @@ def rows(reports: Reports) -> list[list[str]]:
 def differences(reports: Reports) -> list[str]:
     """Why the numbers should not be compared, a line each; nothing if they may."""
     first, *others = reports
-    found = []
-    for other in others:
-        alike = {"dataset": "footage", "clips": "numbers of clips", "seed": "seeds", "version": "versions of eval"}
-        for key, what in alike.items():
-            if reports[first][key] != reports[other][key]:
-                found.append(f"{first} and {other} were measured with different {what}; run minigenie eval alike")
-    return found
+    return [
+        f"{first} and {other} were measured with different {what}; run minigenie eval alike"
+        for other in others
+        for key, what in ALIKE.items()
+        if reports[first][key] != reports[other][key]
+    ]
 
 
 def compare(folders: list[Path], out: Path | None) -> None:

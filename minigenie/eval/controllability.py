@@ -24,8 +24,8 @@ STARTS, HELD = 8, 4  # start frames for the actions' effects, and how long an ac
 GALLERY = 12  # frames of the action gallery
 INVERSE_PAIRS, INVERSE_STEPS = 6000, 400  # at most
 COLLAPSED = 2.0  # perplexity of the actions: fewer than two do all the work
-CENTRE = (10 / 64, 8 / 64)  # of height and width
-STILL = 0.05  # pixels a frame: a picture that moves less has no direction
+CENTRE = (10 / 64, 8 / 64)  # of height and width: there stands the player whom a camera follows
+STILL = 0.05  # pixels a frame: a picture that moves less rests, and has no direction
 
 
 def usage(actions: np.ndarray, num_actions: int) -> np.ndarray:

