@@ -17,7 +17,6 @@ from minigenie.settings import (
     CollectSettings,
     Device,
     EvalSettings,
-    ImitateSettings,
     IngestSettings,
     PlaySettings,
     RecipeSettings,
@@ -229,29 +228,6 @@ def info(folder: Positional[str] = ".") -> None:
     describe(folder)
 
 
-def imitate(
-    world: Positional[Path], settings: Flat[ImitateSettings], out: Path | None = None, device: Device = None
-) -> None:
-    """Learn to play CoinRun from video without keys, through the world's latent actions, and see how far it gets.
-
-    Args:
-        world: Folder made by train, of CoinRun footage.
-        out: Folder for imitation.json and imitation.gif; WORLD/imitation by default. What is there is gone on from.
-    """
-    from minigenie.console import table, working
-    from minigenie.eval.agents import HEADINGS, summary, table_rows
-    from minigenie.eval.agents import imitate as run
-    from minigenie.world import locate, output_folder
-
-    world = locate(world)
-    folder = output_folder(world, out, "imitation")
-    report = run(world, folder, settings, device, working)
-    print("\n".join(summary(report)))
-    table(HEADINGS, table_rows(report))
-    print(f"report        {folder / 'imitation.json'}")
-    print(f"picture       {folder / 'imitation.gif'}")
-
-
 def export(world: WorldFolder, out: Path, unfinished: bool = False) -> None:
     """Copy what a player needs of a trained world into a small folder of its own, weights in half the bytes.
 
@@ -279,7 +255,6 @@ COMMANDS: dict[str, Any] = {
     "bench": bench,
     "doctor": doctor,
     "info": info,
-    "imitate": imitate,
     "export": export,
 }
 

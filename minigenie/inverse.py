@@ -10,10 +10,11 @@ Dimensions:  b batch   t frames   s steps around one transition   h w c a frame
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from minigenie.nn.motion import motion, warp
@@ -24,6 +25,8 @@ BLUR = 5  # pixels over which the focus is smoothed
 LOUD = 3.0  # weight of the unexplained difference as an input
 JITTER = 0.1  # pixels, of the measured motion
 SMOOTHING = 0.05  # of the labels
+PAIRS_BATCH, PAIRS_RATE = 64, 2e-3  # of `fit_pairs`
+CHUNK = 256  # pairs looked at together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,3 +171,34 @@ class InverseDynamics(nn.Module):
         loss = F.cross_entropy(logits, controls, label_smoothing=SMOOTHING)
         right = (logits.detach().argmax(-1) == controls).float().mean()
         return loss, {"accuracy": right}
+
+
+# Of a pair of frames and no more: what could be known from it at all, and whether it shows what was asked for.
+
+
+def fit_pairs(
+    pairs: UInt8[Tensor, "n 2 h w c"], controls: Int[np.ndarray, " n"], names: tuple[str, ...], steps: int, seed: int
+) -> InverseDynamics:
+    """A model that sees a pair of frames alone, learnt in memory. names: of the controls."""
+    rng, targets = np.random.default_rng(seed), torch.from_numpy(controls)
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _, _, height, width, _ = pairs.shape
+        model = InverseDynamics(InverseConfig(controls=names, past=0, future=0), (height, width)).train()
+        moved = torch.cat([model.motions(to_float(part)) for part in pairs.split(CHUNK)])
+        model.fit_focus(*to_float(pairs[:CHUNK]).unbind(1))
+        adam = torch.optim.AdamW(model.parameters(), PAIRS_RATE)
+        schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / steps)
+        for _ in range(steps):
+            some = rng.integers(len(pairs), size=PAIRS_BATCH)
+            loss, _ = model({"frames": pairs[some], "around": moved[some], "controls": targets[some]})
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            schedule.step()
+    return model.eval()
+
+
+def controls_seen(model: InverseDynamics, pairs: UInt8[Tensor, "n 2 h w c"]) -> Int[np.ndarray, " n"]:
+    """The likeliest control of each pair."""
+    return torch.cat([model.infer(to_float(part))[:, 0] for part in pairs.split(CHUNK)]).numpy()

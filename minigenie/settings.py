@@ -214,27 +214,3 @@ class BenchSettings:
     def __post_init__(self) -> None:
         if self.rounds < 3:
             raise UserError(f"rounds is {self.rounds}; a median takes at least 3")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImitateSettings:
-    """The sizes of the imitation experiment.
-
-    Args:
-        expert_frames: Frames of an expert's play to learn from.
-        labels: Transitions of which the true action is told, to map latent actions to keys.
-        levels: Held-out levels that everyone plays.
-        steps: Training steps of each policy.
-        seed: Of everything random.
-    """
-
-    expert_frames: int = 20_000
-    labels: int = 200
-    levels: int = 200
-    steps: int = 1_500
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("expert_frames", "labels", "levels", "steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, should be at least 1")

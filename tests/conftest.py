@@ -11,11 +11,12 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-EVAL = ("control", "controllability", "drift", "fidelity", "inverse", "measure", "motion", "networks", "perceptual")
+EVAL = ("control", "controllability", "drift", "evaluator", "fidelity", "measure", "networks", "perceptual")
 SHAPED = (
     "nn",
     "tokenizer",
     "lam",
+    "inverse",
     "camera",
     "dynamics",
     "maskgit",
@@ -29,7 +30,7 @@ from bench_browser import chromium  # noqa: E402
 
 from minigenie.data.collect import collect  # noqa: E402
 from minigenie.data.dataset import Dataset  # noqa: E402
-from minigenie.eval import measure  # noqa: E402
+from minigenie.eval import controllability, drift  # noqa: E402
 from minigenie.nn.st_transformer import STConfig  # noqa: E402
 from minigenie.pipeline import Recipe  # noqa: E402
 from minigenie.recipes import tiny  # noqa: E402
@@ -38,8 +39,8 @@ from minigenie.train import Execution  # noqa: E402
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job's, and then its children's too
     signal.signal(signal.SIGINT, signal.default_int_handler)
-for name, value in (("DRIFT_HORIZON", 12), ("DRIFT_CLIPS", 4), ("STARTS", 3), ("INVERSE_STEPS", 8)):
-    setattr(measure, name, value)  # whole evaluations by the dozen: each measures all there is, but less of it
+# whole evaluations by the dozen: each measures all there is, but less of it
+drift.HORIZON, drift.CLIPS, controllability.STARTS, controllability.INVERSE_STEPS = 12, 4, 3, 8
 
 
 @pytest.fixture(autouse=True)

@@ -20,14 +20,14 @@ from minigenie.data.controls import FOLLOWED, procgen_action, procgen_controls
 from minigenie.data.dataset import Dataset
 from minigenie.eval import control
 from minigenie.eval.control import agree, compare, find_rest, judge, measure_control, same_jump, settings_of
-from minigenie.eval.inverse import fit_inverse, keys_of
+from minigenie.eval.controllability import shifts
 from minigenie.eval.measure import evaluate
-from minigenie.eval.motion import shifts
 from minigenie.eval.report import headline, summary, write_report
+from minigenie.inverse import controls_seen, fit_pairs
 from minigenie.settings import FIRST_TEST_LEVEL, CollectSettings
 
 needs_games = pytest.mark.skipif(bool(available()), reason=str(available()))
-STATES, CPU = 8, torch.device("cpu")
+STATES = 8
 CONTROLS = procgen_controls("coinrun")
 
 
@@ -70,7 +70,8 @@ def frozen(frames, actions):
 
 @pytest.mark.parametrize("shift", [(0, 0), (3, -2), (-7, 1), (0, 5)])
 def test_the_search_finds_a_shift(shift):
-    ground = torch.randint(0, 255, (100, 100, 3), dtype=torch.uint8)
+    tiles = torch.randint(0, 255, (50, 50, 3), dtype=torch.uint8)
+    ground = tiles.repeat_interleave(2, 0).repeat_interleave(2, 1)
     clip = torch.stack([ground[18 - i * shift[0] :, 18 - i * shift[1] :][:64, :64] for i in (0, 1)])
     assert_close(shifts(clip[None])[0, 0], torch.tensor(shift).float(), atol=0.1, rtol=0)
 
@@ -196,7 +197,7 @@ def test_what_goes_up_comes_down_where_the_game_does():
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [3, 5, 0, 2, 4, 1, 0]])
 def test_the_game_itself_has_full_control(coinrun, start, order):
     world = the_game(coinrun, start, order)
-    report, scene = measure_control(world, len(order), coinrun, STATES, 0, CPU)
+    report, scene = measure_control(world, len(order), coinrun, STATES, 0)
     assert report["share"] == report["gravity"]["mean"] == 1
     assert report["share_ci95"] == [1, 1]
     assert report["still"] < 0.6
@@ -211,14 +212,14 @@ def test_where_a_held_jump_is_like_no_key_there_is_no_gravity(coinrun):
     """ninja jumps when the key is let go."""
     settings = coinrun.manifest["settings"] | {"game": "ninja"}
     ninja = Dataset(coinrun.folder, coinrun.manifest | {"source": "ninja", "settings": settings})
-    report, _ = measure_control(frozen, 2, ninja, STATES, 0, CPU)
+    report, _ = measure_control(frozen, 2, ninja, STATES, 0)
     assert report["keys"]["jump"]["still"] == 1
     assert "gravity" not in report
 
 
 @needs_games
 def test_a_world_that_stands_still_scores_as_standing_still(coinrun):
-    report, _ = measure_control(frozen, 3, coinrun, STATES, 0, CPU)
+    report, _ = measure_control(frozen, 3, coinrun, STATES, 0)
     assert report["share"] == report["still"] < 1
     assert report["keys"]["noop"]["still"] == 1
     assert report["gravity"]["mean"] == 0
@@ -280,8 +281,8 @@ def test_inverse_dynamics_see_a_key_that_shows_and_not_one_that_does_not():
     pairs = rng.integers(0, 60, (400, 1, 32, 32, 3), np.uint8).repeat(2, 1)
     pairs[keys == 1, 1, 12:18, 12:18] += 150
     pairs = torch.from_numpy(pairs)
-    model = fit_inverse(pairs[:300], keys[:300], ("up", "down"), steps=60, seed=0)
-    assert (keys_of(model, pairs[300:]) == keys[300:]).mean() > 0.9
+    model = fit_pairs(pairs[:300], keys[:300], ("up", "down"), steps=60, seed=0)
+    assert (controls_seen(model, pairs[300:]) == keys[300:]).mean() > 0.9
     pairs[:, 1] = pairs[:, 0]
-    blind = fit_inverse(pairs[:300], keys[:300], ("up", "down"), steps=60, seed=0)
-    assert (keys_of(blind, pairs[300:]) == keys[300:]).mean() < 0.65
+    blind = fit_pairs(pairs[:300], keys[:300], ("up", "down"), steps=60, seed=0)
+    assert (controls_seen(blind, pairs[300:]) == keys[300:]).mean() < 0.65

@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from minigenie.data.controls import entries, procgen_controls
 from minigenie.data.toy import ToyWorld
-from minigenie.eval.motion import motion
+from minigenie.eval.controllability import mean_shift
 from minigenie.pictures import fit_picture
 from minigenie.play import connection as connection_module
 from minigenie.play import worker as worker_module
@@ -406,10 +406,10 @@ def test_a_damaged_actions_file_is_never_overwritten(folder):
 
 
 def test_motion_is_how_far_the_picture_moves():
-    ground = np.random.default_rng(0).integers(0, 255, (100, 100, 3), dtype=np.uint8)
+    ground = np.random.default_rng(0).integers(0, 255, (50, 50, 3), dtype=np.uint8).repeat(2, 0).repeat(2, 1)
     frames = np.stack([ground[10 + i : 74 + i, 30 - 3 * i : 94 - 3 * i] for i in range(6)])
-    np.testing.assert_allclose(motion(frames), [-1, 3], atol=0.05)
-    np.testing.assert_array_equal(motion(np.stack([frames[0]] * 3)), [0, 0])
+    np.testing.assert_allclose(mean_shift(frames), [-1, 3], atol=0.05)
+    np.testing.assert_array_equal(mean_shift(np.stack([frames[0]] * 3)), [0, 0])
 
 
 def test_actions_are_named_and_keyed_after_their_motion():
@@ -452,7 +452,7 @@ def test_the_toy_world_s_actions_are_named_and_keyed_as_what_they_are():
             games.step(np.full(4, action))
             seen.append(games.frames())
         held = np.stack(seen, axis=1)
-        motions.append(np.mean([motion(frames) for frames in held], axis=0))
+        motions.append(np.mean([mean_shift(frames) for frames in held], axis=0))
         changes.append(np.abs(np.diff(held.astype(int), axis=1)).mean())
     plain = [{"name": f"action {a}", "key": str(a + 1)} for a in range(6)]
     got = describe(plain, np.array(motions), np.array(changes), 64)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from minigenie.eval.weights import WeightFile
+from minigenie.eval.networks import WeightFile
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 

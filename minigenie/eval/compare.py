@@ -1,22 +1,22 @@
 """Worlds side by side, from the report.json of each."""
 
-import base64
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from minigenie.console import table
 from minigenie.eval.doctor import read_report
 from minigenie.eval.measure import VERSION
 from minigenie.eval.plots import control_plot, drift_plots, fading_plot
-from minigenie.eval.report import figure, headline, page, plots, table
-from minigenie.files import write_atomic
+from minigenie.eval.report import data_uri, headline, write_page
+from minigenie.world import output_folder
 
 Reports = dict[str, dict[str, Any]]
-PICTURES = (
-    ("rollouts.png", "Truth above imagination"),
-    ("actions.png", "Every action held, a row each"),
-    ("control.png", "Every key held, the game above the world"),
-)
+ALIKE = {"dataset": "footage", "clips": "numbers of clips", "seed": "seeds", "version": "versions of eval"}
+PICTURES = {
+    "rollouts.png": "Truth above imagination",
+    "actions.png": "Every action held, a row each",
+    "control.png": "Every key held, the game above the world",
+}
 
 
 def read_reports(folders: list[Path]) -> Reports:
@@ -28,7 +28,7 @@ def read_reports(folders: list[Path]) -> Reports:
         names = [str(folder) for folder in folders]
     reports = {name: read_report(folder) for name, folder in zip(names, folders, strict=True)}
     for folder, report in zip(folders, reports.values(), strict=True):
-        if report.get("version") not in (1, VERSION):
+        if report.get("version") not in range(1, VERSION + 1):
             raise ValueError(f"{folder / 'report.json'} is of another MiniGenie; run minigenie eval again")
     return reports
 
@@ -43,37 +43,34 @@ def rows(reports: Reports) -> list[list[str]]:
 def differences(reports: Reports) -> list[str]:
     """Why the numbers should not be compared, a line each; nothing if they may."""
     first, *others = reports
-    found = []
-    for other in others:
-        alike = {"dataset": "footage", "clips": "numbers of clips", "seed": "seeds", "version": "versions of eval"}
-        for key, what in alike.items():
-            if reports[first][key] != reports[other][key]:
-                found.append(f"{first} and {other} were measured with different {what}; run minigenie eval alike")
-    return found
+    return [
+        f"{first} and {other} were measured with different {what}; run minigenie eval alike"
+        for other in others
+        for key, what in ALIKE.items()
+        if reports[first][key] != reports[other][key]
+    ]
 
 
-def write_comparison(folders: list[Path], reports: Reports, path: Path) -> Path:
-    """One self-contained page: the numbers, the curves in one plot, the pictures side by side."""
-    notes = "".join(f"<li>{escape(line)}</li>" for line in differences(reports))
-    content = f"""<ul class="notes">{notes}</ul>
-<section><h2>In numbers</h2>
-<p class="soft">Square brackets hold 95 % intervals: where they overlap widely, the difference may be chance.</p>
-{table(["", *map(escape, reports)], rows(reports))}</section>
-<section><h2>Control, fading, drift</h2>
-<p class="soft">What the right actions are worth over random ones; nearness to the truth from 4 true frames; sharpness
-and code use over long rollouts.</p>
-{plots([control_plot(reports), fading_plot(reports), *drift_plots(reports)])}</section>
-{"".join(_pictures(dict(zip(reports, folders, strict=True)), *what) for what in PICTURES)}"""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, page(" and ".join(reports), content).encode())
-    return path
-
-
-def _pictures(folders: dict[str, Path], file: str, what: str) -> str:
-    """The worlds' pictures called `file`, of those that have one."""
-    figures = ""
-    for name, folder in folders.items():
-        if (path := folder / "pictures" / file).exists():
-            data = base64.b64encode(path.read_bytes()).decode()
-            figures += figure(f'<img alt="{what}" src="data:image/png;base64,{data}">', escape(name))
-    return f'<section><h2>{what}</h2><div class="beside">{figures}</div></section>' if figures else ""
+def compare(folders: list[Path], out: Path | None) -> None:
+    """Print the numbers of several worlds side by side, and write one self-contained page: these, the curves in one
+    plot, the pictures that there are."""
+    out = output_folder(folders[0], out) if folders else Path()  # of none, read_reports says what is missing
+    reports = read_reports(folders)
+    notes, numbers, columns = differences(reports), rows(reports), ["", *reports]
+    pictures = {
+        what: {
+            name: data_uri((folder / "pictures" / file).read_bytes(), "png")
+            for name, folder in zip(reports, folders, strict=True)
+            if (folder / "pictures" / file).exists()
+        }
+        for file, what in PICTURES.items()
+    }
+    drawn = [control_plot(reports), fading_plot(reports), *drift_plots(reports)]
+    write_page(
+        out / "compare.html", "compare.html", title=" and ".join(reports), columns=columns, notes=notes, rows=numbers,
+        drawn=drawn, pictures=pictures,
+    )  # fmt: skip
+    table(columns, numbers)
+    for line in notes:
+        print(f"note          {line}")
+    print(f"side by side  {out / 'compare.html'}")

@@ -24,18 +24,16 @@ from minigenie.data.collect import (
     player_for,
     procgen_game,
 )
-from minigenie.data.controls import FOLLOWED, Controls, procgen_action, procgen_controls
+from minigenie.data.controls import FOLLOWED, procgen_action, procgen_controls
 from minigenie.data.dataset import Dataset
-from minigenie.eval.controllability import Rollout, hold_actions
-from minigenie.eval.inverse import keys_of
-from minigenie.eval.motion import shifts
+from minigenie.eval.controllability import Rollout, hold_actions, shifts
+from minigenie.eval.evaluator import PROMPT, UNMEASURED, Evaluator
 from minigenie.eval.statistics import bootstrap, interval_of_columns
-from minigenie.inverse import InverseDynamics
+from minigenie.inverse import InverseDynamics, controls_seen
 from minigenie.runtime import parallel_map
 from minigenie.settings import CollectSettings
 
 STATES, FEWEST = 32, 2
-PROMPT = 4  # true frames that the world is given, all of them at rest
 HELD = 24  # frames for which a key is held: a jump takes 15, and lands
 UP, DOWN = 8, 24  # frames of the jump key, then of none
 SIDEWAYS_AT, HEIGHT_AT = 16, (8, 24)  # frames after which the paths are compared
@@ -81,8 +79,23 @@ def why_impossible(dataset: Dataset) -> str | None:
     return None if generator == generator_of(game) else f"the footage is of {generator}, here is {generator_of(game)}"
 
 
-def frames_to_imagine(dataset: Dataset, states: int, num_actions: int) -> int:
-    return 0 if why_impossible(dataset) else states * (num_actions * HELD + UP + DOWN)
+def frames_to_imagine(evaluator: Evaluator) -> int:
+    if why_impossible(evaluator.dataset):
+        return 0
+    return min(evaluator.max_clips, STATES) * (evaluator.world.num_actions * HELD + UP + DOWN)
+
+
+def measure(evaluator: Evaluator, inverse: InverseDynamics | None) -> tuple[dict[str, Any], Scene | None]:
+    """The report's part on the control test, where there can be one."""
+    world, states = evaluator.world, min(evaluator.max_clips, STATES)
+    try:
+        report, scene = measure_control(
+            evaluator.rollout, world.num_actions, evaluator.dataset, states, evaluator.seed, inverse
+        )
+    except Impossible as why:
+        evaluator.notes.append(f"{UNMEASURED}the control test ({why})")
+        return {}, None
+    return {"control": report}, scene
 
 
 def settings_of(dataset: Dataset) -> CollectSettings:
@@ -133,9 +146,9 @@ def play(
     return torch.from_numpy(np.stack(seen, axis=1)), whole
 
 
-def paths(video: UInt8[Tensor, "n x t h w c"], device: torch.device) -> Paths:
+def paths(video: UInt8[Tensor, "n x t h w c"]) -> Paths:
     """Where the player is after each frame but the first."""
-    moved = torch.cat(list(parallel_map(shifts, video, device=device))).unflatten(0, video.shape[:2])
+    moved = torch.cat(list(parallel_map(shifts, video, device=video.device))).unflatten(0, video.shape[:2])
     return (moved.cumsum(2).flip(-1) * torch.tensor([-1, 1])).numpy()
 
 
@@ -198,7 +211,6 @@ def measure_control(
     dataset: Dataset,
     states: int,
     seed: int,
-    device: torch.device,
     inverse: InverseDynamics | None = None,
 ) -> tuple[dict[str, Any], Scene]:
     """The control test from up to `states` states. inverse: trained on this footage, it then looks at the frames too.
@@ -216,19 +228,24 @@ def measure_control(
     real, whole = zip(*(play(game, start, held) for held in keys), strict=True)
     played, counts = torch.stack(real, dim=1), np.stack(whole, axis=1)
     imagined = hold_actions(rollout, start.frames, num_actions, HELD)
-    true = paths(played, device)
-    fit = compare(true, paths(imagined, device), counts)
+    true = paths(played)
+    fit = compare(true, paths(imagined), counts)
     everywhere = np.ones(len(counts), bool)
     best_actions = [fit.best_action(key, everywhere) for key in range(len(controls))]
+    scores = judge(fit)
+    shares = _shares(scores, agree(true, np.zeros_like(true)), controls.names, best_actions)
     report = {
         "game": settings.game,
         "states": len(counts),
         "levels": len(set(start.levels)),
         "frames": HELD,
-        **_shares(judge(fit), agree(true, np.zeros_like(true)), controls.names, best_actions, seed),
+        "share": float(np.mean([key["share"] for key in shares.values()])),
+        "share_ci95": interval_of_columns(scores[:, ~np.isnan(scores).all(axis=0)], seed),
+        "still": float(np.mean([key["still"] for key in shares.values()])),
+        "keys": shares,
     }
     if "jump" in controls.names and settings.game not in JUMPS_LATE:
-        report["gravity"] = _gravity(rollout, game, start, fit, controls, device, seed)
+        report["gravity"] = _gravity(rollout, game, start, fit, controls.names, seed)
     if inverse:
         report |= _probe(inverse, played, imagined, counts, best_actions)
     apart = np.where(counts.all(axis=1), true[:, :, -1].std(axis=1).sum(axis=1), -1)
@@ -238,50 +255,34 @@ def measure_control(
 
 
 def _shares(
-    scores: Float[np.ndarray, "n k"],
-    still: Bool[np.ndarray, "n k"],
-    names: tuple[str, ...],
-    best_actions: list[int | None],
-    seed: int,
-) -> dict[str, Any]:
+    scores: Float[np.ndarray, "n k"], still: Bool[np.ndarray, "n k"], names: tuple[str, ...], actions: list[int | None]
+) -> dict[str, dict[str, Any]]:
+    """For each key that is judged, by name: the share that agrees, and that of a picture that stands still."""
     judged = ~np.isnan(scores)
-    keys: dict[str, dict[str, Any]] = {
+    return {
         names[key]: {
             "share": float(scores[mine, key].mean()),
             "still": float(still[mine, key].mean()),
             "states": int(mine.sum()),
-            "action": best_actions[key],
+            "action": actions[key],
         }
         for key, mine in enumerate(judged.T)
         if mine.any()
     }
-    return {
-        "share": float(np.mean([key["share"] for key in keys.values()])),
-        "share_ci95": interval_of_columns(scores[:, judged.any(axis=0)], seed),
-        "still": float(np.mean([key["still"] for key in keys.values()])),
-        "keys": keys,
-    }
 
 
 def _gravity(
-    rollout: Rollout,
-    game: ProcgenGame,
-    start: Start,
-    fit: Fit,
-    controls: Controls,
-    device: torch.device,
-    seed: int,
+    rollout: Rollout, game: ProcgenGame, start: Start, fit: Fit, names: tuple[str, ...], seed: int
 ) -> dict[str, Any] | None:
     """Up with the jump key, then nothing pressed: is the player where the game's is? None if it never goes up."""
-    names, steps = ("jump", "noop"), [UP, DOWN]
+    keys, steps = ("jump", "noop"), [UP, DOWN]
     actions = torch.zeros(len(start.states), UP + DOWN, dtype=torch.long)
     for half in halves(len(actions)):
-        chosen = torch.tensor([fit.best_action(controls.names.index(name), ~half) or 0 for name in names])
+        chosen = torch.tensor([fit.best_action(names.index(key), ~half) or 0 for key in keys])
         actions[torch.from_numpy(half)] = chosen.repeat_interleave(torch.tensor(steps))
-    pressed = np.repeat([procgen_action(name) for name in names], steps).tolist()
-    played, counts = play(game, start, pressed)
+    played, counts = play(game, start, np.repeat([procgen_action(key) for key in keys], steps).tolist())
     imagined = torch.cat((start.frames[:, -1:], rollout(start.frames, actions)), dim=1)
-    true, seen = (paths(video[:, None], device)[:, 0] for video in (played, imagined))
+    true, seen = (paths(video[:, None])[:, 0] for video in (played, imagined))
     scores = same_jump(true, seen, counts)
     scores = scores[~np.isnan(scores)]
     return bootstrap(scores, seed) if len(scores) else None
@@ -298,7 +299,7 @@ def _probe(
 
     def seen(video: UInt8[Tensor, "n t h w c"], key: int) -> float:
         pairs = torch.stack((video[:, :PROBED], video[:, 1 : PROBED + 1]), dim=2).flatten(0, 1)
-        return float((keys_of(inverse, pairs) == key).mean())
+        return float((controls_seen(inverse, pairs) == key).mean())
 
     found = [
         (seen(imagined[counts[:, key], action], key), seen(played[counts[:, key], key], key))

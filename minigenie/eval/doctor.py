@@ -1,6 +1,6 @@
 """What ails a run? The usual diseases, each by a number that training or `minigenie eval` noted, and their cures."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -77,72 +77,59 @@ def as_damage(path: Path) -> Iterator[None]:
 def diagnose(run: Run) -> list[Finding]:
     """ValueError, one line, if the report is damaged."""
     with as_damage(Path("report.json")):
-        return [check(run) for check in CHECKS]
+        return list(_checks(run.config, run.last, run.measured))
 
 
-def collapsed_actions(run: Run) -> Finding:
-    count = run.config.num_actions
-    return _finding(
+def _checks(config: WorldConfig, last: Callable[..., float | None], measured: Callable[..., Any]) -> Iterator[Finding]:
+    """last, measured: those of a Run."""
+    actions, codes = config.num_actions, config.tokenizer.quantizer.num_codes
+    yield _finding(
         "collapsed actions",
-        run.measured("actions", "perplexity") or run.last("lam", "perplexity"),
-        f"perplexity {{:.2f}} of {count} actions",
-        max(2.0, count / 4),
+        measured("actions", "perplexity") or last("lam", "perplexity"),
+        f"perplexity {{:.2f}} of {actions} actions",
+        max(2.0, actions / 4),
         "train again with a longer continuous start, --set lam.quantizer.warmup=0.6, or on livelier footage",
     )
-
-
-def empty_actions(run: Run) -> Finding:
-    unit, limit = ("dB", 0.3) if run.config.lam.input == "pixels" else ("nats", 0.03)
-    return _finding(
+    unit, limit = ("dB", 0.3) if config.lam.input == "pixels" else ("nats", 0.03)
+    yield _finding(
         "empty actions",
-        run.last("lam", "control", 3),
+        last("lam", "control", 3),
         f"an inferred action is worth {{:.2f}} {unit} to the LAM's decoder",
         limit,
         "show the decoder less of the past (--set lam.pairs=true), take fewer frames a second so that more happens "
         "between two, or train the LAM for longer (lam_fit.steps)",
     )
-
-
-def dead_codes(run: Run) -> Finding:
-    count = run.config.tokenizer.quantizer.num_codes
-    alive = run.measured("tokenizer", "codes_used") or run.last("tokenizer", "codes_alive", 1)
-    return _finding(
+    yield _finding(
         "dead codes",
-        alive,
-        f"{{:.0f}} of {count} tokenizer codes in use",
-        round(0.2 * count),
+        measured("tokenizer", "codes_used") or last("tokenizer", "codes_alive", 1),
+        f"{{:.0f}} of {codes} tokenizer codes in use",
+        round(0.2 * codes),
         "start continuous (--set tokenizer.quantizer.warmup=0.15), revive more (tokenizer.quantizer.revive_below=0.3),"
         " or take fewer codes (tokenizer.quantizer.num_codes)",
     )
-
-
-def blurry_tokenizer(run: Run) -> Finding:
-    return _finding(
+    yield _finding(
         "blurry tokenizer",
-        run.measured("tokenizer", "psnr") or run.last("tokenizer", "psnr"),
+        measured("tokenizer", "psnr") or last("tokenizer", "psnr"),
         "reconstructions have {:.1f} dB PSNR",
         24,
         "train the tokenizer for longer (tokenizer_fit.steps), with smaller patches (tokenizer.patch=4) or a larger "
         "decoder (tokenizer.decoder.num_blocks)",
     )
-
-
-def ignored_actions(run: Run) -> Finding:
-    advice = (
-        "mend the latent actions first if they are ill; else train dynamics for longer (dynamics_fit.steps), with a "
-        "clean context (dynamics.context=clean)"
-    )
-    if deltas := run.measured("rollout", "delta_psnr"):
+    value, said, limit = last("dynamics", "control", 3), "the right action is worth {:.3f} nats to dynamics", 0.05
+    if deltas := measured("rollout", "delta_psnr"):
         t = max((t for t in deltas if int(t) <= 4), key=int)
+        value, limit = deltas[t]["ci95"][0], 0
         said = f"delta-PSNR {deltas[t]['mean']:.2f} dB at frame {t}, surely {{:.2f}} or more"
-        return _finding("ignored actions", deltas[t]["ci95"][0], said, 0, advice)
-    said = "the right action is worth {:.3f} nats to dynamics"
-    return _finding("ignored actions", run.last("dynamics", "control", 3), said, 0.05, advice)
-
-
-def overfitting(run: Run) -> Finding:
-    seen, unseen = run.last("dynamics", "cross_entropy", 10), run.measured("dynamics", "cross_entropy")
-    return _finding(
+    yield _finding(
+        "ignored actions",
+        value,
+        said,
+        limit,
+        "mend the latent actions first if they are ill; else train dynamics for longer (dynamics_fit.steps), with a "
+        "clean context (dynamics.context=clean)",
+    )
+    seen, unseen = last("dynamics", "cross_entropy", 10), measured("dynamics", "cross_entropy")
+    yield _finding(
         "overfitting",
         None if seen is None or unseen is None else unseen - seen,
         f"cross-entropy of dynamics on held-out clips is {unseen or 0:.2f} nats, {{:.2f}} above training's",
@@ -150,11 +137,8 @@ def overfitting(run: Run) -> Finding:
         "collect or ingest more footage, of more levels or places; else fewer steps or a smaller model",
         most=True,
     )
-
-
-def teleporting(run: Run) -> Finding:
-    share = run.last("data", "teleports", 1)
-    return _finding(
+    share = last("data", "teleports", 1)
+    yield _finding(
         "teleporting windows",
         None if share is None else 100 * share,
         "{:.1f} % of the footage's transitions lead somewhere else altogether",
@@ -163,24 +147,6 @@ def teleporting(run: Run) -> Finding:
         most=True,
         unknown="this run began before training took note of it",
     )
-
-
-def summary(findings: list[Finding]) -> list[str]:
-    """Each finding, with what to change, and a last line of all together."""
-    lines = []
-    for finding in findings:
-        lines.append(f"{finding.verdict:<9} {finding.disease:<21} {finding.measured}")
-        if finding.advice:
-            lines.append(f"{'':<9} {'to change:':<21} {finding.advice}")
-    ill = [finding.disease for finding in findings if finding.verdict == "ill"]
-    unknown = sum(finding.verdict == "unknown" for finding in findings)
-    ending = f", {unknown} unknown" if unknown else ""
-    return [*lines, f"{len(findings)} checks: {', '.join(ill) or 'nothing wrong found'}{ending}"]
-
-
-CHECKS = (
-    collapsed_actions, empty_actions, dead_codes, blurry_tokenizer, ignored_actions, overfitting, teleporting,
-)  # fmt: skip
 
 
 def _finding(
@@ -199,3 +165,16 @@ def _finding(
     ill = value > limit if most else value <= limit
     measured = f"{said.format(value)}; {'at most' if most else 'more than'} {limit:g} wanted"
     return Finding(disease, "ill" if ill else "healthy", measured, advice if ill else "")
+
+
+def summary(findings: list[Finding]) -> list[str]:
+    """Each finding, with what to change, and a last line of all together."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.verdict:<9} {finding.disease:<21} {finding.measured}")
+        if finding.advice:
+            lines.append(f"{'':<9} {'to change:':<21} {finding.advice}")
+    ill = [finding.disease for finding in findings if finding.verdict == "ill"]
+    unknown = sum(finding.verdict == "unknown" for finding in findings)
+    ending = f", {unknown} unknown" if unknown else ""
+    return [*lines, f"{len(findings)} checks: {', '.join(ill) or 'nothing wrong found'}{ending}"]

@@ -8,8 +8,7 @@ Real ones means true clips that are as many and as long: frames of one clip are 
 Dimensions:  b clips   t frames   m frames measured of each clip   r true clips   h w c a frame   d features
 """
 
-from collections.abc import Callable
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,18 +17,45 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from minigenie.data.dataset import Dataset
+from minigenie.eval.evaluator import Evaluator, Watch
+from minigenie.eval.perceptual import Features, frechet
 from minigenie.eval.statistics import bootstrap, perplexity
 from minigenie.nn.patches import to_float
 from minigenie.world import World
 
+CLIPS, HORIZON = 8, 200
 ENDS = (10, 50, 100, 200, 500, 1000)  # of the stretches of horizon: 1-10, 11-50, ...
 MEASURED = 10  # frames of each clip in a stretch: equal counts, since perplexity and Frechet distance depend on them
 LEAST_GRADIENT = 1e-8  # footage of nothing but flat colour
 HOLD = 8  # frames that an action is held on average, as a player holds a key
 SETS = 8  # of true clips: one to show what true clips score, the others to compare with
 
-Watch = Callable[[int, int], None]
-Features = Callable[[Tensor], Tensor]
+
+def frames_to_imagine(evaluator: Evaluator) -> int:
+    return min(evaluator.max_clips, CLIPS) * min(10 * evaluator.max_clips, HORIZON)
+
+
+def measure(evaluator: Evaluator) -> tuple[dict[str, Any], dict[int, UInt8[Tensor, "b h w c"]]]:
+    """The report's part on drift, and frames to show, by horizon."""
+    clips, horizon = min(evaluator.max_clips, CLIPS), min(10 * evaluator.max_clips, HORIZON)
+    at = evaluator.clips(clips, 1, salt=3)
+    starts, truth = evaluator.frames(at, 1)[:, 0], true_clips(evaluator.dataset, horizon, len(at), evaluator.seed)
+    spans = {name: picks[-1] - picks[0] + 1 for name, picks in stretches(horizon).items()}
+    if short := [name for name, span in spans.items() if truth[name].length < span]:
+        name = max(short, key=spans.__getitem__)
+        evaluator.notes.append(
+            f"drift over frames {name} stands beside true clips of {truth[name].length} frames: too few episodes are "
+            "longer"
+        )
+
+    def play(some: Tensor, seed: int) -> dict[int, Tensor]:
+        watch = lambda done, total: evaluator.advance(len(some))  # noqa: E731
+        return play_long(evaluator.world.fresh_copy(), some, horizon, seed, watch)
+
+    played = evaluator.each(play, starts.split(max(1, len(starts) // 2)), count(evaluator.seed))
+    frames = {t: torch.cat([each[t] for each in played]) for t in played[0]}
+    report = measure_drift(evaluator.world, frames, truth, evaluator.seed, evaluator.features, evaluator.episodes(at))
+    return report, {0: starts} | frames
 
 
 def play_long(
@@ -113,8 +139,6 @@ def _score(
         "perplexity_share": seen["perplexity"] / float(np.mean([each["perplexity"] for each in sets])),
     }
     if seen["features"] is not None:
-        from minigenie.eval.perceptual import frechet
-
         report["frechet"] = float(np.mean([frechet(seen["features"], each["features"]) for each in sets]))
     return report
 

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from minigenie.eval.networks import efficientnet_lite0, shift_tolerant_alexnet
-from minigenie.eval.weights import WeightFile
+from minigenie.eval.networks import WeightFile, efficientnet_lite0, shift_tolerant_alexnet
 
 Frames = Float[Tensor, "b h w c"]
 Distance = Callable[[Frames, Frames], Float[Tensor, " b"]]
 Features = Callable[[Frames], Float[Tensor, "b d"]]
 
+ST_LPIPS_NAME, FRECHET_NAME = "ST-LPIPS", "Frechet distance (efficientnet-lite0)"
 ST_LPIPS = WeightFile(
     "stlpips-pytorch",
     "0.0.2",
@@ -46,7 +46,7 @@ def load_stlpips(device: torch.device | str = "cpu") -> Distance:
 
     Squared difference of unit feature vectors, weighted by channel, averaged over places, summed over layers.
     """
-    weights = _to(ST_LPIPS.load(), device)
+    weights = ST_LPIPS.load(device)
     names = ("slice1.0", "slice2.5", "slice3.9", "slice4.11", "slice5.13")
     convolutions = [(weights[f"net.{name}.weight"], weights[f"net.{name}.bias"]) for name in names]
     importance = [weights[f"lin{layer}.model.1.weight"] for layer in range(5)]
@@ -78,7 +78,7 @@ def load_features(device: torch.device | str = "cpu") -> Features:
     They are the deepest that still see 4 x 4 places of a 64x64 picture, and few: the covariance of 1280 would be
     singular below 1281 pictures and mostly noise far above.
     """
-    network = efficientnet_lite0(_to(EFFICIENTNET.load(), device))
+    network = efficientnet_lite0(EFFICIENTNET.load(device))
 
     @torch.no_grad()
     def features(frames: Frames) -> Float[Tensor, "b d"]:
@@ -86,10 +86,6 @@ def load_features(device: torch.device | str = "cpu") -> Features:
         return torch.cat([network((chunk.to(device) * 255 - 127) / 128) for chunk in chunks]).cpu()
 
     return features
-
-
-def _to(weights: dict[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
-    return {name: weight.to(device) for name, weight in weights.items()}
 
 
 def frechet(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:

@@ -94,16 +94,12 @@ def quality_plots(long: dict[str, Any]) -> list[str]:
     """PSNR, SSIM, and ST-LPIPS where measured, frame by frame, from 1 and from 4 true frames."""
     titles = {"pooled_psnr": "PSNR (dB), pooled", "ssim": "SSIM", "st_lpips": "ST-LPIPS, less is better"}
     ways = {"from_4": "from 4 true frames", "from_1": "from 1", "repeat_last": REPEATED}
-    return [
-        curves(
-            title,
-            FRAME,
-            [Curve(label, long[way][name], long[way][f"{name}_ci95"]) for way, label in ways.items()],
-            legend=name == "pooled_psnr",
-        )
-        for name, title in titles.items()
-        if name in long["repeat_last"]
-    ]
+    drawn = []
+    for name, title in titles.items():
+        if name in long["repeat_last"]:
+            shown = [Curve(label, long[way][name], long[way][f"{name}_ci95"]) for way, label in ways.items()]
+            drawn.append(curves(title, FRAME, shown, legend=name == "pooled_psnr"))
+    return drawn
 
 
 def code_plot(usage: list[float]) -> str:
@@ -134,17 +130,15 @@ def drift_plots(reports: Reports) -> list[str]:
     """Sharpness, code use, and Frechet distance where measured, stretch by stretch; a curve a world."""
     drift = {name: report["drift"]["stretches"] for name, report in reports.items()}
 
-    def by_stretch(key: str) -> dict[str, dict[str, Any]]:
-        return {name: {at: stretch[key] for at, stretch in each.items()} for name, each in drift.items()}
+    def shown(key: str, curve: Callable[..., Curve] = Curve) -> list[Curve]:
+        return [curve(name, {at: stretch[key] for at, stretch in each.items()}) for name, each in drift.items()]
 
-    sharpness = [estimates(name, values) for name, values in by_stretch("sharpness").items()]
-    codes = [Curve(name, values) for name, values in by_stretch("perplexity_share").items()]
     drawn = [
-        curves("sharpness, real clips = 1", STRETCH, sharpness, level=1),
-        curves("code perplexity, real clips = 1", STRETCH, codes, level=1, legend=False),
+        curves("sharpness, real clips = 1", STRETCH, shown("sharpness", estimates), level=1),
+        curves("code perplexity, real clips = 1", STRETCH, shown("perplexity_share"), level=1, legend=False),
     ]
     if all("frechet" in stretch for each in drift.values() for stretch in each.values()):
-        distances = [Curve(name, values) for name, values in by_stretch("frechet").items()]
+        distances = shown("frechet")
         first = next(iter(reports.values()))["drift"]["real"]
         if "frechet" not in first:  # version 1 of the report had one number for all stretches
             distances.append(Curve(REAL, {at: each["frechet"] for at, each in first.items()}))

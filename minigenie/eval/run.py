@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from minigenie.console import note_precision, table, working
+from minigenie.console import note_precision, working
 from minigenie.data.dataset import Dataset
-from minigenie.eval.compare import differences, read_reports, rows, write_comparison
+from minigenie.eval.compare import compare
 from minigenie.eval.measure import evaluate
 from minigenie.eval.report import summary, write_report
 from minigenie.settings import EvalSettings
@@ -40,12 +40,3 @@ def measure(folder: Path, dataset: str, settings: EvalSettings) -> None:
     print("\n".join(summary(report)))
     print(f"report        {out / 'report.html'}, {out / 'report.json'}")
     print(f"pictures      {', '.join(map(str, pictures))}")
-
-
-def compare(folders: list[Path], out: Path | None) -> None:
-    out = output_folder(folders[0], out) if folders else Path()  # of none, read_reports says what is missing
-    reports = read_reports(folders)
-    table(["", *reports], rows(reports))
-    for line in differences(reports):
-        print(f"note          {line}")
-    print(f"side by side  {write_comparison(folders, reports, out / 'compare.html')}")

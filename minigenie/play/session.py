@@ -15,7 +15,7 @@ from PIL import Image
 
 from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
-from minigenie.eval.motion import motion
+from minigenie.eval.controllability import mean_shift
 from minigenie.play.actions import check_actions, describe, load_actions, merge_actions, save_actions
 from minigenie.play.player import Clip, View, encode, footage_clip, longest
 from minigenie.play.worker import choose_threads, timed, with_fewer_steps
@@ -171,7 +171,7 @@ class Session:
 
     async def _add_measurement(self, frames: np.ndarray, digest: bytes, action: int) -> None:
         """Once the actions have been seen from a few starts, it is known what they do."""
-        shift = await self._in_background(partial(motion, frames))
+        shift = await self._in_background(partial(mean_shift, frames))
         change = float(np.abs(np.diff(frames.astype(np.int16), axis=0)).mean())
         self.measurements.setdefault(digest, {})[action] = (shift, change)
         seen = [by_action for by_action in self.measurements.values() if len(by_action) == self.world.num_actions]

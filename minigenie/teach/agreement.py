@@ -11,7 +11,7 @@ import torch
 from minigenie.data.dataset import Dataset
 from minigenie.data.labels import Labels
 from minigenie.errors import UserError
-from minigenie.eval.inverse import fit_inverse, keys_of
+from minigenie.inverse import controls_seen, fit_pairs
 
 FOLDS, STEPS = 3, 100
 MOST_LABELS = 1_500  # that are looked at
@@ -39,6 +39,6 @@ def quick_agreement(dataset: Dataset, labels: Labels, seed: int = 0) -> Agreemen
     pairs, right = torch.from_numpy(dataset.clips(labels.frames[kept], 2)), 0
     for fold in np.unique(folds):
         told = folds != fold
-        model = fit_inverse(pairs[told], targets[told], labels.names, STEPS, seed)
-        right += int((keys_of(model, pairs[~told]) == targets[~told]).sum())
+        model = fit_pairs(pairs[told], targets[told], labels.names, STEPS, seed)
+        right += int((controls_seen(model, pairs[~told]) == targets[~told]).sum())
     return Agreement(right / len(kept), int(np.bincount(targets).max()) / len(kept), len(labels.frames))

@@ -1,28 +1,31 @@
 """The map from latent actions to keys, the expert, and the experiment around them."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import tyro
 from conftest import small_recipe
+from imitate import Sizes, count_keys, draw_keys, imitate, main, measure_map, named_keys, play, wilson
 from PIL import Image
 
-from minigenie.__main__ import main
 from minigenie.data import collect as module
 from minigenie.data.collect import PROCGEN_ACTIONS, available, collect, expert_for, procgen_game
 from minigenie.data.dataset import Dataset
 from minigenie.data.expert import tiles_from_left
-from minigenie.eval.agents import count_keys, draw_keys, imitate, measure_map, named_keys, play, wilson
 from minigenie.pipeline import train_world
-from minigenie.settings import CollectSettings, ImitateSettings
+from minigenie.settings import CollectSettings
 from minigenie.world import World
 
 needs_procgen = pytest.mark.skipif(bool(available()), reason=str(available()))
 LOOK = {"mode": "easy", "backgrounds": False, "themes": False}
 HELD_OUT = CollectSettings(game="coinrun", split="test", policy="expert", **LOOK)
-SMALL = ImitateSettings(expert_frames=150, labels=20, levels=3, steps=2)
+SMALL = Sizes(expert_frames=150, labels=20, levels=3, steps=2)
 
 
 @pytest.fixture(scope="session")
@@ -143,11 +146,15 @@ def test_expert_footage_is_repeatable_and_resumes(tmp_path, monkeypatch):
 # The experiment.
 
 
+def command(*arguments):
+    tyro.cli(main, args=arguments)
+
+
 @needs_procgen
 def test_the_experiment_from_a_world_to_a_table(coinrun_world, tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--expert-frames", "150", "--labels", "20", "--levels", "3", "--steps", "2"]
-    main(["imitate", str(coinrun_world), "--out", str(out), *options])
+    command(str(coinrun_world), "--out", str(out), *options)
     printed = capsys.readouterr().out
     report = json.loads((out / "imitation.json").read_text())
     assert len(report["players"]) == 8
@@ -165,16 +172,20 @@ def test_the_experiment_from_a_world_to_a_table(coinrun_world, tmp_path, capsys)
     assert imitate(coinrun_world, tmp_path / "again", SMALL) == report  # and from nothing
     assert Dataset.open(out / "expert").manifest == before
     with pytest.raises(FileExistsError, match="other settings"):
-        imitate(coinrun_world, out, ImitateSettings(expert_frames=150, labels=21, levels=3, steps=2))
+        imitate(coinrun_world, out, Sizes(expert_frames=150, labels=21, levels=3, steps=2))
 
 
-def test_a_world_of_another_game(trained, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main(["imitate", str(trained), "--out", str(tmp_path / "out")])
-    assert capsys.readouterr().err.strip() == (
-        f"error: {trained} is a world of toy; the experiment needs one of coinrun"
-    )
+def test_a_world_of_another_game(trained, tmp_path):
+    script = Path(__file__).parent.parent / "runs" / "imitate.py"
+    ended = subprocess.run([sys.executable, script, trained, "--out", tmp_path / "out"], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.strip() == f"error: {trained} is a world of toy; the experiment needs one of coinrun"
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_beside_the_shipped_world():
+    with pytest.raises(ValueError, match="give a folder with --out"):
+        command("coinrun")
 
 
 @needs_procgen
@@ -194,4 +205,4 @@ def test_the_expert_plays_no_other_game(tmp_path):
 @pytest.mark.parametrize("name", ["expert_frames", "labels", "levels", "steps"])
 def test_nothing_of_something_is_refused(name):
     with pytest.raises(ValueError, match=f"{name} is 0, should be at least 1"):
-        ImitateSettings(**{name: 0})
+        Sizes(**{name: 0})

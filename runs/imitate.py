@@ -1,5 +1,7 @@
 """From latent actions to real ones: the imitation experiment of Genie (arXiv:2402.15391, appendix E), in CoinRun.
 
+    python runs/imitate.py worlds/mine
+
 An expert plays, and nobody writes down its keys. The world's latent action model labels the video, a policy learns to
 predict these labels from the screen, and a few labelled transitions say which key each latent action stands for. Beside
 it: a policy that was told every key, one that was told those few and no more, and players who do not look.
@@ -10,9 +12,10 @@ Dimensions:  b batch   f frames seen at once   l levels   n of them still played
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+import tyro
 from einops import rearrange
-from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from minigenie.console import table as show_table
+from minigenie.console import working
 from minigenie.data.collect import (
     FPS,
     PROCGEN_ACTIONS,
@@ -38,13 +43,13 @@ from minigenie.data.collect import (
 from minigenie.data.dataset import Dataset, sample_batch
 from minigenie.encode import CLIP, encode_actions, encode_tokens
 from minigenie.eval.controllability import confusion, mutual_information
-from minigenie.files import parse_json, write_atomic
+from minigenie.files import write_atomic
 from minigenie.nn.patches import to_float
 from minigenie.optim import OptimConfig
-from minigenie.pictures import save_video
-from minigenie.settings import CollectSettings, ImitateSettings
+from minigenie.pictures import label, save_video
+from minigenie.settings import CollectSettings, Device
 from minigenie.train import Execution, FitConfig, fit
-from minigenie.world import World, read_config
+from minigenie.world import World, locate, output_folder, read_config
 
 SEEN = 2  # frames: where things are, and how they move
 NUM_KEYS = 15  # what Procgen calls actions
@@ -56,8 +61,30 @@ PLAYING, SOLVED, FAILED = (255, 255, 255), (40, 180, 60), (220, 40, 40)
 Act = Callable[[np.ndarray], np.ndarray]  # which levels are still played, bool [l] -> keys, int [l]
 Player = Callable[[ProcgenGame], Act]
 ToKeys = Callable[[np.ndarray], np.ndarray]  # what a policy chose, int [n] -> keys, int [n]
-Progress = Callable[[float, float], None]
-Line = Callable[[str, str], AbstractContextManager[Progress]]  # what is being done, in which unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The sizes of the imitation experiment.
+
+    Args:
+        expert_frames: Frames of an expert's play to learn from.
+        labels: Transitions of which the true action is told, to map latent actions to keys.
+        levels: Held-out levels that everyone plays.
+        steps: Training steps of each policy.
+        seed: Of everything random.
+    """
+
+    expert_frames: int = 20_000
+    labels: int = 200
+    levels: int = 200
+    steps: int = 1_500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("expert_frames", "labels", "levels", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, should be at least 1")
 
 
 class Policy(nn.Module):
@@ -88,14 +115,7 @@ class Played(NamedTuple):
     video: np.ndarray  # uint8 [t levels h w c]: the first few levels; one that is over keeps its last frame
 
 
-@contextmanager
-def no_progress(what: str, unit: str) -> Iterator[Progress]:
-    yield lambda done, total: None
-
-
-def imitate(
-    world_folder: Path, out: Path, sizes: ImitateSettings, device: str | None = None, line: Line = no_progress
-) -> dict[str, Any]:
+def imitate(world_folder: Path, out: Path, sizes: Sizes, device: str | None = None) -> dict[str, Any]:
     """The experiment, into the folder `out`: what it returns is also in imitation.json; imitation.gif shows it.
 
     The same call goes on from what is saved. Raises ValueError if the world is not of CoinRun or the expert cannot play
@@ -107,11 +127,11 @@ def imitate(
     )  # fmt: skip
     check(settings)
     world = World.load(world_folder, device)
-    prepare_folder(out, world_folder, sizes)
-    with line("the expert plays", "frames") as progress:
+    about = prepare_folder(out, world_folder, sizes)
+    with working("the expert plays", "frames") as progress:
         video = collect(replace(settings, split="train"), out / "expert", progress=progress)
     starts = video.windows(SEEN + 1)
-    latents = infer(world, video, out / "encoded", line)[starts + SEEN - 1].astype(np.int64)
+    latents = infer(world, video, out / "encoded")[starts + SEEN - 1].astype(np.int64)
     if sizes.labels >= len(starts):
         raise ValueError(f"labels is {sizes.labels}, the expert's video has {len(starts)} transitions; take fewer")
     true_keys = video.clip_actions(starts, SEEN + 1)
@@ -120,11 +140,7 @@ def imitate(
     told, untold = np.split(np.random.default_rng(sizes.seed).permutation(len(starts)), [sizes.labels])
     named = named_keys(world)
     table = count_keys(latents[told], keys[told], world.num_actions) if named is None else named
-
-    def clone(name: str, windows: np.ndarray, choices: np.ndarray, num_choices: int) -> Policy:
-        with line(f"train {name}", "steps") as progress:
-            return train_policy(name, video, windows, choices, num_choices, sizes, out, world.device, progress)
-
+    clone = partial(train_policy, video, sizes, out, world.device)
     oracle = clone("oracle", starts, keys, NUM_KEYS)
     latent = clone("latent", starts, latents, world.num_actions)
     few = clone("few", starts[told], keys[told], NUM_KEYS)
@@ -141,10 +157,10 @@ def imitate(
     }
     games = {}
     for name, player in players.items():
-        with line(f"play: {name}", "levels") as progress:
+        with working(f"play: {name}", "levels") as progress:
             games[name] = play(settings, sizes.levels, player, progress)
     report = {
-        "settings": read_settings(out),
+        "settings": about,
         "generator": video.manifest["generator"],
         "expert_video": {"frames": video.num_frames, "episodes": len(video.episodes), "transitions": len(starts)},
         "map": measure_map(table, latents, keys, told, untold) | ({} if named is None else {"labels": 0}),
@@ -163,32 +179,26 @@ def coinrun_look(world_folder: Path) -> dict[str, Any]:
     return {name: source["settings"][name] for name in ("mode", "backgrounds", "themes")}
 
 
-def prepare_folder(out: Path, world_folder: Path, sizes: ImitateSettings) -> None:
-    """Write settings.json into a new or empty folder, or see that the one there is of this very experiment."""
+def prepare_folder(out: Path, world_folder: Path, sizes: Sizes) -> dict[str, Any]:
+    """What the experiment is of, in settings.json in a new or empty folder; the one there must be of this very one."""
     with open(world_folder / "lam.safetensors", "rb") as file:
-        lam = hashlib.file_digest(file, "sha256").hexdigest()
-    settings = {**asdict(sizes), "lam_sha256": lam}
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "settings.json").exists())):
+        about = {**asdict(sizes), "lam_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    path, data = out / "settings.json", json.dumps(about, indent=1).encode()
+    if path.exists():
+        if path.read_bytes() != data:
+            raise FileExistsError(f"{out} holds an experiment with other settings; choose another --out or delete it")
+    elif out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise FileExistsError(f"{out} already holds other things; choose a new or an empty folder with --out")
-    if not (out / "settings.json").exists():
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / "settings.json", json.dumps(settings, indent=1).encode())
-    elif read_settings(out) != settings:
-        raise FileExistsError(f"{out} holds an experiment with other settings; choose another --out or delete it")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, data)
+    return about
 
 
-def read_settings(out: Path) -> dict[str, Any]:
-    try:
-        return parse_json((out / "settings.json").read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{out / 'settings.json'} is damaged ({error}); choose another --out") from None
-
-
-def infer(world: World, video: Dataset, folder: Path, line: Line) -> np.ndarray:
+def infer(world: World, video: Dataset, folder: Path) -> np.ndarray:
     """The latent action that leads on from each frame of `video`: uint8 [frames]."""
     tokens = np.zeros((video.num_frames, 0), np.uint8)
     clip_frames = world.config.context_frames + 1 if world.lam.looks_back else CLIP
-    with line("infer latent actions", "frames") as progress:
+    with working("infer latent actions", "frames") as progress:
         if world.config.sees_tokens:
             tokens = encode_tokens(video, world.tokenizer, world.config.context_frames, folder / "tokens.npy")
         path = folder / "actions.npy"
@@ -238,16 +248,9 @@ def measure_map(
 
 
 def train_policy(
-    name: str,
-    video: Dataset,
-    windows: np.ndarray,
-    choices: np.ndarray,
-    num_choices: int,
-    sizes: ImitateSettings,
-    out: Path,
-    device: torch.device,
-    progress: Progress,
-) -> Policy:
+    video: Dataset, sizes: Sizes, out: Path, device: torch.device,
+    name: str, windows: np.ndarray, choices: np.ndarray, num_choices: int,
+) -> Policy:  # fmt: skip
     """Behavioural cloning by cross-entropy: `choices` [windows] in 0..num_choices-1, made at the last of the frames
     seen from each of `windows`."""
     torch.manual_seed(sizes.seed)
@@ -260,8 +263,9 @@ def train_policy(
 
     optim = OptimConfig(lr=1e-3, betas=(0.9, 0.95), warmup=50, decay="linear", final_lr=0.05)
     config = FitConfig(steps=sizes.steps, batch_size=BATCH, optim=optim, execution=Execution(save_every=500, keep=1))
-    watch = lambda step: progress(step.step, sizes.steps)  # noqa: E731
-    fit(policy, batch, config, out, stage=name, seed=sizes.seed, device=device, watch=watch)
+    with working(f"train {name}", "steps") as progress:
+        watch = lambda step: progress(step.step, sizes.steps)  # noqa: E731
+        fit(policy, batch, config, out, stage=name, seed=sizes.seed, device=device, watch=watch)
     return policy
 
 
@@ -298,7 +302,10 @@ def scripted_player(plan: Iterator[np.ndarray]) -> Player:
 
 
 def play(
-    settings: CollectSettings, levels: int, player: Player, progress: Progress = lambda done, total: None
+    settings: CollectSettings,
+    levels: int,
+    player: Player,
+    progress: Callable[[float, float], None] = lambda done, total: None,
 ) -> Played:
     """One attempt of `player` at each of `levels` levels. Which they are follows from the settings alone."""
     game = procgen_game(settings, levels, settings.seed)
@@ -345,10 +352,8 @@ def side_by_side(games: dict[str, Played]) -> np.ndarray:
 
 
 def _row(name: str, played: Played, length: int) -> np.ndarray:
-    label = Image.new("RGB", (164, 68), "white")
-    ImageDraw.Draw(label).text((4, 28), name, fill="black")
     times = np.minimum(np.arange(length), len(played.video) - 1)
-    cells = [np.broadcast_to(np.asarray(label), (length, 68, 164, 3))]
+    cells = [np.broadcast_to(label(name, (164, 68), (4, 28)), (length, 68, 164, 3))]
     for level in range(played.video.shape[1]):
         cell = np.full((length, 68, 68, 3), PLAYING, np.uint8)
         cell[np.arange(length) >= played.steps[level]] = SOLVED if played.solved[level] else FAILED
@@ -357,23 +362,42 @@ def _row(name: str, played: Played, length: int) -> np.ndarray:
     return np.concatenate(cells, axis=2)
 
 
-def table_rows(report: dict[str, Any]) -> list[list[str]]:
-    """For `console.table` under `HEADINGS`."""
-    return [
+def show(report: dict[str, Any]) -> None:
+    """Print what came of it."""
+    video, known = report["expert_video"], report["map"]
+    print(f"expert video  {video['frames']:,} frames, {video['episodes']} levels")
+    print(
+        f"map           from {known['labels']} labels: right in {known['accuracy']:.1%} of the other transitions; "
+        f"always the commonest key {known['accuracy_of_commonest_key']:.1%}"
+    )
+    print(f"              mutual information of latent action and key {known['mutual_information']:.3f}")
+    show_table(["player", "levels solved", "95 % interval", "mean return", "mean steps"], (
         [name, f"{of['solved']:.1%}", "{:.1%} to {:.1%}".format(*of["ci95"]), f"{of['mean_return']:.1f}",
          f"{of['mean_steps']:.0f}"]
         for name, of in report["players"].items()
-    ]  # fmt: skip
+    ))  # fmt: skip
 
 
-HEADINGS = ["player", "levels solved", "95 % interval", "mean return", "mean steps"]
+def main(
+    world: tyro.conf.Positional[Path],
+    sizes: tyro.conf.OmitArgPrefixes[Sizes],
+    out: Path | None = None,
+    device: Device = None,
+) -> None:
+    """Learn to play CoinRun from video without keys, through the world's latent actions, and see how far it gets.
+
+    Args:
+        world: Folder made by train, of CoinRun footage.
+        out: Folder for imitation.json and imitation.gif; WORLD/imitation by default. What is there is gone on from.
+    """
+    folder = output_folder(locate(world), out, "imitation")
+    show(imitate(locate(world), folder, sizes, device))
+    print(f"report        {folder / 'imitation.json'}")
+    print(f"picture       {folder / 'imitation.gif'}")
 
 
-def summary(report: dict[str, Any]) -> list[str]:
-    video, known = report["expert_video"], report["map"]
-    return [
-        f"expert video  {video['frames']:,} frames, {video['episodes']} levels",
-        f"map           from {known['labels']} labels: right in {known['accuracy']:.1%} of the other transitions; "
-        f"always the commonest key {known['accuracy_of_commonest_key']:.1%}",
-        f"              mutual information of latent action and key {known['mutual_information']:.3f}",
-    ]
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
