@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from minigenie.errors import UserError
 from minigenie.files import parse_json, write_atomic
 from minigenie.runtime import full_tensor, shard_like
 
@@ -31,10 +32,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, "pt") as file:
             notes = parse_json((file.metadata() or {}).get("notes", "{}"))
             if not isinstance(notes, dict):
-                raise ValueError("its notes are no object")
+                raise UserError("its notes are no object")
             return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged ({' '.join(str(error).split())}); copy the folder again, or train it again"
         ) from None
 
@@ -49,7 +50,7 @@ def load_model(path: Path, make: Callable[[], Module]) -> Module:
     with torch.device("meta"):  # what a config that lies asks for may be larger than any memory
         expected = make().state_dict()
     if {name: each.shape for name, each in tensors.items()} != {name: each.shape for name, each in expected.items()}:
-        raise ValueError(f"{path} does not fit the config.json beside it; copy both from one world")
+        raise UserError(f"{path} does not fit the config.json beside it; copy both from one world")
     model = make()
     model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)
@@ -131,4 +132,4 @@ class Checkpoint(NamedTuple):
             yield
         except (RuntimeError, ValueError, KeyError, TypeError, IndexError):
             cure = "delete it to go on from the one before, or begin again in a new --out"
-            raise ValueError(f"{self.path} is no state of this training; {cure}") from None
+            raise UserError(f"{self.path} is no state of this training; {cure}") from None

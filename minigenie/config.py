@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from minigenie.errors import UserError
 from minigenie.files import parse_json
 
 Config = TypeVar("Config")
@@ -21,10 +22,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(cls: type[Config], values: Any, where: str = "config") -> Config:
     """The dataclass that `to_dict` wrote. ValueError naming the field if one is unknown or of another kind."""
     if not isinstance(values, dict):
-        raise ValueError(f"{where} is {values!r}; it should be an object")
+        raise UserError(f"{where} is {values!r}; it should be an object")
     kinds = typing.get_type_hints(cls)
     if unknown := set(values) - set(kinds):
-        raise ValueError(f"{where} has no field {sorted(unknown)[0]!r}; it has {', '.join(kinds)}")
+        raise UserError(f"{where} has no field {sorted(unknown)[0]!r}; it has {', '.join(kinds)}")
     return cls(**{name: _parse(kinds[name], value, f"{where}.{name}") for name, value in values.items()})
 
 
@@ -38,10 +39,10 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
-            raise ValueError(f"override {assignment!r} has no value; write it as FIELD=VALUE")
+            raise UserError(f"override {assignment!r} has no value; write it as FIELD=VALUE")
         if (place := path.strip().replace("-", "_")) not in fields:
             near = difflib.get_close_matches(path, fields, 1, 0.4) or list(fields)
-            raise ValueError(f"override {path!r} does not exist; did you mean {near[0]!r}?")
+            raise UserError(f"override {path!r} does not exist; did you mean {near[0]!r}?")
         inside, last = fields[place]
         try:
             inside[last] = parse_json(text)
@@ -69,4 +70,4 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         choices = " or ".join(map(repr, typing.get_args(kind)))
         named = "a finite number" if kind is float else kind.__name__ if isinstance(kind, type) else kind
         expected = choices if typing.get_origin(kind) is typing.Literal else named
-        raise ValueError(f"{where} is {value!r}; it should be {expected}") from None
+        raise UserError(f"{where} is {value!r}; it should be {expected}") from None

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from minigenie.console import table, training, working
 from minigenie.data.collect import available, collect
 from minigenie.data.dataset import Dataset
+from minigenie.errors import UserError
 from minigenie.eval.compare import rows
 from minigenie.eval.measure import evaluate
 from minigenie.eval.report import summary, write_report
@@ -29,7 +30,7 @@ SHARES = {"world": 0.62, "unlabelled": 0.38}  # of the time of training; the sec
 def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: int) -> None:
     """Raises ValueError if `minutes` is not positive, FileExistsError if `out` holds something else."""
     if not minutes > 0:
-        raise ValueError(f"minutes is {minutes}; give the demo some time, such as --minutes {FULL_MINUTES:g}")
+        raise UserError(f"minutes is {minutes}; give the demo some time, such as --minutes {FULL_MINUTES:g}")
     if all((out / name / "report.json").exists() for name in SHARES):
         print(f"{out} is done: see {out / 'world'}, or choose another --out")
         return

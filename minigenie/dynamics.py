@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from minigenie.camera import PAST, Camera, History
+from minigenie.errors import UserError
 from minigenie.maskgit import fill_most_confident
 from minigenie.nn.patches import patch_grid
 from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache
@@ -55,16 +56,16 @@ class DynamicsConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.group <= 65_536 or not 1 <= self.token_dim <= 65_536:
-            raise ValueError(f"group {self.group} and token_dim {self.token_dim} must be 1 to 65536")
+            raise UserError(f"group {self.group} and token_dim {self.token_dim} must be 1 to 65536")
         for name in ("corrupt", "min_mask"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a share in [0, 1)")
+                raise UserError(f"{name} is {getattr(self, name)}; it is a share in [0, 1)")
         if not 0 <= self.motions <= 65_535:
-            raise ValueError(f"motions is {self.motions}; it must be 0 to 65535")
+            raise UserError(f"motions is {self.motions}; it must be 0 to 65535")
         if self.motions and self.context == "masked":
-            raise ValueError(f"motions is {self.motions}; with context=masked it must be 0")
+            raise UserError(f"motions is {self.motions}; with context=masked it must be 0")
         if not 0 <= self.memory <= (1024 if self.motions else 0):
-            raise ValueError(f"memory is {self.memory}; it must be 0 to 1024 pixels, and 0 without motions")
+            raise UserError(f"memory is {self.memory}; it must be 0 to 1024 pixels, and 0 without motions")
 
 
 class Given(NamedTuple):

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from minigenie.camera import Camera
 from minigenie.data.dataset import Dataset
+from minigenie.errors import UserError
 from minigenie.files import load_npy, parse_json, write_atomic
 from minigenie.inverse import InverseDynamics
 from minigenie.lam import LatentActionModel
@@ -294,7 +295,7 @@ def load_motions(path: Path, number: int) -> np.ndarray:
     """[number 2], [down, right] in pixels. ValueError, one line, if these are others or none."""
     array = load_npy(path, MAKE_AGAIN)
     if array.shape != (number, 2) or array.dtype != np.float32 or not np.isfinite(array).all():
-        raise ValueError(
+        raise UserError(
             f"{path} holds {array.dtype} {list(array.shape)}, not finite float32 {[number, 2]}; {MAKE_AGAIN}"
         )
     return array
@@ -304,7 +305,7 @@ def _load_integers(path: Path, shape: tuple[int, ...], below: int) -> np.ndarray
     """What was encoded before. ValueError, one line, if it is not of this dataset and this model."""
     array = load_npy(path, MAKE_AGAIN)
     if array.shape != shape or array.dtype.kind != "u" or array.max(initial=0) >= below:
-        raise ValueError(
+        raise UserError(
             f"{path} holds {array.dtype} {list(array.shape)}, not {list(shape)} below {below}; {MAKE_AGAIN}"
         )
     return array

@@ -1,7 +1,6 @@
 """Errors that are the user's to mend, and what the command line says of them."""
 
 import errno
-import traceback
 
 
 class UserError(ValueError):
@@ -10,14 +9,10 @@ class UserError(ValueError):
 
 
 def line_for_user(error: Exception) -> str | None:
-    """What is wrong and what to do, if the user can do something about it; None for a bug.
-
-    A ValueError that this package itself raises counts as a UserError, though it be none."""
+    """What is wrong and what to do, if the user can do something about it; None for a bug."""
     text = " ".join(str(error).split())
     if isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text):
         return "out of memory; take a smaller recipe, or train on fewer clips a step: --set dynamics_fit.batch_size=2"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and "make room" not in text:
         return "the disk is full; make room and run the same command again, it goes on from what is saved"
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    own = isinstance(error, ValueError) and frame.f_globals["__name__"].startswith("minigenie.")
-    return text if own or isinstance(error, UserError | OSError) else None
+    return text if isinstance(error, UserError | OSError) else None

@@ -19,6 +19,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from minigenie.errors import UserError
+
 CACHE = "MINIGENIE_CACHE"  # the environment variable that says where the cache is, if not in the home folder
 THREADS = 8  # files copied or hashed at once
 SETTLED = 2  # seconds; of a file that was changed later than that, its times need not show the next change
@@ -64,7 +66,7 @@ def parse_json(data: bytes | str) -> Any:
     try:
         return json.loads(data)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise UserError("it is nested too deeply") from None
 
 
 def convert(value: Any, kind: Any) -> Any:
@@ -81,8 +83,8 @@ def convert(value: Any, kind: Any) -> Any:
             value = value[int(key) if isinstance(value, list) else key]
         fault = fault[:1].lower() + fault[1:]
         if isinstance(value, dict | list):
-            raise ValueError(f"{fault} in {place}" if place else fault) from None
-        raise ValueError(f"{place or 'it'} is {value!r}, {fault}") from None
+            raise UserError(f"{fault} in {place}" if place else fault) from None
+        raise UserError(f"{place or 'it'} is {value!r}, {fault}") from None
 
 
 def fits(value: Any, kind: Any) -> bool:
@@ -100,10 +102,10 @@ def load_npy(path: Path, cure: str) -> np.memmap:
         with np.errstate(over="raise"):
             array = np.lib.format.open_memmap(path, mode="r")
         if array.offset + array.nbytes != path.stat().st_size:
-            raise ValueError(f"its {path.stat().st_size} bytes are not {array.dtype} {list(array.shape)}")
+            raise UserError(f"its {path.stat().st_size} bytes are not {array.dtype} {list(array.shape)}")
         return array
     except (ValueError, TypeError, ArithmeticError, SyntaxError, EOFError, TokenError, OSError) as error:  # numpy's
-        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); {cure}") from None
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {cure}") from None
 
 
 def npy_parts(array: np.ndarray) -> tuple[bytes, memoryview]:

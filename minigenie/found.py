@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 from minigenie.data.dataset import Dataset
 from minigenie.data.labels import Labels
+from minigenie.errors import UserError
 from minigenie.nn.motion import STILL
 
 RESTED = 3  # steps of rest before a start
@@ -33,7 +34,7 @@ def found_controls(dataset: Dataset, motions: Float[np.ndarray, "f 2"], seed: in
     speed, rng = _steps(motions, moments, 0, AHEAD), np.random.default_rng(seed)
     still, starts = moments[(speed < STILL).all(1)], moments[speed[:, 0] >= STILL]
     if len(starts) < FEWEST:
-        raise ValueError(
+        raise UserError(
             f"in {dataset.name} the picture starts from rest {len(starts)} times, too few to find controls by "
             f"({FEWEST} are needed); take --actions latent"
         )

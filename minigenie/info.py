@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from minigenie.console import table
 from minigenie.data.dataset import MANIFEST, UNFINISHED, Dataset, contact_sheet
+from minigenie.errors import UserError
 from minigenie.files import is_url
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def describe(folder: str) -> None:
     elif (path / "config.json").exists():
         describe_run(path)
     elif path.exists():
-        raise ValueError(f"{path} is neither a dataset nor a run nor a world; give the folder of one")
+        raise UserError(f"{path} is neither a dataset nor a run nor a world; give the folder of one")
     else:
         from minigenie.world import locate
 

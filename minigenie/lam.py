@@ -23,6 +23,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from minigenie.errors import UserError
 from minigenie.nn.patches import patch_grid, patchify, to_float, unpatchify
 from minigenie.nn.quantize import LOSS_WEIGHT, QuantizerConfig, VectorQuantizer
 from minigenie.nn.st_transformer import STConfig, STTransformer
@@ -49,9 +50,9 @@ class LAMConfig:
 
     def __post_init__(self) -> None:
         if self.sigmoid and self.input == "tokens":
-            raise ValueError("lam.sigmoid is for pixels; with input=tokens leave it false")
+            raise UserError("lam.sigmoid is for pixels; with input=tokens leave it false")
         if self.quantizer.num_codes > MAX_ACTIONS:
-            raise ValueError(
+            raise UserError(
                 f"{self.quantizer.num_codes} actions are too many to play with; "
                 f"set lam.quantizer.num_codes to at most {MAX_ACTIONS} (6 to 10 work best)"
             )

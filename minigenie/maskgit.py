@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from minigenie.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -24,9 +26,9 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; a frame takes at least 1")
+            raise UserError(f"steps is {self.steps}; a frame takes at least 1")
         if self.temperature < 0 or self.choice_noise < 0:
-            raise ValueError(f"temperature {self.temperature} and choice_noise {self.choice_noise} must be 0 or more")
+            raise UserError(f"temperature {self.temperature} and choice_noise {self.choice_noise} must be 0 or more")
 
 
 @cache  # a captured step reads these very tensors

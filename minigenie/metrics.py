@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from minigenie.errors import UserError
 from minigenie.files import parse_json, write_atomic
 
 
@@ -38,13 +39,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 lines.append(_checked(parse_json(text)))
         except ValueError as error:
             if number < len(texts):  # a whole line
-                raise ValueError(f"{path} is damaged (line {number}: {error}); delete that line") from None
+                raise UserError(f"{path} is damaged (line {number}: {error}); delete that line") from None
     return lines
 
 
 def _checked(line: Any) -> dict[str, Any]:
     if not isinstance(line, dict) or type(line.get("step")) is not int or not isinstance(line.get("stage"), str):
-        raise ValueError("it is no object with a stage and a step")
+        raise UserError("it is no object with a stage and a step")
     if unfit := [name for name, value in line.items() if name != "stage" and type(value) not in (int, float)]:
-        raise ValueError(f"{unfit[0]!r} is no number")
+        raise UserError(f"{unfit[0]!r} is no number")
     return line

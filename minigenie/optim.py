@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from minigenie.errors import UserError
 from minigenie.runtime import dtype_of, full_tensor, shard_like
 
 
@@ -36,14 +37,14 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "muon_lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be a number above 0")
+                raise UserError(f"optim.{name} is {getattr(self, name)}; it must be a number above 0")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optim.betas is {self.betas}; both must lie in [0, 1)")
+            raise UserError(f"optim.betas is {self.betas}; both must lie in [0, 1)")
         for name in ("warmup", "weight_decay", "muon_decay"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be 0 or more")
+                raise UserError(f"optim.{name} is {getattr(self, name)}; it must be 0 or more")
         if not 0 <= self.final_lr <= 1:
-            raise ValueError(f"optim.final_lr is {self.final_lr}; it is a share in [0, 1]")
+            raise UserError(f"optim.final_lr is {self.final_lr}; it is a share in [0, 1]")
 
 
 def learning_rate_share(config: OptimConfig, step: int, progress: float) -> float:

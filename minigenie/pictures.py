@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
+from minigenie.errors import UserError
 from minigenie.files import write_atomic
 
 ZOOM = 2  # small frames are hard to see
@@ -47,7 +48,7 @@ def save_picture(picture: np.ndarray, path: Path, zoom: int = ZOOM) -> Path:
 def save_video(video: UInt8[Tensor, "t h w c"], path: Path, fps: float) -> Path:
     """Write `video` as .mp4 (H.264) or .gif, as the path's ending says. ValueError for any other ending."""
     if path.suffix not in (".mp4", ".gif"):
-        raise ValueError(f"cannot write {path}; choose a name that ends in .mp4 or .gif")
+        raise UserError(f"cannot write {path}; choose a name that ends in .mp4 or .gif")
     path.parent.mkdir(parents=True, exist_ok=True)
     frames = [_zoomed(frame.numpy(), ZOOM) for frame in video]
     temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
@@ -84,9 +85,9 @@ def fit_picture(
             picture.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         most = f"{MOST_PIXELS / 1e6:.0f} million pixels"
-        raise ValueError(f"{name} has more than {most}; scale it down and try again") from None
+        raise UserError(f"{name} has more than {most}; scale it down and try again") from None
     except (OSError, ValueError, SyntaxError, EOFError, TypeError):  # Pillow's, of damaged files
-        raise ValueError(f"{name} cannot be read as a picture; save it as png or jpg and try again") from None
+        raise UserError(f"{name} cannot be read as a picture; save it as png or jpg and try again") from None
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
     return np.array(ImageOps.fit(picture, (width, height), Image.Resampling.BOX))

@@ -28,6 +28,7 @@ from minigenie.data.labels import FILE as LABELS
 from minigenie.data.labels import Labels, check_labels, read_labels, recorded_labels
 from minigenie.dynamics import Dynamics
 from minigenie.encode import CLIP, encode_actions, encode_motions, encode_moved, encode_tokens, load_motions
+from minigenie.errors import UserError
 from minigenie.files import write_atomic
 from minigenie.finish import finish
 from minigenie.found import found_controls
@@ -74,18 +75,18 @@ class Recipe(WorldConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dynamics_fit.clip_frames < 2 or self.lam_fit.clip_frames < 2:
-            raise ValueError("clip_frames of lam_fit and dynamics_fit must be at least 2: actions lie between frames")
+            raise UserError("clip_frames of lam_fit and dynamics_fit must be at least 2: actions lie between frames")
         if self.context_frames >= self.dynamics_fit.clip_frames:
-            raise ValueError(
+            raise UserError(
                 f"context_frames {self.context_frames} is more than dynamics learns to use; set it to at most "
                 f"dynamics_fit.clip_frames - 1 = {self.dynamics_fit.clip_frames - 1}"
             )
         if self.joint and self.actions != "latent":
-            raise ValueError(f"joint trains latent actions; leave it out with actions={self.actions}")
+            raise UserError(f"joint trains latent actions; leave it out with actions={self.actions}")
         if self.joint and self.dynamics.motions:
-            raise ValueError(f"joint knows no camera; set dynamics.motions to 0, not {self.dynamics.motions}")
+            raise UserError(f"joint knows no camera; set dynamics.motions to 0, not {self.dynamics.motions}")
         if self.seed < 0 or not all(share > 0 for share in self.shares):
-            raise ValueError(f"seed {self.seed} must be 0 or more, shares {self.shares} above 0")
+            raise UserError(f"seed {self.seed} must be 0 or more, shares {self.shares} above 0")
 
 
 class Joint(nn.Module):
@@ -109,7 +110,7 @@ def with_actions(recipe: Recipe, dataset: Dataset, source: Actions, labels: int 
     dataset has none there."""
     if source in ("latent", "found"):
         if labels:
-            raise ValueError(f"labels is {labels}, but {source} actions take none; add --actions labels")
+            raise UserError(f"labels is {labels}, but {source} actions take none; add --actions labels")
         if source == "latent":
             return recipe
         # motion is what they are named by: who sees it learns no more than that
@@ -124,10 +125,10 @@ def with_actions(recipe: Recipe, dataset: Dataset, source: Actions, labels: int 
         return replace(recipe, actions=source, inverse=inverse)
     if source == "true":
         if labels:
-            raise ValueError(f"labels is {labels}, but with --actions true all are known; leave --labels out")
+            raise UserError(f"labels is {labels}, but with --actions true all are known; leave --labels out")
         controls = controls_of(dataset)
         if controls is None:
-            raise ValueError(
+            raise UserError(
                 f"{dataset.name} has no recorded actions; take --actions latent, or label some with `minigenie teach`"
             )
         names, sidecar = controls.names, ""
@@ -198,7 +199,7 @@ class Run:
     ) -> None:
         check_fits(recipe, dataset)
         if max_seconds is None and any(getattr(recipe, f"{stage}_fit").steps >= ENDLESS for stage in STAGES):
-            raise ValueError("this recipe goes on until its time is over; give it some, as in --max-minutes 9")
+            raise UserError("this recipe goes on until its time is over; give it some, as in --max-minutes 9")
         self.dataset, self.recipe, self.out, self.device, self.watcher = dataset, recipe, out, device, watcher
         self.max_seconds, self.shard = max_seconds, shard
         self.windows = lru_cache(dataset.windows)
@@ -571,7 +572,7 @@ def check_fits(recipe: Recipe, dataset: Dataset) -> None:
     """ValueError if the dataset's frames are not the recipe's, or it has no clip that is long enough."""
     if dataset.frame_size != recipe.tokenizer.frame_size:
         here, wanted = ("x".join(map(str, size)) for size in (dataset.frame_size, recipe.tokenizer.frame_size))
-        raise ValueError(
+        raise UserError(
             f"{dataset.name} has frames of {here}, the recipe wants {wanted}; ingest with --size "
             f"{recipe.tokenizer.frame_size[0]}, or --set 'tokenizer.frame_size={list(dataset.frame_size)}'"
         )
@@ -640,7 +641,7 @@ def reuse_stages(other: Path, out: Path) -> None:
     same = [here[key] == there[key] for key in ("dataset", "tokenizer", "context_frames", "seed")]
     same += [here["dynamics"][key] == there["dynamics"].get(key, 0) for key in ("motions", "memory")]
     if not all(same):
-        raise ValueError(f"{other} is a run on other footage or with another tokenizer; train {out} on its own")
+        raise UserError(f"{other} is a run on other footage or with another tokenizer; train {out} on its own")
     for name in REUSED:
         if (other / name).exists() and not (out / name).exists():
             (out / name).parent.mkdir(parents=True, exist_ok=True)

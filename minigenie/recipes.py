@@ -10,6 +10,7 @@ from torch import nn
 
 from minigenie.config import override, to_dict
 from minigenie.dynamics import DynamicsConfig
+from minigenie.errors import UserError
 from minigenie.finish import count_parameters
 from minigenie.lam import LAMConfig
 from minigenie.maskgit import SamplingConfig
@@ -159,7 +160,7 @@ RECIPES = {"tiny": tiny, "laptop": laptop, "coinrun": coinrun, "speedrun": speed
 
 def recipe_named(name: str) -> Recipe:
     if name not in RECIPES:
-        raise ValueError(f"recipe {name!r} does not exist; choose one of {', '.join(RECIPES)}")
+        raise UserError(f"recipe {name!r} does not exist; choose one of {', '.join(RECIPES)}")
     return RECIPES[name]()
 
 
@@ -178,7 +179,7 @@ def adjusted(settings: RecipeSettings) -> Recipe:
     for field in (assignment.partition("=")[0].strip().replace("-", "_") for assignment in settings.set):
         for idle, (condition, reason) in IDLE.items():
             if (field == idle or field.startswith(f"{idle}.")) and condition(recipe):
-                raise ValueError(f"{field} does nothing with {reason}; leave it out")
+                raise UserError(f"{field} does nothing with {reason}; leave it out")
     execution = {name: getattr(settings, name) for name in ("save_every", "precision")}
     execution = {name: value for name, value in execution.items() if value is not None}
     for name in ("tokenizer_fit", "lam_fit", "dynamics_fit"):

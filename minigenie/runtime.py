@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from minigenie.errors import UserError
 from minigenie.settings import Precision
 
 Result = TypeVar("Result")
@@ -40,7 +41,7 @@ def pick_device(name: str | None = None) -> torch.device:
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
     except (RuntimeError, AssertionError):
-        raise ValueError(f"device {name!r} is not on this machine; leave it out to take the best there is") from None
+        raise UserError(f"device {name!r} is not on this machine; leave it out to take the best there is") from None
     return device
 
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from minigenie.checkpoint import Checkpoints
+from minigenie.errors import UserError
 from minigenie.metrics import MetricsLog
 from minigenie.nn.quantize import VectorQuantizer
 from minigenie.nn.st_transformer import Recompute, STTransformer
@@ -73,7 +74,7 @@ class Execution:
     def __post_init__(self) -> None:
         for name in ("part", "sample_every", "save_every", "keep"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +91,13 @@ class FitConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "clip_frames"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
     def parts(self, processes: int = 1) -> list[range]:
         """A batch's clips as they go through the model: as many parts for each process, and as few as `part` allows.
         ValueError if there are more processes than clips."""
         if self.batch_size < processes:
-            raise ValueError(f"batch_size {self.batch_size} does not split over {processes} processes; set it to more")
+            raise UserError(f"batch_size {self.batch_size} does not split over {processes} processes; set it to more")
         number = processes * math.ceil(self.batch_size / processes / self.execution.part)
         ends = [i * self.batch_size // number for i in range(number + 1)]
         return [range(*pair) for pair in pairwise(ends)]
@@ -106,11 +107,11 @@ class Interrupted(KeyboardInterrupt):
     """Training was asked to stop (Ctrl-C, SIGTERM) and has saved its state."""
 
 
-class Diverged(ValueError):
+class Diverged(UserError):
     """The loss is no longer a number."""
 
 
-class OutOfMemory(ValueError):
+class OutOfMemory(UserError):
     """A step does not fit."""
 
 
@@ -254,7 +255,7 @@ def shard_model(model: nn.Module) -> nn.Module:
     """A copy whose weights, gradients and optimizer state are sharded over the processes (FSDP2): a transformer is put
     together while it runs, the rest for the whole pass."""
     if not dist.is_initialized():
-        raise ValueError("there is one process only, nothing to shard over; start several with torchrun")
+        raise UserError("there is one process only, nothing to shard over; start several with torchrun")
     from torch.distributed.fsdp import fully_shard
 
     copy = deepcopy(model)
@@ -319,7 +320,7 @@ def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], config: Fi
 def prepare_stacks(model: nn.Module, how: Execution, device: torch.device) -> None:
     """What the transformers recompute, and compile their blocks: blocks of one size share what is compiled."""
     if how.compile and not can_compile(device):
-        raise ValueError("there is nothing to compile with; install g++ and python3-dev, or leave compile false")
+        raise UserError("there is nothing to compile with; install g++ and python3-dev, or leave compile false")
     for part in model.modules():
         if isinstance(part, STTransformer):
             part.set_recompute(how.recompute)

@@ -24,6 +24,7 @@ from minigenie.camera import History
 from minigenie.checkpoint import load_model
 from minigenie.config import from_dict
 from minigenie.dynamics import Dynamics, DynamicsConfig, Given
+from minigenie.errors import UserError
 from minigenie.files import parse_json
 from minigenie.inverse import InverseConfig, InverseDynamics
 from minigenie.lam import LAMConfig, LatentActionModel
@@ -61,14 +62,14 @@ class WorldConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.context_frames <= 10_000:
-            raise ValueError(f"context_frames is {self.context_frames}; a world must remember 1 to 10000 frames")
+            raise UserError(f"context_frames is {self.context_frames}; a world must remember 1 to 10000 frames")
         if self.actions != "latent" and self.num_actions < 2:
-            raise ValueError(f"actions={self.actions} needs the names of two controls or more in inverse.controls")
+            raise UserError(f"actions={self.actions} needs the names of two controls or more in inverse.controls")
         if self.lam.input == "pixels":
             patch_grid(self.lam.patch, self.tokenizer.frame_size)
         rows, columns = self.tokenizer.grid
         if rows % self.dynamics.group or columns % self.dynamics.group:
-            raise ValueError(f"group {self.dynamics.group} does not divide a frame's {rows}x{columns} tokens")
+            raise UserError(f"group {self.dynamics.group} does not divide a frame's {rows}x{columns} tokens")
 
     @property
     def sees_tokens(self) -> bool:
@@ -149,7 +150,7 @@ class World:
         Raises ValueError on a CPU without a C++ compiler and Python's headers.
         """
         if not can_compile(self.device):
-            raise ValueError("there is nothing to compile the world with; install g++ and python3-dev, or do without")
+            raise UserError("there is nothing to compile the world with; install g++ and python3-dev, or do without")
         self._use_cuda_graph = self.device.type == "cuda"
         options = {"cpp_wrapper": True} if self.device.type == "cpu" else {}  # else Python calls every product
         self.dynamics.fill = compiled(self.dynamics.fill, **options)  # type: ignore[method-assign]
@@ -177,7 +178,7 @@ class World:
         past = self._current_past()
         video = self._check_frames(frames)
         if len(set(worlds)) != len(video) or not all(0 <= world < past.b for world in worlds):
-            raise ValueError(f"worlds are {worlds}; give one of 0 to {past.b - 1} for each of {len(video)} clips")
+            raise UserError(f"worlds are {worlds}; give one of 0 to {past.b - 1} for each of {len(video)} clips")
         past.put(torch.tensor(worlds, device=self.device), self._encode_past(video, int(past.dynamics.slot)))
 
     @torch.no_grad()
@@ -249,7 +250,7 @@ class World:
         all that the world remembers anew for every pass. Up to there the two are equal."""
         actions = torch.as_tensor(actions)
         if actions.ndim != 2:
-            raise ValueError(f"actions are {list(actions.shape)}; a rollout takes [worlds, steps]")
+            raise UserError(f"actions are {list(actions.shape)}; a rollout takes [worlds, steps]")
         if not actions.shape[1]:
             return torch.zeros(len(self._check_frames(frames)), 0, *self.frame_shape, dtype=torch.uint8)
         if not cached:
@@ -302,24 +303,24 @@ class World:
         """The latent actions that lead from each true frame to the next: uint8 [b t h w c] -> int [b t-1]."""
         video = self._check_frames(frames)
         if video.shape[1] < 2:
-            raise ValueError("actions lie between frames; give at least 2 of them")
+            raise UserError("actions lie between frames; give at least 2 of them")
         return self._infer(video, self.tokenizer.encode(to_float(video)) if self.config.sees_tokens else None).cpu()
 
     def _check_frames(self, frames: Tensor | np.ndarray) -> Tensor:
         video = torch.as_tensor(frames)
         if video.ndim != 5 or tuple(video.shape[2:]) != self.frame_shape or video.dtype != torch.uint8:
             expected = f"uint8 [b t {' '.join(map(str, self.frame_shape))}]"
-            raise ValueError(f"frames are {video.dtype} {list(video.shape)}; this world takes {expected}")
+            raise UserError(f"frames are {video.dtype} {list(video.shape)}; this world takes {expected}")
         if not video.shape[0] or not video.shape[1]:
-            raise ValueError(f"frames are {list(video.shape)}; a world begins with at least one frame")
+            raise UserError(f"frames are {list(video.shape)}; a world begins with at least one frame")
         return video.to(self.device)
 
     def _check_actions(self, actions: Tensor | np.ndarray | list[int], b: int) -> Int[Tensor, " b"]:
         leading_in = torch.as_tensor(actions, device=self.device)
         if leading_in.shape != (b,) or leading_in.is_floating_point():
-            raise ValueError(f"actions are {list(leading_in.shape)}; give {b} integers, one per world")
+            raise UserError(f"actions are {list(leading_in.shape)}; give {b} integers, one per world")
         if leading_in.min() < 0 or leading_in.max() >= self.num_actions:
-            raise ValueError(f"actions {leading_in.tolist()} are out of range; use 0 to {self.num_actions - 1}")
+            raise UserError(f"actions {leading_in.tolist()} are out of range; use 0 to {self.num_actions - 1}")
         return leading_in.long()
 
     def _set_past(self, past: "Past") -> None:
@@ -331,7 +332,7 @@ class World:
 
     def _current_past(self) -> "Past":
         if self._past is None:
-            raise ValueError("the world has no frame to go on from; call reset(frames) first")
+            raise UserError("the world has no frame to go on from; call reset(frames) first")
         return self._past
 
     def _encode_past(self, video: UInt8[Tensor, "b t h w c"], slot: int = 0) -> "Past":
@@ -468,7 +469,7 @@ def locate(world: str | Path) -> Path:
 def output_folder(folder: Path, out: Path | None, name: str = "") -> Path:
     """Where to write about a world: `out`, or else its own folder. ValueError if that belongs to the package."""
     if out is None and folder.parent == SHIPPED:
-        raise ValueError(
+        raise UserError(
             f"{folder.name} comes with the package, which is no place to write to; give a folder with --out"
         )
     return out or folder / name
@@ -489,14 +490,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         values = parse_json(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); copy the folder again") from None
+        raise UserError(f"{path} is damaged ({error}); copy the folder again") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a world's config; give a folder made by `minigenie train`")
+        raise UserError(f"{path} is not a world's config; give a folder made by `minigenie train`")
     if values.get("version") != VERSION:
-        raise ValueError(f"{path} has version {values.get('version')!r}, this MiniGenie reads {VERSION}; update one")
+        raise UserError(f"{path} has version {values.get('version')!r}, this MiniGenie reads {VERSION}; update one")
     fps: Any = values.get("fps")
     if type(fps) not in (int, float) or not 0 < fps <= 1000 or not isinstance(values.get("dataset"), dict):
-        raise ValueError(f"{path} is damaged (its fps is {fps!r}, or it lacks dataset); copy the folder again")
+        raise UserError(f"{path} is damaged (its fps is {fps!r}, or it lacks dataset); copy the folder again")
     return values
 
 
@@ -506,7 +507,7 @@ def world_config(folder: Path) -> WorldConfig:
     try:
         return from_dict(WorldConfig, {name: values[name] for name in CONFIG_KEYS if name in values})
     except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} is damaged ({error}); copy the folder again") from None
+        raise UserError(f"{folder / 'config.json'} is damaged ({error}); copy the folder again") from None
 
 
 def read_prompt(path: str | Path, frame_shape: tuple[int, int, int]) -> UInt8[Tensor, "1 1 h w c"]:

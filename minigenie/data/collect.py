@@ -31,6 +31,7 @@ from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.expert import Expert
 from minigenie.data.toy import ToyWorld
 from minigenie.data.workers import cores
+from minigenie.errors import UserError
 from minigenie.settings import FIRST_TEST_LEVEL, CollectSettings
 
 PROCGEN_GAMES = (
@@ -210,18 +211,18 @@ def check(settings: CollectSettings) -> None:
     options = {"game": GAMES, **{name: get_args(kinds[name]) for name in ("split", "mode", "policy")}}
     for name, known in options.items():
         if getattr(settings, name) not in known:
-            raise ValueError(f"unknown {name} {getattr(settings, name)!r}; choose from {', '.join(known)}")
+            raise UserError(f"unknown {name} {getattr(settings, name)!r}; choose from {', '.join(known)}")
     for name, least in {"frames": 1, "levels": 1, "num_envs": 1, "seed": 0}.items():
         if getattr(settings, name) < least:
-            raise ValueError(f"{name} is {getattr(settings, name)}, should be at least {least}")
+            raise UserError(f"{name} is {getattr(settings, name)}, should be at least {least}")
     if not 0 <= settings.first_level < 2**31 - settings.levels:
-        raise ValueError(f"start_level is {settings.first_level}, should be from 0 to 2**31 - levels")
+        raise UserError(f"start_level is {settings.first_level}, should be from 0 to 2**31 - levels")
     if settings.split == "train" and settings.first_level + settings.levels > FIRST_TEST_LEVEL:
-        raise ValueError(f"levels should stay below {FIRST_TEST_LEVEL:,}, where the test levels begin; play fewer")
+        raise UserError(f"levels should stay below {FIRST_TEST_LEVEL:,}, where the test levels begin; play fewer")
     if settings.game != "toy" and (why := available()):
-        raise ValueError(f"cannot play {settings.game}: {why}")
+        raise UserError(f"cannot play {settings.game}: {why}")
     if settings.policy == "expert" and settings.game != "coinrun":
-        raise ValueError(f"the expert plays coinrun, not {settings.game}; take explore")
+        raise UserError(f"the expert plays coinrun, not {settings.game}; take explore")
 
 
 def generator_of(game: str) -> str:

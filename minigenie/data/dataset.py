@@ -25,6 +25,7 @@ import numpy as np
 from filelock import FileLock
 from msgspec import Meta, Struct
 
+from minigenie.errors import UserError
 from minigenie.files import (
     THREADS,
     cache_folder,
@@ -74,7 +75,7 @@ class Shard(Struct, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if (self.actions is None) != (self.actions_sha256 is None):
-            raise ValueError("actions and actions_sha256 go together")
+            raise UserError("actions and actions_sha256 go together")
 
 
 class Episode(Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,7 +96,7 @@ class Manifest(Header):
         for i, (shard, first, length) in enumerate((e.shard, e.offset, e.length) for e in self.episodes):
             if not (0 <= shard < len(self.shards) and 0 <= first < first + length <= self.shards[shard].frames):
                 where = f"shard {shard}, offset {first}, length {length}"
-                raise ValueError(f"episode {i} ({where}) is outside of its shard")
+                raise UserError(f"episode {i} ({where}) is outside of its shard")
 
 
 class DatasetWriter:
@@ -140,13 +141,13 @@ class DatasetWriter:
         """
         if frames.dtype != np.uint8 or frames.shape[1:] != (*self.header["frame_size"], 3):
             expected = f"uint8 [frames {' '.join(map(str, self.header['frame_size']))} 3]"
-            raise ValueError(f"shard {index}: frames are {frames.dtype} {list(frames.shape)}, should be {expected}")
+            raise UserError(f"shard {index}: frames are {frames.dtype} {list(frames.shape)}, should be {expected}")
         if actions is not None and actions.shape != frames.shape[:1]:
-            raise ValueError(
+            raise UserError(
                 f"shard {index}: actions are {list(actions.shape)}, should be [{len(frames)}] as the frames"
             )
         if any(e.offset < 0 or e.length < 1 or e.offset + e.length > len(frames) for e in episodes):
-            raise ValueError(f"shard {index}: an episode reaches outside of its {len(frames)} frames")
+            raise UserError(f"shard {index}: an episode reaches outside of its {len(frames)} frames")
         shard = None
         if episodes:
             shard = Shard(f"shard-{index:05d}.npy", len(frames), "", None, None)
@@ -167,7 +168,7 @@ class DatasetWriter:
                 episodes += [Episode(len(shards), *episode) for episode in entry["episodes"]]
                 shards += [entry["shard"]] if entry["shard"] else []
             if not episodes:
-                raise ValueError(f"{self.folder}: not one usable episode in {self.header['source']}; use other input")
+                raise UserError(f"{self.folder}: not one usable episode in {self.header['source']}; use other input")
             write_atomic(self.folder / MANIFEST, to_json({**self.header, "shards": shards, "episodes": episodes}))
             self.finished = True
         for leftover in [*self._sidecars(), *self.folder.glob(".*.tmp"), self.folder / UNFINISHED]:
@@ -237,7 +238,7 @@ class Dataset:
         if missing := [path for path, _ in files if not path.is_file()]:
             raise FileNotFoundError(f"{missing[0]} is missing; {COPY_AGAIN}")
         if verify and (bad := damaged(str(folder.resolve()), files)):
-            raise ValueError(f"{bad[0]} is damaged (its sha256 is not the manifest's); {COPY_AGAIN}")
+            raise UserError(f"{bad[0]} is damaged (its sha256 is not the manifest's); {COPY_AGAIN}")
         for name, _, shape in dataset._files.values():
             _check_shape(folder / name, shape)
         return dataset
@@ -261,7 +262,7 @@ class Dataset:
         firsts = self.episode_starts
         counts = np.maximum(lengths - length + 1, 0)
         if not counts.any():
-            raise ValueError(
+            raise UserError(
                 f"{self.name}: longest episode has {lengths.max()} frames, a window needs {length}; use shorter clips"
             )
         before = np.cumsum(counts) - counts  # windows of all earlier episodes
@@ -291,9 +292,9 @@ class Dataset:
         length = out.shape[1]
         shards = self.shards_of(starts)
         if len(starts) and (starts.min() < 0 or starts.max() >= self.num_frames):
-            raise ValueError(f"clips start at frames 0 to {self.num_frames - 1}, got {starts.min()} to {starts.max()}")
+            raise UserError(f"clips start at frames 0 to {self.num_frames - 1}, got {starts.min()} to {starts.max()}")
         if (starts + length > self._ends[shards]).any():
-            raise ValueError(f"a clip of {length} frames runs past the end of its shard; take starts from windows()")
+            raise UserError(f"a clip of {length} frames runs past the end of its shard; take starts from windows()")
         locals_ = starts - self._firsts[shards]
         if self.url:
             with ThreadPoolExecutor(THREADS) as pool:
@@ -334,7 +335,7 @@ def sample_batch(windows_count: int, *, seed: int, step: int, batch_size: int) -
     Epoch after epoch, each a permutation of all windows, laid end to end; a batch takes the next `batch_size` of them.
     """
     if windows_count < 1:
-        raise ValueError("there are no windows to sample from; use shorter clips or a larger dataset")
+        raise UserError("there are no windows to sample from; use shorter clips or a larger dataset")
     first = step * batch_size
     epochs, positions = np.divmod(np.arange(first, first + batch_size), windows_count)
     batch = np.empty(batch_size, np.int64)
@@ -381,7 +382,7 @@ def _copy(url: str, path: Path, sha256: str) -> None:
     data = read_url(url)
     if hashlib.sha256(data).hexdigest() != sha256:
         cure = "copy it there again, or make the dataset again"
-        raise ValueError(f"{url} is damaged (the sha256 of its {len(data):,} bytes is not the manifest's); {cure}")
+        raise UserError(f"{url} is damaged (the sha256 of its {len(data):,} bytes is not the manifest's); {cure}")
     write_atomic(path, data)
 
 
@@ -389,29 +390,29 @@ def _read_object(path: Path | str) -> dict[str, Any]:
     try:
         value = parse_json(path.read_bytes() if isinstance(path, Path) else read_url(path))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); make the dataset again in another folder") from None
+        raise UserError(f"{path} is damaged ({error}); make the dataset again in another folder") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a MiniGenie file: it should hold one JSON object; choose another folder")
+        raise UserError(f"{path} is not a MiniGenie file: it should hold one JSON object; choose another folder")
     return value
 
 
 def _check_manifest(path: str, manifest: dict[str, Any]) -> Manifest:
     if manifest.get("format") != FORMAT:
-        raise ValueError(f"{path}: format is {manifest.get('format')!r}, should be {FORMAT!r}; choose another folder")
+        raise UserError(f"{path}: format is {manifest.get('format')!r}, should be {FORMAT!r}; choose another folder")
     if manifest.get("version") != VERSION:
-        raise ValueError(
+        raise UserError(
             f"{path} has version {manifest.get('version')!r}, this MiniGenie reads {VERSION}; "
             "make the dataset again or install the MiniGenie that made it"
         )
     try:
         return convert(manifest, Manifest)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}; make the dataset again in another folder") from None
+        raise UserError(f"{path} is damaged: {error}; make the dataset again in another folder") from None
 
 
 def _check_shape(path: Path, shape: tuple[int, ...]) -> None:
     array = load_npy(path, COPY_AGAIN)
     if array.shape != shape or (array.dtype != np.uint8 if len(shape) > 1 else array.dtype.kind not in "iu"):
-        raise ValueError(
+        raise UserError(
             f"{path} holds {array.dtype} {list(array.shape)}, the manifest says {list(shape)}; {COPY_AGAIN}"
         )

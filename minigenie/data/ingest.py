@@ -28,6 +28,7 @@ from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.duplicates import SIDE, ThumbnailIndex, thumbnails
 from minigenie.data.video import EXTENSIONS, Reader, Unreadable, check_options, find_videos, split_takes
 from minigenie.data.workers import workers as start_workers
+from minigenie.errors import UserError
 from minigenie.files import convert, parse_json, write_atomic
 from minigenie.settings import IngestSettings
 
@@ -60,7 +61,7 @@ class IngestResult(NamedTuple):
     rows: list[Row]
 
 
-class NoUsableVideo(ValueError):
+class NoUsableVideo(UserError):
     """Not one file gave a take; `rows` say why, file by file."""
 
     def __init__(self, message: str, rows: list[Row]):
@@ -105,9 +106,9 @@ def ingest(
     fps, split, min_frames = settings.fps, settings.split, settings.min_frames
     height_width = check_options(settings)
     if not (min_frames >= 2 and 0 <= split < 1):
-        raise ValueError(f"min_frames should be at least 2 and split in [0, 1), got {min_frames} and {split}")
+        raise UserError(f"min_frames should be at least 2 and split in [0, 1), got {min_frames} and {split}")
     if workers < 1:
-        raise ValueError(f"workers is {workers}; it takes at least 1 to decode")
+        raise UserError(f"workers is {workers}; it takes at least 1 to decode")
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     videos = find_videos(paths)
     if not videos:
@@ -236,7 +237,7 @@ def _read_log(path: Path) -> list[Row]:
     try:
         return [convert(tuple(Row(**parse_json(line))), Row) for line in lines]
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); ingest into another folder") from None
+        raise UserError(f"{path} is damaged ({error}); ingest into another folder") from None
 
 
 def _append_to_log(path: Path, row: Row) -> None:

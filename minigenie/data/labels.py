@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from minigenie.data.controls import controls_of
 from minigenie.data.dataset import Dataset
+from minigenie.errors import UserError
 from minigenie.files import fits, parse_json, write_atomic
 
 FORMAT, VERSION = "minigenie-labels", 1
@@ -51,7 +52,7 @@ def read_labels(folder: Path, dataset: Dataset) -> Labels:
     try:
         return _parse(parse_json(path.read_bytes()), dataset)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def write_labels(folder: Path, names: tuple[str, ...], labels: dict[int, int]) -> None:
@@ -70,12 +71,12 @@ def recorded_labels(dataset: Dataset, number: int, seed: int) -> Labels:
     would have given."""
     controls = controls_of(dataset)
     if controls is None:
-        raise ValueError(
+        raise UserError(
             f"{dataset.name} has no recorded actions to learn from; make some with `minigenie teach {dataset.name}`"
         )
     frames = dataset.windows(2)
     if not FEWEST <= number <= len(frames):
-        raise ValueError(f"labels is {number}; {dataset.name} can give {FEWEST} to {len(frames)}")
+        raise UserError(f"labels is {number}; {dataset.name} can give {FEWEST} to {len(frames)}")
     frames = np.sort(np.random.default_rng(seed).choice(frames, number, replace=False))
     actions = dataset.clip_actions(frames, 2)
     assert actions is not None
@@ -85,35 +86,35 @@ def recorded_labels(dataset: Dataset, number: int, seed: int) -> Labels:
 def check_labels(labels: Labels) -> Labels:
     """Labels that a model can learn from: enough, and some of every control. ValueError if not."""
     if len(labels.frames) < FEWEST:
-        raise ValueError(f"there are {len(labels.frames)} labels; give at least {FEWEST}")
+        raise UserError(f"there are {len(labels.frames)} labels; give at least {FEWEST}")
     if lacking := [name for name, count in labels.counts.items() if not count]:
-        raise ValueError(f"no label says {lacking[0]!r}; give every control some labels, or leave it out")
+        raise UserError(f"no label says {lacking[0]!r}; give every control some labels, or leave it out")
     return labels
 
 
 def check_names(names: Any) -> tuple[str, ...]:
     """ValueError if these cannot be the names of controls."""
     if not fits(names, Names) or not "".join(names).isprintable() or not all(map(str.strip, names)):
-        raise ValueError(f"controls must be 1 to {MOST_CONTROLS} names of at most {LONGEST} characters, without commas")
+        raise UserError(f"controls must be 1 to {MOST_CONTROLS} names of at most {LONGEST} characters, without commas")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"two controls have the same name, {repeated[0]!r}")
+        raise UserError(f"two controls have the same name, {repeated[0]!r}")
     return tuple(names)
 
 
 def _parse(content: Any, dataset: Dataset) -> Labels:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError("this is no file of labels; make it again with `minigenie teach`")
+        raise UserError("this is no file of labels; make it again with `minigenie teach`")
     if content.get("version") != VERSION:
-        raise ValueError(f"it has version {content.get('version')!r}, this MiniGenie reads {VERSION}; update one")
+        raise UserError(f"it has version {content.get('version')!r}, this MiniGenie reads {VERSION}; update one")
     names, labels = check_names(content.get("controls")), content.get("labels")
     if not fits(labels, list[tuple[Integer, Integer]]):
-        raise ValueError("labels must be a list of [frame, control], two integers each")
+        raise UserError("labels must be a list of [frame, control], two integers each")
     frames, controls = np.array(labels, np.int64).reshape(-1, 2).T
     if repeated := [frame for frame, count in Counter(frames.tolist()).items() if count > 1]:
-        raise ValueError(f"frame {repeated[0]} has two labels; leave one of them")
+        raise UserError(f"frame {repeated[0]} has two labels; leave one of them")
     if beyond := sorted(set(controls.tolist()) - set(range(len(names)))):
-        raise ValueError(f"a label names control {beyond[0]}; there are 0 to {len(names) - 1}")
+        raise UserError(f"a label names control {beyond[0]}; there are 0 to {len(names) - 1}")
     if len(absent := np.setdiff1d(frames, dataset.windows(2))):
-        raise ValueError(f"frame {absent[0]} is labelled, but {dataset.name} has no such frame with one after it")
+        raise UserError(f"frame {absent[0]} is labelled, but {dataset.name} has no such frame with one after it")
     order = np.argsort(frames)
     return Labels(names, frames[order], controls[order])

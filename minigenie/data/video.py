@@ -31,6 +31,7 @@ from av.video.stream import VideoStream
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
+from minigenie.errors import UserError
 from minigenie.settings import IngestSettings
 
 EXTENSIONS = ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv"
@@ -42,7 +43,7 @@ COLOR_SPACES, UNSPECIFIED = {0, 1, 2, 4, 5, 6, 7, 9}, 2  # that libswscale conve
 EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT  # the same pixels on every machine
 
 
-class Unreadable(ValueError):
+class Unreadable(UserError):
     """The reason why a file has no frames to give."""
 
 
@@ -65,11 +66,11 @@ def check_options(settings: IngestSettings) -> tuple[int, int]:
     """Height and width of the frames. ValueError for settings that cannot be."""
     height, width = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size
     if min(height, width) < 1:
-        raise ValueError(f"size should be positive, one number or (height, width), got {settings.size}")
+        raise UserError(f"size should be positive, one number or (height, width), got {settings.size}")
     if not 0 < settings.fps < math.inf:
-        raise ValueError(f"fps should be a positive number of frames per second, got {settings.fps}")
+        raise UserError(f"fps should be a positive number of frames per second, got {settings.fps}")
     if settings.fit not in ("crop", "letterbox"):
-        raise ValueError(f'fit should be "crop" or "letterbox", got {settings.fit!r}')
+        raise UserError(f'fit should be "crop" or "letterbox", got {settings.fit!r}')
     return height, width
 
 

@@ -16,6 +16,8 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
+from minigenie.errors import UserError
+
 AHEAD = 4  # calls begun per core: the next ones need not wait for a long file before them
 DIED = "a worker was killed, most likely for want of memory: run the same command with fewer workers, it goes on"
 
@@ -72,7 +74,7 @@ def _cluster(address: str) -> Iterator[Workers]:
     try:
         import ray
     except ImportError:
-        raise ValueError("Ray is not installed: run `pip install '.[ray]'`, or leave --ray out") from None
+        raise UserError("Ray is not installed: run `pip install '.[ray]'`, or leave --ray out") from None
     try:
         ray.init(address, log_to_driver=False)
     except ConnectionError as error:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from minigenie.console import table
+from minigenie.errors import UserError
 from minigenie.eval.doctor import read_report
 from minigenie.eval.measure import VERSION
 from minigenie.eval.plots import control_plot, drift_plots, fading_plot
@@ -22,14 +23,14 @@ PICTURES = {
 def read_reports(folders: list[Path]) -> Reports:
     """The reports of two folders or more by a short name each. FileNotFoundError or ValueError, one line."""
     if len({folder.resolve() for folder in folders}) < 2:
-        raise ValueError("--compare takes two different folders or more that minigenie eval has written report.json to")
+        raise UserError("--compare takes two different folders or more that minigenie eval has written report.json to")
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
     reports = {name: read_report(folder) for name, folder in zip(names, folders, strict=True)}
     for folder, report in zip(folders, reports.values(), strict=True):
         if report.get("version") not in range(1, VERSION + 1):
-            raise ValueError(f"{folder / 'report.json'} is of another MiniGenie; run minigenie eval again")
+            raise UserError(f"{folder / 'report.json'} is of another MiniGenie; run minigenie eval again")
     return reports
 
 

@@ -26,6 +26,7 @@ from minigenie.data.collect import (
 )
 from minigenie.data.controls import FOLLOWED, procgen_action, procgen_controls
 from minigenie.data.dataset import Dataset
+from minigenie.errors import UserError
 from minigenie.eval.controllability import Rollout, hold_actions, shifts
 from minigenie.eval.evaluator import PROMPT, UNMEASURED, Evaluator
 from minigenie.eval.statistics import bootstrap, interval_of_columns
@@ -63,7 +64,7 @@ class Start(NamedTuple):
     levels: list[int]
 
 
-class Impossible(ValueError):
+class Impossible(UserError):
     """There can be no control test, for the reason given."""
 
 

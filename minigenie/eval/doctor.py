@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from minigenie.errors import UserError
 from minigenie.files import parse_json
 from minigenie.metrics import read_metrics
 from minigenie.world import WorldConfig, world_config
@@ -71,7 +72,7 @@ def as_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError):
-        raise ValueError(f"{path} is damaged; delete it and run minigenie eval again") from None
+        raise UserError(f"{path} is damaged; delete it and run minigenie eval again") from None
 
 
 def diagnose(run: Run) -> list[Finding]:

@@ -20,6 +20,7 @@ from minigenie import __version__
 from minigenie.config import to_dict
 from minigenie.data.controls import controls_of
 from minigenie.data.dataset import Dataset
+from minigenie.errors import UserError
 from minigenie.eval import control, controllability, drift, fidelity, perceptual
 from minigenie.eval.evaluator import PROMPT, UNMEASURED, Evaluator, Watch
 from minigenie.settings import EvalSettings
@@ -62,7 +63,7 @@ def evaluate(
     check_finite(world)
     longest = max(episode.length for episode in dataset.episodes)
     if longest <= PROMPT:
-        raise ValueError(
+        raise UserError(
             f"{dataset.name}: longest episode has {longest} frames; give footage with episodes of {PROMPT + 1}"
         )
     horizon, long_horizon = min(HORIZON, longest - PROMPT), min(LONG_HORIZON, longest - PROMPT)
@@ -117,7 +118,7 @@ def check_finite(world: World) -> None:
     for name in MODELS:
         for weight, values in getattr(world, name).state_dict().items():
             if values.is_floating_point() and not values.isfinite().all():
-                raise ValueError(f"the world's {name} has weights that are no numbers, in {weight}; train it again")
+                raise UserError(f"the world's {name} has weights that are no numbers, in {weight}; train it again")
 
 
 def load_perceptual(evaluator: Evaluator) -> None:

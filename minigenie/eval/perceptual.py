@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from minigenie.errors import UserError
 from minigenie.eval.networks import WeightFile, efficientnet_lite0, shift_tolerant_alexnet
 
 Frames = Float[Tensor, "b h w c"]
@@ -61,7 +62,7 @@ def load_stlpips(device: torch.device | str = "cpu") -> Distance:
     def distance(frames: Frames, truth: Frames) -> Float[Tensor, " b"]:
         height, width = frames.shape[1:3]
         if min(height, width) < SMALLEST:
-            raise ValueError(f"ST-LPIPS needs frames of {SMALLEST} pixels a side or more; these are {height}x{width}")
+            raise UserError(f"ST-LPIPS needs frames of {SMALLEST} pixels a side or more; these are {height}x{width}")
         parts = []
         for one, two in zip(frames.split(CHUNK), truth.split(CHUNK), strict=True):
             pairs = zip(layers(one), layers(two), importance, strict=True)
@@ -97,7 +98,7 @@ def frechet(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
     the number, and compare numbers of the same n and m only.
     """
     if min(len(a), len(b)) < 2:
-        raise ValueError(f"sets of {len(a)} and {len(b)} pictures have no covariance; take 2 or more, better 500")
+        raise UserError(f"sets of {len(a)} and {len(b)} pictures have no covariance; take 2 or more, better 500")
     shift = a.mean(axis=0, dtype=np.float64) - b.mean(axis=0, dtype=np.float64)
     a, b = ((x - x.mean(axis=0, dtype=np.float64)) / np.sqrt(len(x) - 1) for x in (a, b))
     factor_a, factor_b = (np.linalg.qr(x)[1] for x in (a, b))

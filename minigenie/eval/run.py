@@ -4,6 +4,7 @@ from pathlib import Path
 
 from minigenie.console import note_precision, working
 from minigenie.data.dataset import Dataset
+from minigenie.errors import UserError
 from minigenie.eval.compare import compare
 from minigenie.eval.measure import evaluate
 from minigenie.eval.report import summary, write_report
@@ -16,11 +17,11 @@ def run(settings: EvalSettings) -> None:
     if settings.compare:
         compare([locate(path) for path in settings.paths], settings.out)
     elif len(settings.paths) != 2:
-        raise ValueError(
+        raise UserError(
             f"eval takes a world and a dataset, not {len(settings.paths)} paths; worlds side by side take --compare"
         )
     elif settings.clips < 2:
-        raise ValueError(f"clips is {settings.clips}; an interval takes at least 2")
+        raise UserError(f"clips is {settings.clips}; an interval takes at least 2")
     else:
         measure(locate(settings.paths[0]), settings.paths[1], settings)
 
@@ -30,7 +31,7 @@ def measure(folder: Path, dataset: str, settings: EvalSettings) -> None:
     world, footage = World.load(folder, settings.device, settings.precision), Dataset.open(dataset)
     note_precision(settings.precision, world.device)
     if footage.frame_size != world.frame_shape[:2]:
-        raise ValueError(
+        raise UserError(
             f"{dataset} has frames of {footage.frame_size[0]}x{footage.frame_size[1]}, {folder} imagines "
             f"{world.frame_shape[0]}x{world.frame_shape[1]}; ingest with --size {world.frame_shape[0]}"
         )

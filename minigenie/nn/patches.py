@@ -7,6 +7,8 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from minigenie.errors import UserError
+
 MOST_PIXELS, MOST_PATCHES = 2**24, 2**16  # of a frame; far beyond what a world can be trained on
 
 
@@ -32,10 +34,10 @@ def patch_grid(patch: int, frame_size: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of a frame's patches. ValueError if they do not fill it."""
     height, width = frame_size
     if height < 1 or width < 1:
-        raise ValueError(f"frame_size is {height}x{width}; give height and width in pixels")
+        raise UserError(f"frame_size is {height}x{width}; give height and width in pixels")
     if patch < 1 or height % patch or width % patch:
-        raise ValueError(f"patch {patch} does not divide the frame of {height}x{width}; choose a patch that does")
+        raise UserError(f"patch {patch} does not divide the frame of {height}x{width}; choose a patch that does")
     if height * width > MOST_PIXELS or height * width // patch**2 > MOST_PATCHES:
         most = f"at most {MOST_PIXELS} pixels and {MOST_PATCHES} patches"
-        raise ValueError(f"a frame of {height}x{width} in patches of {patch} is too large; use {most}")
+        raise UserError(f"a frame of {height}x{width} in patches of {patch} is too large; use {most}")
     return height // patch, width // patch

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from minigenie.errors import UserError
 from minigenie.runtime import full_tensor, shard_like
 
 DISTANCES = 2**19  # at a time, on a CPU
@@ -43,14 +44,12 @@ class QuantizerConfig:
     def __post_init__(self) -> None:
         if not 2 <= self.num_codes <= 2**24 or not 1 <= self.code_dim <= 65_536:
             most = "use 2 x 1 to 16777216 x 65536"
-            raise ValueError(
-                f"a codebook of {self.num_codes} codes x {self.code_dim} is too small or too large; {most}"
-            )
+            raise UserError(f"a codebook of {self.num_codes} codes x {self.code_dim} is too small or too large; {most}")
         for name in ("warmup", "decay", "revive_below"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"quantizer.{name} is {getattr(self, name)}; it must lie in [0, 1)")
+                raise UserError(f"quantizer.{name} is {getattr(self, name)}; it must lie in [0, 1)")
         if not self.noise >= 0 or not self.commitment >= 0:
-            raise ValueError(f"noise {self.noise} and commitment {self.commitment} must be 0 or more")
+            raise UserError(f"noise {self.noise} and commitment {self.commitment} must be 0 or more")
 
 
 class Quantized(NamedTuple):

@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from minigenie.errors import UserError
+
 # Bases of the rotary frequencies: clips are tens of frames long, frames tens of patches wide, not thousands of words.
 TIME_BASE, SPACE_BASE = 100.0, 10.0
 SHORT = 32  # positions, up to which the library's attention loses to two products on a CPU in float32 too
@@ -41,11 +43,11 @@ class STConfig:
     def __post_init__(self) -> None:
         for name, least, most in (("num_blocks", 0, 1000), ("dim", 2, 65_536), ("num_heads", 1, 65_536)):
             if not least <= getattr(self, name) <= most:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} to {most}")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be {least} to {most}")
         if not 0 < self.mlp_ratio <= 64:
-            raise ValueError(f"mlp_ratio is {self.mlp_ratio}; it must be above 0, 4 is usual")
+            raise UserError(f"mlp_ratio is {self.mlp_ratio}; it must be above 0, 4 is usual")
         if self.dim % (4 * self.num_heads):
-            raise ValueError(
+            raise UserError(
                 f"dim {self.dim} does not split into {self.num_heads} heads whose width is a multiple of 4; "
                 f"choose a dim that is a multiple of {4 * self.num_heads}, or other num_heads"
             )
