@@ -26,8 +26,6 @@ SHAPED = (
 )
 install_import_hook([f"minigenie.{name}" for name in (*SHAPED, "teach.agreement")], "beartype.beartype")
 
-from bench_browser import chromium  # noqa: E402
-
 from minigenie.data.collect import collect  # noqa: E402
 from minigenie.data.dataset import Dataset  # noqa: E402
 from minigenie.eval import controllability, drift  # noqa: E402
@@ -126,6 +124,8 @@ def bucket(toy) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser():
+    from bench_browser import chromium  # of runs/, where processes that import this file do not look
+
     with contextlib.ExitStack() as stack:
         try:
             browser = stack.enter_context(chromium())
