@@ -1,9 +1,10 @@
+import math
 from itertools import pairwise
 
 import pytest
 import torch
 
-from minigenie.maskgit import SamplingConfig, fill_most_confident, sample_frame, sample_weighted
+from minigenie.maskgit import SamplingConfig, fill_most_confident, sample_frame, sample_weighted, schedule
 
 MASK, N, CODES = 50, 64, 50
 
@@ -78,3 +79,14 @@ def test_the_same_seed_gives_the_same_frame():
 def test_settings_that_cannot_be(settings):
     with pytest.raises(ValueError, match="steps|temperature"):
         SamplingConfig(**settings)
+
+
+def test_few_patches_come_first_and_most_of_them_last():
+    """The paper's cosine: the more is filled in, the more is sure of itself."""
+    keep, left = schedule(8, 256, torch.device("cpu"))
+    added = keep.diff(prepend=torch.zeros(1, dtype=keep.dtype))
+    assert (added.diff() > 0).all()
+    assert added[0] < 256 / 8 / 4
+    assert keep[-1] == 256
+    assert keep[3] == 256 - int(256 * math.cos(math.pi / 4))
+    assert (left.diff() < 0).all()

@@ -22,9 +22,20 @@ from minigenie.camera import PAST
 from minigenie.checkpoint import load_tensors
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.labels import write_labels
+from minigenie.encode import encode_motions
 from minigenie.metrics import read_metrics
 from minigenie.nn.patches import to_float
-from minigenie.pipeline import STEPS, Joint, Run, Watcher, control_metrics, seen_by_camera, train_world, with_actions
+from minigenie.pipeline import (
+    STEPS,
+    Joint,
+    Run,
+    Watcher,
+    control_metrics,
+    motions_around,
+    seen_by_camera,
+    train_world,
+    with_actions,
+)
 from minigenie.train import ENDLESS, Interrupted
 from minigenie.world import World
 
@@ -260,6 +271,15 @@ def test_what_is_seen_of_clips_is_what_is_known_of_the_dataset(toy, tmp_path):
     again = run.camera(tokenizer)[1]
     assert all((again[name] == known[name]).all() for name in known)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run/encoded").iterdir()} == before
+
+
+def test_motions_around_labels_are_looked_up_where_they_are_known(toy, tmp_path):
+    """As they are measured, but for near things; beyond an episode's ends nothing moves."""
+    frames, known = toy.windows(2)[::41], encode_motions(toy, tmp_path / "motions.npy", CPU)
+    recipe = with_actions(small_recipe(), toy, "true")
+    looked_up, measured = (motions_around(toy, frames, recipe, motions=each) for each in (known, None))
+    assert ((looked_up - measured).abs().amax(-1) < 0.05).float().mean() > 0.97
+    assert (measured.abs().amax(-1) > 0.5).any()
 
 
 def test_the_camera_learns_from_single_steps_of_the_footage(toy, tmp_path):
