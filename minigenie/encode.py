@@ -29,7 +29,7 @@ from minigenie.errors import UserError
 from minigenie.files import load_npy, parse_json, write_atomic
 from minigenie.inverse import InverseDynamics
 from minigenie.lam import LatentActionModel
-from minigenie.nn.motion import motion
+from minigenie.nn.motion import clip_motions
 from minigenie.nn.patches import to_float
 from minigenie.nn.st_transformer import TimeCache
 from minigenie.runtime import any_rank, barrier, hash_text
@@ -117,8 +117,7 @@ def encode_motions(
     one 0, mapped from `path`."""
 
     def encode(frames: np.ndarray) -> Tensor:
-        video = _load_frames(dataset, frames, device)
-        return motion(video[:, :-1].flatten(0, 1), video[:, 1:].flatten(0, 1)).view(len(video), -1, 2)
+        return clip_motions(_load_frames(dataset, frames, device))
 
     batches = _batches(_pieces(dataset, CLIP, overlap=1), _batch_frames(device))
     shape = (dataset.num_frames, 2)

@@ -35,7 +35,7 @@ from minigenie.found import found_controls
 from minigenie.inverse import InverseDynamics
 from minigenie.lam import LatentActionModel
 from minigenie.metrics import MetricsLog, read_metrics
-from minigenie.nn.motion import motion
+from minigenie.nn.motion import clip_motions, motion
 from minigenie.nn.patches import to_float, to_uint8
 from minigenie.nn.quantize import VectorQuantizer
 from minigenie.pictures import grid
@@ -501,9 +501,9 @@ class Run:
 def seen_by_camera(camera: Camera, tokenizer: VideoTokenizer, frames: Tensor) -> dict[str, Tensor]:
     """Of clips, uint8 [b t h w c], what `Run.camera` knows of the dataset: "motions" [b t-1], "moved" [b t-1 n]."""
     video = to_float(frames)
-    motions = motion(video[:, :-1].flatten(0, 1), video[:, 1:].flatten(0, 1)).view(len(video), -1, 2)
-    codes = camera.nearest(motions)
-    moved = tokenizer.encode(camera.move(video[:, :-1], codes, motions).flatten(0, 1)[:, None])
+    seen = clip_motions(video)
+    codes = camera.nearest(seen)
+    moved = tokenizer.encode(camera.move(video[:, :-1], codes, seen).flatten(0, 1)[:, None])
     return {"motions": codes, "moved": moved.view(*codes.shape, -1)}
 
 

@@ -30,7 +30,7 @@ from minigenie.inverse import InverseConfig, InverseDynamics
 from minigenie.lam import LAMConfig, LatentActionModel
 from minigenie.maskgit import SamplingConfig, fill_most_confident, sample_frame
 from minigenie.nn.mosaic import Mosaic
-from minigenie.nn.motion import motion
+from minigenie.nn.motion import clip_motions
 from minigenie.nn.patches import patch_grid, to_float, to_uint8
 from minigenie.nn.st_transformer import STTransformer, TimeCache
 from minigenie.runtime import can_compile, compiled, dtype_of, pick_device
@@ -220,18 +220,6 @@ class World:
         if self.dynamics.camera is not None and given.motion is not None:
             mosaic.move(self.dynamics.camera.motions[given.motion], frame)
 
-    def _mosaic(self, video: UInt8[Tensor, "b t h w c"]) -> Mosaic:
-        """What true frames have shown."""
-        frames, camera = to_float(video), self.dynamics.camera
-        if camera is None:
-            return Mosaic.begin(frames[:, -1], 0)
-        return camera.remember(frames, self._motions(frames))
-
-    def _motions(self, frames: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b t-1 2"]:
-        if frames.shape[1] < 2:
-            return frames.new_zeros(len(frames), 0, 2)
-        return motion(frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)).view(len(frames), -1, 2)
-
     def _history(self, tokens: Int[Tensor, "b n"], given: Given) -> History:
         """given: of the frame that these tokens are, and of those before."""
         if self.dynamics.camera is None or given.motion is None:
@@ -262,9 +250,10 @@ class World:
         self._generator.manual_seed(seed)
         keep, imagined = self.config.context_frames, []
         tokens = self.tokenizer.encode(to_float(video[:, -keep:]))
-        given, mosaic = self._given(video[:, -keep:], tokens), self._mosaic(video[:, -keep:])
+        given, mosaic = self._look_at(video[:, -keep:], tokens)
+        frame = self.tokenizer.decode(tokens)[:, -1]
         for column in actions.unbind(1):
-            past, frame = tokens[:, -keep:], self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]
+            past = tokens[:, -keep:]
             chosen = self._check_actions(column, len(video))
             coming = self._next_given(chosen, self._history(tokens[:, -1], given), frame, mosaic)
             given = given.then(coming)
@@ -344,22 +333,24 @@ class World:
             for stack in (self.tokenizer.encoder, self.dynamics.transformer, self.tokenizer.decoder)
         )
         tokens = torch.stack([self.tokenizer.encode_next(frame, encoder) for frame in to_float(video).unbind(1)], 1)
-        given = self._given(video, tokens)
+        given, mosaic = self._look_at(video, tokens)
         for i in range(t):
             self.dynamics.commit(tokens[:, i], given.map(itemgetter((slice(None), i))), dynamics)
             frame = self.tokenizer.decode_next(tokens[:, i], decoder)
-        return Past(dynamics, decoder, frame, *self._history(tokens[:, -1], given), *self._mosaic(video))
+        return Past(dynamics, decoder, frame, *self._history(tokens[:, -1], given), *mosaic)
 
-    def _given(self, video: UInt8[Tensor, "b t h w c"], tokens: Int[Tensor, "b t n"]) -> Given:
-        """Of true frames: the actions that lead into them, inferred ones, and how far the camera went."""
+    def _look_at(self, video: UInt8[Tensor, "b t h w c"], tokens: Int[Tensor, "b t n"]) -> tuple[Given, Mosaic]:
+        """Of true frames: the actions that lead into them, inferred ones, how far the camera went, and what it saw."""
+        frames, camera = to_float(video), self.dynamics.camera
         action = torch.full(tokens.shape[:2], self.dynamics.no_action, device=self.device)
         if video.shape[1] > 1:
             action[:, 1:] = self._infer(video, tokens)
-        if self.dynamics.camera is None:
-            return Given(action)
-        codes = torch.full_like(action, self.dynamics.camera.unknown)
-        codes[:, 1:] = self.dynamics.camera.nearest(self._motions(to_float(video)))
-        return Given(action, codes, moved=tokens)  # of no account, as none of them is hidden
+        if camera is None:
+            return Given(action), Mosaic.begin(frames[:, -1], 0)
+        codes, seen = torch.full_like(action, camera.unknown), clip_motions(frames)
+        codes[:, 1:] = camera.nearest(seen)
+        # what moved is of no account, as none of the tokens is hidden
+        return Given(action, codes, moved=tokens), camera.remember(frames, seen)
 
     def _infer(self, video: Tensor, tokens: Tensor | None) -> Int[Tensor, "b steps"]:
         return self.lam.infer(to_float(video) if tokens is None or not self.config.sees_tokens else tokens)

@@ -109,7 +109,7 @@ def test_a_motion_is_told_from_all_that_led_to_it(video, frames, monkeypatch):
         lambda past, *rest: seen.append([each.clone() for each in past] + [sample_motion(past, *rest)]) or seen[-1][-1],
     )
     made.reset(video[:, :frames])
-    known = made._given(video[:, :frames], made.tokenizer.encode(to_float(video[:, :frames])))
+    known = made._look_at(video[:, :frames], made.tokenizer.encode(to_float(video[:, :frames])))[0]
     motions, actions = (
         torch.cat((torch.full((2, PAST), none), each[:, 1:]), 1)
         for none, each in zip((unknown, no_action), (known.motion, known.action), strict=True)
@@ -130,7 +130,7 @@ def test_of_true_frames_the_camera_is_seen():
     picture = (255 * wide[0]).byte().movedim(0, -1)
     corners = [(8, 8), (8, 8), (8, 4), (12, 4)]  # content goes right, then up, as the window goes left and down
     video = torch.stack([picture[y : y + 64, x : x + 64] for y, x in corners])[None]
-    given = made._given(video, made.tokenizer.encode(to_float(video)))
+    given = made._look_at(video, made.tokenizer.encode(to_float(video)))[0]
     assert given.motion.tolist() == [[3, 0, 1, 2]]
 
 

@@ -29,6 +29,13 @@ def motion(before: Float[Tensor, "b h w c"], after: Float[Tensor, "b h w c"]) ->
     return _refine(a, b, found * (coarse / fine)) * fine
 
 
+def clip_motions(video: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b t-1 2"]:
+    """Of clips, from each frame to the next."""
+    if video.shape[1] < 2:
+        return video.new_zeros(len(video), 0, 2)
+    return motion(video[:, :-1].flatten(0, 1), video[:, 1:].flatten(0, 1)).view(len(video), -1, 2)
+
+
 def _search(before: Float[Tensor, "b h w"], after: Float[Tensor, "b h w"]) -> Float[Tensor, "b 2"]:
     """The shift by whole pixels at which they differ least; of equal ones the smallest."""
     h, w = before.shape[1:]
@@ -68,17 +75,16 @@ def _refine(
 
 
 def warp(
-    frames: Float[Tensor, "b h w c"], shift: Float[Tensor, "b 2"], margin: int = 0
-) -> tuple[Float[Tensor, "b y x c"], Float[Tensor, "b y x"]]:
-    """The frames moved by [down, right] pixels, bilinear, edges repeated; and 1 where that is from inside of them.
-    margin: pixels on each side that are left out of what is given."""
+    frames: Float[Tensor, "b h w c"], shift: Float[Tensor, "b 2"]
+) -> tuple[Float[Tensor, "b h w c"], Float[Tensor, "b h w"]]:
+    """The frames moved by [down, right] pixels, bilinear, edges repeated; and 1 where that is from inside of them."""
     h, w = frames.shape[1:3]
-    rows = torch.arange(margin, h - margin, device=frames.device) - shift[:, :1]
-    columns = torch.arange(margin, w - margin, device=frames.device) - shift[:, 1:]
+    rows = torch.arange(h, device=frames.device) - shift[:, :1]
+    columns = torch.arange(w, device=frames.device) - shift[:, 1:]
     grid = torch.stack(
         (
-            (2 * columns / (w - 1) - 1)[:, None, :].expand(-1, rows.shape[1], -1),
-            (2 * rows / (h - 1) - 1)[:, :, None].expand(-1, -1, columns.shape[1]),
+            (2 * columns / (w - 1) - 1)[:, None, :].expand(-1, h, -1),
+            (2 * rows / (h - 1) - 1)[:, :, None].expand(-1, -1, w),
         ),
         dim=-1,
     )
