@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from minigenie.maskgit import sample_weighted
 from minigenie.nn.mosaic import Mosaic
-from minigenie.nn.motion import STILL
+from minigenie.nn.motion import STILL, warp
 from minigenie.nn.quantize import k_means
 
 PAST = 7  # steps that are looked back
@@ -99,6 +99,8 @@ class Camera(nn.Module):
     ) -> Float[Tensor, "m t h w c"]:
         """Each frame of some clips, moved by a typical motion, with what was seen before in the clip. motions: those
         that led from each frame to the next, the last one of no account."""
+        if not self.memory:  # then every frame stands alone
+            return warp(video.flatten(0, 1), self.motions[codes.flatten()])[0].view(video.shape)
         mosaic, moved = Mosaic.begin(video[:, 0], self.memory), []
         for step, frame in enumerate(video.unbind(1)):
             if step:
