@@ -14,6 +14,7 @@ from minigenie.errors import UserError
 from minigenie.finish import count_parameters
 from minigenie.lam import LAMConfig
 from minigenie.maskgit import SamplingConfig
+from minigenie.nn.model import Model
 from minigenie.nn.quantize import QuantizerConfig
 from minigenie.nn.st_transformer import Recompute, STConfig, STTransformer
 from minigenie.optim import OptimConfig
@@ -210,7 +211,7 @@ def describe(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def _step_bytes(recipe: Recipe, name: str, model: nn.Module, fit: FitConfig) -> float:
+def _step_bytes(recipe: Recipe, name: str, model: Model, fit: FitConfig) -> float:
     """Weights, gradients and AdamW's two moments in float32, the weights in bfloat16, what the transformers keep for
     the backward pass, and logits of dynamics in float32, as they are, normalised, and their gradient."""
     clips, frames, streams = len(fit.parts()[-1]), fit.clip_frames, 1
@@ -219,8 +220,7 @@ def _step_bytes(recipe: Recipe, name: str, model: nn.Module, fit: FitConfig) -> 
     if name == "lam" and recipe.lam.pairs:
         frames -= 1
     logits = 12 * clips * frames * recipe.tokenizer.num_patches * recipe.tokenizer.quantizer.num_codes
-    stacks = [part for part in model.modules() if isinstance(part, STTransformer)]
-    kept = sum(_kept_bytes(stack, clips, streams * frames, fit.execution.recompute) for stack in stacks)
+    kept = sum(_kept_bytes(stack, clips, streams * frames, fit.execution.recompute) for stack in model.stacks)
     return 18 * count_parameters(model) + kept + logits * (name == "dynamics")
 
 

@@ -32,7 +32,7 @@ from minigenie.maskgit import SamplingConfig, fill_most_confident, sample_frame
 from minigenie.nn.mosaic import Mosaic
 from minigenie.nn.motion import clip_motions
 from minigenie.nn.patches import patch_grid, to_float, to_uint8
-from minigenie.nn.st_transformer import STTransformer, TimeCache
+from minigenie.nn.st_transformer import TimeCache
 from minigenie.runtime import can_compile, compiled, dtype_of, pick_device
 from minigenie.settings import Actions, Precision
 from minigenie.tokenizer import TokenizerConfig, VideoTokenizer
@@ -116,16 +116,13 @@ class World:
         self.tokenizer = tokenizer.to(self.device).eval()
         self.lam = lam.to(self.device).eval()
         self.dynamics = dynamics.to(self.device).eval()
-        for parameter in (p for stack in self._stacks() for p in stack.parameters()):
+        stacks = (stack for model in (self.tokenizer, self.lam, self.dynamics) for stack in model.stacks)
+        for parameter in (p for stack in stacks for p in stack.parameters()):
             parameter.data = parameter.data.to(self.dtype)
         self._past: Past | None = None
         self._generator = torch.Generator(self.device)
         self._use_cuda_graph = False
         self._captured_step: CapturedStep | None = None
-
-    def _stacks(self) -> list[STTransformer]:
-        models = (self.tokenizer, self.lam, self.dynamics)
-        return [part for model in models for part in model.modules() if isinstance(part, STTransformer)]
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None, precision: Precision = "float32") -> "World":

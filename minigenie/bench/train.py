@@ -7,17 +7,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minigenie.bench.machine import Call, Item, Measurement, count_flops, dtypes_of, timed
 from minigenie.bench.play import REFERENCE, SMALL
 from minigenie.camera import PAST
-from minigenie.dynamics import DynamicsConfig
+from minigenie.dynamics import DynamicsConfig, Joint
 from minigenie.lam import LAMConfig, LatentActionModel
+from minigenie.nn.model import Model
 from minigenie.nn.quantize import QuantizerConfig
 from minigenie.nn.st_transformer import STConfig
 from minigenie.optim import OptimConfig, make_optimizers, set_learning_rate
-from minigenie.pipeline import STEPS, Joint, Recipe
+from minigenie.pipeline import STEPS, Recipe
 from minigenie.recipes import paper, recipe_named
 from minigenie.runtime import autocast
 from minigenie.tokenizer import TokenizerConfig
@@ -109,7 +110,7 @@ def step_item(
     config = replace(config, execution=replace(config.execution, precision=dtype, part=part))
     parts = len(config.parts())
     clips = len(config.parts()[0])
-    make: Callable[[], nn.Module] = {
+    make: Callable[[], Model] = {
         "tokenizer": recipe.make_tokenizer,
         "lam": recipe.make_lam,
         "dynamics": recipe.make_dynamics,
@@ -126,7 +127,7 @@ def step_item(
     )
 
 
-def step_call(model: nn.Module, batch: dict[str, Tensor], config: FitConfig, device: torch.device) -> Call:
+def step_call(model: Model, batch: dict[str, Tensor], config: FitConfig, device: torch.device) -> Call:
     model.to(device).train()
     optimizers = make_optimizers(model, config.optim)
     set_learning_rate(optimizers, config.optim, 1e-3)
