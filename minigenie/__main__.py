@@ -152,15 +152,15 @@ def train(
     from minigenie.recipes import adjusted, describe
     from minigenie.runtime import pick_device, process_group
 
-    recipe = adjusted(settings)
-    if dry_run and (dataset is None or actions == "latent"):
-        print(describe(recipe))
-        return
-    if dataset is None or (out is None and not dry_run):
+    if not dry_run and (dataset is None or out is None):
         raise UserError("train needs a dataset and --out; only --dry-run goes without")
-    if actions != "latent" or labels:
-        recipe = with_actions(recipe, Dataset.open(dataset, verify=False), actions, labels)
-    if dry_run or out is None:
+    footage = None if dataset is None else Dataset.open(dataset, verify=False)
+    recipe = adjusted(settings, footage.frame_size if footage else None)
+    if footage is not None:
+        recipe = with_actions(recipe, footage, actions, labels)
+    elif actions != "latent":
+        raise UserError(f"--actions {actions} depends on the dataset; name one")
+    if dry_run or dataset is None or out is None:
         print(describe(recipe))
         return
     if max_minutes is not None and not max_minutes > 0:
