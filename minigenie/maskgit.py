@@ -60,7 +60,7 @@ def fill_most_confident(
     confidence = centred.gather(-1, choice[..., None])[..., 0] - centred.exp_().sum(dim=-1).log()
     confidence = confidence - noise * (-uniform[1].clamp(min=1e-20).log()).clamp(min=1e-20).log()
     open_still = tokens == mask_id
-    order = confidence.masked_fill(~open_still, torch.inf).argsort(dim=-1, descending=True, stable=True)
+    order = confidence.masked_fill(~open_still, torch.inf).sort(dim=-1, descending=True).indices
     first = (torch.arange(tokens.shape[1], device=keep.device) < keep).expand(order.shape)
     chosen = torch.zeros_like(open_still).scatter(1, order, first)
     return torch.where(open_still & chosen, choice, tokens)
@@ -72,10 +72,10 @@ def sample_weighted(weights: Float[Tensor, "b n k"], uniform: Float[Tensor, "b n
     runs = weights.unflatten(-1, (-1, math.gcd(weights.shape[-1], 64)))
     ends = runs.sum(-1).cumsum(-1)
     at = uniform[..., None] * ends[..., -1:]
-    run = torch.searchsorted(ends, at, right=True).clamp(max=ends.shape[-1] - 1)
+    run = (ends <= at).sum(-1, keepdim=True).clamp(max=ends.shape[-1] - 1)
     inside = runs.gather(-2, run[..., None].expand(-1, -1, -1, runs.shape[-1]))[..., 0, :].cumsum(-1)
     at = at - ends.gather(-1, run) + inside[..., -1:]
-    place = torch.searchsorted(inside, at, right=True).clamp(max=runs.shape[-1] - 1)
+    place = (inside <= at).sum(-1, keepdim=True).clamp(max=runs.shape[-1] - 1)
     return (run * runs.shape[-1] + place)[..., 0]
 
 
