@@ -228,17 +228,38 @@ def info(folder: Positional[str] = ".") -> None:
     describe(folder)
 
 
-def export(world: WorldFolder, out: Path, unfinished: bool = False) -> None:
+def export(
+    world: WorldFolder, out: Path, unfinished: bool = False, web: bool = False, runtime: Path | None = None
+) -> None:
     """Copy what a player needs of a trained world into a small folder of its own, weights in half the bytes.
 
     Args:
         out: New folder for the copy, to play, share or keep.
         unfinished: Of a run that goes on, what there is: models that are trained, others as last saved.
+        web: Write a web page instead that plays the world in any browser, without a server of ours.
+        runtime: With --web, a folder of the npm package onnxruntime-web to copy into the page, which else loads it from
+            a public address.
     """
+    from minigenie.console import working
     from minigenie.finish import export_world
 
-    missing = export_world(world, out, unfinished)
+    missing: list[str] = []
+    if web and unfinished:
+        raise UserError("--web plays whole worlds; leave out --unfinished")
+    if runtime and not web:
+        raise UserError("--runtime is for --web; add that, or leave it out")
+    if web:
+        from minigenie.web.export import export_site
+
+        with working("export", "parts") as progress:
+            export_site(world, out, runtime, progress)
+    else:
+        missing = export_world(world, out, unfinished)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    if web:
+        print(f"{out} is a page of {size / 1e6:.1f} MB: put it on any web server, or try it with")
+        print(f"python -m http.server --directory {out}")
+        return
     rest = f", still without {', '.join(missing)}" if missing else f": minigenie play {out}"
     print(f"{out} is a world of {size / 1e6:.1f} MB{rest}")
 

@@ -17,8 +17,8 @@ from minigenie.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """steps: passes per frame (the paper: 25). temperature: of the tokens, 0 takes the likeliest (the paper: 1).
-    choice_noise: Gumbel noise on which tokens are kept, annealed to 0 over the steps."""
+    """steps: passes per frame (the paper: 25). temperature: of the tokens, 0 takes the likeliest, and nothing is left to
+    chance (the paper: 1). choice_noise: Gumbel noise on which tokens are kept, annealed to 0 over the steps."""
 
     steps: int = 25
     temperature: float = 1.0
@@ -91,6 +91,7 @@ def sample_frame(
     uniforms = torch.rand(len(keeps), 2, *masked.shape, generator=generator, device=masked.device)
     temperature = torch.full_like(noises[0], config.temperature) if config.temperature else None
     tokens = masked
-    for uniform, keep, noise in zip(uniforms, keeps, noises * config.choice_noise, strict=True):
+    left = noises * (config.choice_noise if config.temperature else 0.0)
+    for uniform, keep, noise in zip(uniforms, keeps, left, strict=True):
         tokens = fill(tokens, uniform, keep, noise, temperature)
     return tokens

@@ -24,6 +24,7 @@ PAST_BYTES, PAST_MOMENTS = 64 << 20, 200  # what undo can go back to
 RECORD_BYTES, RECORD_FRAMES = 64 << 20, 1_800  # 2 minutes at 15 frames/s
 MAX_STEPS, MAX_TEMPERATURE = 64, 2.0
 CLIP_FRAMES = 33  # of the split view
+PREVIEW_FRAMES, PREVIEW_STEPS, PREVIEW_SIDE = 6, 4, 96
 
 
 class View(NamedTuple):
@@ -137,6 +138,12 @@ def encode(picture: UInt8[np.ndarray, "h w c"], kind: str, **options: int) -> by
     out = io.BytesIO()
     Image.fromarray(picture).save(out, kind, **options)
     return out.getvalue()
+
+
+def preview_strip(frames: UInt8[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "H W c"]:
+    """Small copies of frames, side by side."""
+    size = [min(side, PREVIEW_SIDE) for side in (frames.shape[2], frames.shape[1])]
+    return np.hstack([np.array(Image.fromarray(frame).resize(size)) for frame in frames])
 
 
 def to_video(frames: list[np.ndarray]) -> Tensor:

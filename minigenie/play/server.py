@@ -39,6 +39,7 @@ from minigenie.settings import PlaySettings, ServerSettings
 
 PAGE = Path(__file__).with_name("page.html")
 SHARED = [PAGE.with_name("shared.css"), PAGE.with_name("shared.js")]  # by this page and that of teach
+ENGINE = PAGE.with_name("engine.js")
 MAX_JSON_BYTES, MAX_UPLOAD_BYTES = 1 << 16, 10 << 20
 SWITCH_SECONDS = 2e-4  # the worker asks for the interpreter between any two tensor operations: 5 ms each is Python's
 VIDEOS = {"mp4": "video/mp4", "gif": "image/gif"}
@@ -122,6 +123,14 @@ def _video(frames: list[Any], kind: str, fps: float) -> bytes:
         return save_video(to_video(frames), Path(folder) / f"recording.{kind}", fps).read_bytes()
 
 
+def page_text(page: Path, engine: Path = ENGINE) -> str:
+    """A whole page. engine: what answers it."""
+    text = page.read_text()
+    for part in (*SHARED, engine):
+        text = text.replace(f"/* {part.name} */", part.read_text())
+    return text
+
+
 def page_app(
     page: Path, routes: Sequence[BaseRoute], begin: Callable[[], Any], end: Callable[[], Any], host: str,
     token: str | None, ready: Callable[[], Any],
@@ -137,10 +146,7 @@ def page_app(
         end()
 
     async def show(_: Request) -> Response:
-        text = page.read_text()
-        for shared in SHARED:
-            text = text.replace(f"/* {shared.name} */", shared.read_text())
-        return HTMLResponse(text)
+        return HTMLResponse(page_text(page))
 
     async def refuse(_: Request, error: Any) -> Response:  # async, as all here: others take a thread each in a flood
         known = isinstance(error, HTTPException)

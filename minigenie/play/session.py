@@ -11,13 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
 from minigenie.eval.controllability import mean_shift
 from minigenie.play.actions import check_actions, describe, load_actions, merge_actions, save_actions
-from minigenie.play.player import Clip, View, encode, footage_clip, longest
+from minigenie.play.player import (
+    PREVIEW_FRAMES,
+    PREVIEW_STEPS,
+    Clip,
+    View,
+    encode,
+    footage_clip,
+    longest,
+    preview_strip,
+)
 from minigenie.play.worker import choose_threads, timed, with_fewer_steps
 from minigenie.runtime import Result
 from minigenie.settings import PlaySettings
@@ -30,7 +38,6 @@ RGBA, JPEG = 0, 1
 NO_ACTION = 0xFFFF
 RAW_SIDE = 64  # pixels: frames up to here travel raw, larger ones as JPEG
 
-PREVIEW_FRAMES, PREVIEW_STEPS, PREVIEW_SIDE = 6, 4, 96
 PREVIEWS_KEPT = 512
 MEASURED_STARTS = 4
 MAX_STARTS = 48
@@ -151,8 +158,7 @@ class Session:
             frames.append((await self._in_background(partial(world.step, [action])))[0].numpy())
         if not self.measured:
             await self._add_measurement(np.stack(frames), digest, action)
-        size = [min(side, PREVIEW_SIDE) for side in (start.shape[1], start.shape[0])]
-        strip = np.hstack([np.array(Image.fromarray(frame).resize(size)) for frame in frames])
+        strip = preview_strip(np.stack(frames))
         header = PICTURE_HEADER.pack(PREVIEW, JPEG, action, 0, 0, 0, strip.shape[1], strip.shape[0], len(frames))
         return header + encode(strip, "JPEG", quality=85)
 
