@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import reprlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -84,7 +85,7 @@ def convert(value: Any, kind: Any) -> Any:
         fault = fault[:1].lower() + fault[1:]
         if isinstance(value, dict | list):
             raise UserError(f"{fault} in {place}" if place else fault) from None
-        raise UserError(f"{place or 'it'} is {value!r}, {fault}") from None
+        raise UserError(f"{place or 'it'} is {reprlib.repr(value)}, {fault}") from None
 
 
 def fits(value: Any, kind: Any) -> bool:
@@ -111,9 +112,14 @@ def load_npy(path: Path, cure: str) -> np.memmap:
 def npy_parts(array: np.ndarray) -> tuple[bytes, memoryview]:
     """The two parts of an .npy file: its header and its data, without a copy."""
     array = np.ascontiguousarray(array)
+    return npy_header(array.dtype, array.shape), array.data
+
+
+def npy_header(kind: np.dtype, shape: tuple[int, ...]) -> bytes:
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    return header.getvalue(), array.data
+    content = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, content)
+    return header.getvalue()
 
 
 def sha256_of(path: Path) -> str:
