@@ -20,7 +20,7 @@ from minigenie.data.toy import ToyWorld
 from minigenie.eval.controllability import mean_shift
 from minigenie.pictures import fit_picture
 from minigenie.play import connection as connection_module
-from minigenie.play import worker as worker_module
+from minigenie.play import session as session_module
 from minigenie.play.actions import describe, load_actions, resolve_actions, save_actions
 from minigenie.play.player import Clip, Player, View, footage_clip
 from minigenie.play.server import MAX_UPLOAD_BYTES, listen, make_app
@@ -143,8 +143,8 @@ def test_torch_gets_all_threads_where_they_help(folder, monkeypatch, seconds, ex
     threads = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    monkeypatch.setattr(worker_module, "timed", lambda call: (call(), seconds[threads[-1]]))
-    worker_module.choose_threads(World.load(folder, "cpu"))
+    monkeypatch.setattr(session_module, "timed", lambda call: (call(), seconds[threads[-1]]))
+    session_module.choose_threads(World.load(folder, "cpu"))
     assert threads[-1] == expected
 
 
@@ -264,7 +264,7 @@ def test_the_past_and_the_recording_are_bounded(folder, monkeypatch):
     for _ in range(12):
         player.step(0)
     assert 1 <= len(player.past) < 12
-    assert sum(moment.world.size for moment in player.past) <= 500_000
+    assert sum(before.size for _, before in player.past) <= 500_000
     assert len(player.recorded) == 5
     assert not player.recording
     while player.undo():

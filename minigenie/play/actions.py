@@ -10,17 +10,18 @@ left is a player who goes right. noop: the one action that is taken when nothing
 Dimensions:  t frames   h w c a frame
 """
 
-import json
 import math
+import sys
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from minigenie.errors import UserError
-from minigenie.files import parse_json, write_atomic
+from minigenie.files import convert, parse_json, to_json, write_atomic
 
 DIRECTIONS = {  # where the player goes: the picture goes the other way
     "right": ((0, -1), "ArrowRight"),
@@ -33,8 +34,18 @@ DIRECTIONS = {  # where the player goes: the picture goes the other way
     "down left": ((-1, 1), "ArrowDown+ArrowLeft"),
 }
 STILL = 0.25  # pixels a frame at 64 pixels: less is no direction
-LONGEST = 40
 MOST_CHOSEN = 100_000
+Text = Annotated[str, Meta(max_length=40)]
+Pixels = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+
+
+class Action(Struct):
+    """What an entry must be; whatever else is in it is kept."""
+
+    name: Text
+    key: Text
+    noop: bool = False
+    motion: tuple[Pixels, Pixels] | UnsetType = UNSET
 
 
 def describe(
@@ -125,33 +136,8 @@ def _number(text: str) -> int | None:
 
 def check_actions(actions: Any, num_actions: int) -> None:
     """UserError that says what is wrong, if this is not an entry per action."""
-    if not isinstance(actions, list) or len(actions) != num_actions:
-        raise UserError(f"there must be a list of {num_actions} actions")
-    for a, entry in enumerate(actions):
-        if not isinstance(entry, dict):
-            raise UserError(f"action {a} is no object with a name and a key")
-        for field in ("name", "key"):
-            if not isinstance(entry.get(field), str) or not 0 <= len(entry[field]) <= LONGEST:
-                raise UserError(f"action {a} needs a {field}, a text of at most {LONGEST} characters")
-        if not isinstance(entry.get("noop", False), bool):
-            raise UserError(f"noop of action {a} is neither true nor false")
-        if "motion" in entry and not _is_motion(entry["motion"]):
-            raise UserError(f"motion of action {a} is not two numbers")
-
-
-def _is_motion(value: Any) -> bool:
-    numbers = isinstance(value, list) and len(value) == 2 and all(type(each) in (int, float) for each in value)
-    return numbers and all(map(math.isfinite, value))
-
-
-def merge_actions(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a person may change, changed; all else that is there, kept."""
-    editable = ("name", "key", "noop")
-    return [
-        {**before, **{field: after[field] for field in editable if field in after}}
-        for before, after in zip(old, new, strict=True)
-    ]
+    convert(actions, Annotated[list[Action], Meta(min_length=num_actions, max_length=num_actions)])
 
 
 def save_actions(folder: Path, actions: list[dict[str, Any]]) -> None:
-    write_atomic(folder / "actions.json", json.dumps(actions, indent=1).encode())
+    write_atomic(folder / "actions.json", to_json(actions))

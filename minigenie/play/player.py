@@ -6,18 +6,20 @@ Dimensions:  t frames   h w c a frame
 """
 
 import io
+import tempfile
 from collections import deque
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
 from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
+from minigenie.pictures import save_video
 from minigenie.world import Snapshot, World
 
 PAST_BYTES, PAST_MOMENTS = 64 << 20, 200  # what undo can go back to
@@ -35,13 +37,6 @@ class View(NamedTuple):
     truth: np.ndarray | None = None
 
 
-class Moment(NamedTuple):
-    """What undo goes back to."""
-
-    view: View
-    world: Snapshot
-
-
 class Clip(NamedTuple):
     """Held-out footage and the actions that lead through it."""
 
@@ -55,7 +50,7 @@ class Player:
     def __init__(self, base: World) -> None:
         self.world = base.fresh_copy()
         self.view: View | None = None
-        self.past: deque[Moment] = deque(maxlen=PAST_MOMENTS)
+        self.past: deque[tuple[View, Snapshot]] = deque(maxlen=PAST_MOMENTS)  # what undo goes back to
         self.recorded: list[np.ndarray] = []
         self.recording = False
         self.clip: Clip | None = None
@@ -81,20 +76,20 @@ class Player:
             return self.reset(self.clip.frames[0], self.seed, self.clip)
         if self.clip is not None:
             action = self.clip.actions[self.view.number]
-        before = Moment(self.view, self.world.snapshot())
+        before = self.world.snapshot()
         frame = self.world.step([action])[0].numpy()
-        self.past.append(before)
-        while len(self.past) * before.world.size > PAST_BYTES and len(self.past) > 1:
+        self.past.append((self.view, before))
+        while len(self.past) * before.size > PAST_BYTES and len(self.past) > 1:
             self.past.popleft()
-        self._show(frame, action, before.view.number + 1)
+        self._show(frame, action, self.view.number + 1)
 
     def undo(self) -> bool:
         """Back by one frame, to the very state it was in. False at the beginning of what is kept."""
         if not self.past:
             return False
-        moment = self.past.pop()
-        self.world.restore(moment.world)
-        self.view = moment.view
+        view, before = self.past.pop()
+        self.world.restore(before)
+        self.view = view
         return True
 
     def sample(self, steps: int, temperature: float) -> None:
@@ -122,15 +117,12 @@ class Player:
 
 def footage_clip(world: World, footage: Dataset, number: int) -> Clip:
     """Clip `number` of held-out footage: from the first third of an episode on."""
-    long = [i for i, episode in enumerate(footage.episodes) if episode.length >= min(CLIP_FRAMES, longest(footage))]
+    lengths = [episode.length for episode in footage.episodes]
+    long = [i for i, length in enumerate(lengths) if length >= min(CLIP_FRAMES, max(lengths))]
     frames = footage.episode_frames(long[number % len(long)])
     begin = max(0, (len(frames) - CLIP_FRAMES) // 3)
     window = np.array(frames[begin : begin + CLIP_FRAMES])
     return Clip(window, world.infer_actions(window[None])[0].tolist())
-
-
-def longest(footage: Dataset) -> int:
-    return max((episode.length for episode in footage.episodes), default=0)
 
 
 def encode(picture: UInt8[np.ndarray, "h w c"], kind: str, **options: int) -> bytes:
@@ -139,5 +131,7 @@ def encode(picture: UInt8[np.ndarray, "h w c"], kind: str, **options: int) -> by
     return out.getvalue()
 
 
-def to_video(frames: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(frames))
+def encode_video(frames: list[np.ndarray], kind: str, fps: float) -> bytes:
+    """kind: "mp4" or "gif"."""
+    with tempfile.TemporaryDirectory() as folder:
+        return save_video(torch.from_numpy(np.stack(frames)), Path(folder, f"recording.{kind}"), fps).read_bytes()
