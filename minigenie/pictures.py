@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
+from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
 from minigenie.files import write_atomic
 
@@ -27,6 +28,13 @@ def grid(rows: list[UInt8[Tensor, "t h w c"]]) -> np.ndarray:
     """Each row's frames side by side, the rows below each other, white gaps of 2 px: uint8 [H W 3]."""
     padded = [F.pad(row, (0, 0, 1, 1, 1, 1), value=255) for row in rows]
     return torch.cat([rearrange(row, "t h w c -> h (t w) c") for row in padded]).cpu().numpy()
+
+
+def contact_sheet(dataset: Dataset, rows: int = 6, columns: int = 10) -> np.ndarray:
+    """A picture of the dataset, as of `grid`: a row per episode, evenly spaced frames in it."""
+    episodes = np.random.default_rng(0).permutation(len(dataset.episodes))[:rows].tolist()
+    videos = [torch.from_numpy(np.array(dataset.episode_frames(i))) for i in episodes]
+    return grid([video[torch.linspace(0, len(video) - 1, columns).round().long()] for video in videos])
 
 
 def label(text: str, size: tuple[int, int], at: tuple[int, int]) -> np.ndarray:
