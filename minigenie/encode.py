@@ -207,19 +207,18 @@ def _encode_to_file(
         frames = np.cumsum([int((batch[:, 3] - batch[:, 2]).sum()) for batch in batches]).tolist()
         with open(unfinished, "r+b") as file:  # not mapped: hosts would overwrite each other's part of a page
             saved = time.monotonic()
-            for number in range(rank, len(batches), processes):
+            mine = range(rank, len(batches), processes)
+            for number in mine:
                 if number not in done:
                     _write(file, header, batches[number], encode, kind)
                     done.add(number)
                     watch(frames[min(number + processes, len(batches)) - 1], frames[-1])  # as if the others kept pace
-                if time.monotonic() - saved > SAVE_EVERY:
+                if time.monotonic() - saved > SAVE_EVERY or number == mine[-1]:
                     file.flush()
                     os.fsync(file.fileno())
                     note = to_json({"plan": plan, "done": sorted(done)})
                     write_atomic(path.with_suffix(f".part.{rank}.json"), note)
                     saved = time.monotonic()
-            file.flush()
-            os.fsync(file.fileno())
         barrier()  # what each had to do is done
         if rank == 0:
             unfinished.replace(path)

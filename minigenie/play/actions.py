@@ -62,9 +62,8 @@ def describe(
     action moves counts for nothing."""
     still = STILL * side / 64
     lengths = np.hypot(*motions.T)
-    noop = min(range(len(actions)), key=lambda a: (max(lengths[a], still), changes[a]))
-    if any(entry.get("noop") for entry in actions):
-        noop = next(a for a, entry in enumerate(actions) if entry.get("noop"))
+    given = [a for a, entry in enumerate(actions) if entry.get("noop")]
+    noop = given[0] if given else min(range(len(actions)), key=lambda a: (max(lengths[a], still), changes[a]))
     described = [
         {**entry, "motion": [round(float(value), 3) for value in motions[a]], "noop": a == noop}
         for a, entry in enumerate(actions)
