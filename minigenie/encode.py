@@ -49,7 +49,6 @@ def encode_tokens(
     context_frames: int,
     path: Path,
     watch: Watch = lambda done, total: None,
-    batch_frames: int | None = None,
 ) -> np.ndarray:
     """Tokens of every frame, [f n] of the smallest unsigned type, mapped from `path`, which is made if missing.
 
@@ -69,7 +68,7 @@ def encode_tokens(
         )
 
     held = -(-lead // 4)  # every block keeps keys and values, which take a quarter of what its feed-forward does
-    batches = _batches(dataset, 8 * lead or CLIP, batch_frames or _batch_frames(device), lead=lead, held=held)
+    batches = _batches(dataset, 8 * lead or CLIP, _batch_frames(device), lead=lead, held=held)
     shape = (dataset.num_frames, tokenizer.config.num_patches)
     return _encode_to_file(path, shape, tokenizer.config.quantizer.num_codes, batches, encode, watch)
 
@@ -81,7 +80,6 @@ def encode_actions(
     clip_frames: int,
     path: Path,
     watch: Watch = lambda done, total: None,
-    batch_frames: int | None = None,
     motions: np.ndarray | None = None,
     likeliest: bool = False,
 ) -> np.ndarray:
@@ -100,8 +98,7 @@ def encode_actions(
         return lam.infer(video, known) if likeliest else lam.label(video, known)
 
     before, after = lam.step_context
-    at_once = batch_frames or _batch_frames(device)
-    batches = _batches(dataset, clip_frames, at_once, overlap=1, lead=before, tail=after)
+    batches = _batches(dataset, clip_frames, _batch_frames(device), overlap=1, lead=before, tail=after)
     return _encode_to_file(path, (dataset.num_frames,), lam.config.num_actions, batches, encode, watch)
 
 

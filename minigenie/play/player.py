@@ -5,7 +5,6 @@ Everything here blocks; the server calls it from its one worker thread.
 Dimensions:  t frames   h w c a frame
 """
 
-import io
 import tempfile
 from collections import deque
 from dataclasses import replace
@@ -14,8 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import Image
 
 from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
@@ -123,12 +120,6 @@ def footage_clip(world: World, footage: Dataset, number: int) -> Clip:
     begin = max(0, (len(frames) - CLIP_FRAMES) // 3)
     window = np.array(frames[begin : begin + CLIP_FRAMES])
     return Clip(window, world.infer_actions(window[None])[0].tolist())
-
-
-def encode(picture: UInt8[np.ndarray, "h w c"], kind: str, **options: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(picture).save(out, kind, **options)
-    return out.getvalue()
 
 
 def encode_video(frames: list[np.ndarray], kind: str, fps: float) -> bytes:

@@ -19,8 +19,9 @@ from PIL import Image
 from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
 from minigenie.eval.controllability import mean_shift
+from minigenie.pictures import encode
 from minigenie.play.actions import check_actions, describe, load_actions, save_actions
-from minigenie.play.player import View, encode
+from minigenie.play.player import View
 from minigenie.runtime import Result
 from minigenie.settings import PlaySettings
 from minigenie.world import World, locate, read_prompt
