@@ -85,11 +85,7 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.int64]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10.0}  # noqa: RUF012  # as Gymnasium has it
 
     def __init__(
-        self,
-        world: str | Path,
-        reward: Reward = no_reward,
-        render_mode: str | None = None,
-        device: str | None = None,
+        self, world: str | Path, reward: Reward = no_reward, render_mode: str | None = None, device: str | None = None
     ) -> None:
         self._batch = batch = WorldVectorEnv(1, world, reward, render_mode, device, max_episode_steps=-1)
         self.world, self.render_mode = batch.world, render_mode
@@ -133,11 +129,7 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     members anew while the others go on.
     """
 
-    metadata = {  # noqa: RUF012
-        "render_modes": ["rgb_array"],
-        "render_fps": 10.0,
-        "autoreset_mode": AutoresetMode.NEXT_STEP,
-    }
+    metadata = {**WorldEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
     def __init__(
         self,

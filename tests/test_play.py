@@ -437,6 +437,9 @@ def test_actions_are_told_by_name_or_number_and_how_often():
     assert resolve_actions("right, 2 ,jump-right,Jump Left*2,noop,left*3,", actions) == [2, 2, 5, 4, 4, 0, 1, 1, 1]
     with pytest.raises(ValueError, match="no action 'up'; use 0 to 5, or a name: noop, left, right, jump, jump-left"):
         resolve_actions("up", actions)
+    for text in ("-1", "6", "right*0", "right*-1", "right*x", "right*1000000000"):
+        with pytest.raises(ValueError, match="there is no action|how often"):
+            resolve_actions(text, actions)
 
 
 def test_the_toy_world_s_actions_are_named_and_keyed_as_what_they_are():

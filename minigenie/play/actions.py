@@ -109,13 +109,14 @@ def load_actions(folder: Path, num_actions: int) -> list[dict[str, Any]]:
 def resolve_actions(text: str, actions: list[dict[str, Any]]) -> list[int]:
     """Comma-separated names and numbers, each with `*times` or without, as in "right*8,jump,0": the actions' numbers.
     Case does not count, and "jump right" is "jump-right". UserError, one line, for one that there is not."""
+    numbers = {str(a): a for a in range(len(actions))}
     by_name = {_plain(entry["name"]): a for a, entry in reversed(list(enumerate(actions)))}
     chosen: list[int] = []
     for part in filter(None, map(str.strip, text.split(","))):
-        what, _, times = part.partition("*")
-        action = by_name.get(_plain(what), _number(what))
-        repeat = _number(times) if times else 1
-        if action is None or action >= len(actions):
+        what, _, times = map(str.strip, part.partition("*"))
+        action, times = by_name.get(_plain(what), numbers.get(what)), times or "1"
+        repeat = int(times) if times.isdecimal() and len(times) < 10 else 0
+        if action is None:
             names = ", ".join(entry["name"] for entry in actions)
             raise UserError(f"there is no action {what.strip()!r}; use 0 to {len(actions) - 1}, or a name: {names}")
         if not repeat or len(chosen) + repeat > MOST_CHOSEN:
@@ -126,11 +127,6 @@ def resolve_actions(text: str, actions: list[dict[str, Any]]) -> list[int]:
 
 def _plain(name: str) -> str:
     return " ".join(name.lower().replace("-", " ").split())
-
-
-def _number(text: str) -> int | None:
-    text = text.strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def check_actions(actions: Any, num_actions: int) -> None:

@@ -40,7 +40,8 @@ class AuthMiddleware:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": refusal})
         else:
-            await error_response(refusal, 403)(scope, receive, self._with_headers(scope, send, cookie=False))
+            response = JSONResponse({"error": refusal}, 403)
+            await response(scope, receive, self._with_headers(scope, send, cookie=False))
 
     def _is_same_origin(self, connection: HTTPConnection) -> bool:
         host, origin = (connection.headers.get(name, "") for name in ("host", "origin"))
@@ -77,7 +78,3 @@ class AuthMiddleware:
 def _cookie_name(scope: Scope) -> str:
     """Its name: browsers keep cookies by host alone, and several worlds may be played on one."""
     return f"minigenie-{scope['server'][1]}"
-
-
-def error_response(text: str, status: int) -> JSONResponse:
-    return JSONResponse({"error": text}, status)

@@ -56,8 +56,7 @@ class Player:
     @property
     def most_steps(self) -> int:
         """MaskGIT fills in one token a step at least."""
-        rows, columns = self.world.config.tokenizer.grid
-        return min(rows * columns, MAX_STEPS)
+        return min(self.world.config.tokenizer.num_patches, MAX_STEPS)
 
     def reset(self, start: np.ndarray, seed: int, clip: Clip | None = None) -> None:
         """Begin anew from one frame, uint8 [h w c]; with a clip: its first, to be followed by its own actions."""

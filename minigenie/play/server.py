@@ -28,7 +28,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from minigenie.errors import UserError
 from minigenie.files import parse_json
-from minigenie.play.auth import AuthMiddleware, error_response
+from minigenie.play.auth import AuthMiddleware
 from minigenie.play.connection import Connection, Disconnected
 from minigenie.play.limits import MAX_MESSAGE_BYTES, LimitedServer, LimitedWebSocket
 from minigenie.play.player import encode_video
@@ -95,9 +95,8 @@ def make_app(
         connection = Connection(session, socket)
         session.connections[connection.token] = connection
         try:
-            await connection.run()
-        except Disconnected:
-            pass
+            with contextlib.suppress(Disconnected):
+                await connection.run()
         finally:
             del session.connections[connection.token]
             with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):  # closed already
@@ -136,8 +135,8 @@ def page_app(
         return HTMLResponse(text)
 
     async def refuse(_: Request, error: Any) -> Response:  # async, as all here: others take a thread each in a flood
-        known = isinstance(error, HTTPException)
-        return error_response(error.detail if known else str(error), error.status_code if known else 400)
+        text, status = (error.detail, error.status_code) if isinstance(error, HTTPException) else (str(error), 400)
+        return JSONResponse({"error": text}, status)
 
     return Starlette(
         routes=[Route("/", show), *routes],

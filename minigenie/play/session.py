@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import struct
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -64,7 +63,7 @@ class Session:
         self.start_pngs = [encode(start, "PNG") for start in self.starts]
         self.footage = self._open_footage(settings.footage) if settings.footage else None
         self.connections: dict[str, Any] = {}
-        self.previews: OrderedDict[tuple[bytes, int], asyncio.Task[bytes]] = OrderedDict()
+        self.previews: dict[tuple[bytes, int], asyncio.Task[bytes]] = {}
         self.measurements: dict[bytes, dict[int, np.ndarray]] = {}  # by start and action: a shift, and a change
         self.saving = asyncio.Lock()
         self.media_pool = ThreadPoolExecutor(1)  # what decodes pictures and encodes videos: each may take 500 MB
@@ -136,12 +135,11 @@ class Session:
         """What an action does from `start`, held for a few frames: one picture of them in a row, ready to be sent.
         Imagined when first asked for, while the players leave the worker time, then remembered."""
         key = (hashlib.sha256(start.tobytes()).digest(), action)
-        if key not in self.previews:
-            self.previews[key] = asyncio.create_task(self._make_preview(start, *key))
-            while len(self.previews) > PREVIEWS_KEPT:
-                self.previews.popitem(last=False)[1].cancel()
-        self.previews.move_to_end(key)
-        return await asyncio.shield(self.previews[key])
+        preview = self.previews.pop(key, None) or asyncio.create_task(self._make_preview(start, *key))
+        self.previews[key] = preview  # the last one asked for is the last to be forgotten
+        if len(self.previews) > PREVIEWS_KEPT:
+            self.previews.pop(next(iter(self.previews))).cancel()
+        return await asyncio.shield(preview)
 
     async def _make_preview(self, start: np.ndarray, digest: bytes, action: int) -> bytes:
         world = with_fewer_steps(self.world, PREVIEW_STEPS)
