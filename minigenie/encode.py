@@ -54,8 +54,7 @@ def encode_tokens(
 
     A tokenizer with a sense of time sees them as a world does: one after another from the episode's first on, with a
     memory of `context_frames`. A long episode is begun in several places at once, each so far before the first frame
-    that counts that what was before makes no difference: every block looks back `context_frames` further.
-    """
+    that counts that what was before makes no difference: every block looks back `context_frames` further."""
     encoder, device = tokenizer.config.encoder, next(tokenizer.parameters()).device
     lead = encoder.num_blocks * (context_frames + 1) if encoder.attend_time else 0  # the cache then is at slot 0 again
 

@@ -126,8 +126,7 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     No episode terminates; a member is truncated after `max_episode_steps` (`-1`: never). The step after that takes no
     notice of its action: it begins anew with reward 0 (Gymnasium's `AutoresetMode.NEXT_STEP`), from the prompt of the
     last `reset` or, without one, a newly drawn one. `reset(options={"reset_mask": ...})`, booleans `[b]`, begins some
-    members anew while the others go on.
-    """
+    members anew while the others go on."""
 
     metadata = {**WorldEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 

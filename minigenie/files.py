@@ -30,8 +30,7 @@ SETTLED = 2  # seconds; of a file that was changed later than that, its times ne
 def write_atomic(path: Path, *parts: Any) -> str:
     """Write bytes-like `parts` to `path` so that it holds all of them or is not there. Returns their sha256 in hex.
 
-    Makes the folder if it is missing. OSError, one line with the cure.
-    """
+    Makes the folder if it is missing. OSError, one line with the cure."""
     temporary = path.with_name(f".{path.name}.tmp")
     digest = hashlib.sha256()
     try:
@@ -73,8 +72,7 @@ def parse_json(data: bytes | str) -> Any:
 def convert(value: Any, kind: Any) -> Any:
     """`value`, as JSON gives it, as a `kind`: a msgspec.Struct or any other type that msgspec knows.
 
-    ValueError, one line, that says where it is of another kind, with the value there.
-    """
+    ValueError, one line, that says where it is of another kind, with the value there."""
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -132,8 +130,7 @@ def damaged(address: str, files: list[tuple[Path, str]]) -> list[Path]:
 
     What was read is noted in the cache, not beside the files: that folder may be read-only, is compared byte by byte
     with another, and a note that is copied along with it would vouch for files that nobody has read. Without a cache
-    to write to, all is read every time.
-    """
+    to write to, all is read every time."""
     note, seen = None, {}
     with suppress(OSError, RuntimeError, TypeError, ValueError):  # no home folder, no note, or nonsense in it
         note = cache_folder(address) / "read.json"

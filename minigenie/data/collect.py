@@ -76,8 +76,7 @@ def collect(
 
     `workers` is the number of threads, by default one per core up to 16; the frames do not depend on it.
     `progress(frames done, frames in all)` is called after each shard, in their order. Raises ValueError for settings
-    that cannot be, FileExistsError if `out` holds anything else.
-    """
+    that cannot be, FileExistsError if `out` holds anything else."""
     check(settings)
     writer = DatasetWriter(
         out,
@@ -264,8 +263,7 @@ class ProcgenGame:
     """n Procgen games side by side, from procgen-mirror; one that ends starts its next level by itself.
 
     first: bool [n], this frame begins an episode. reward: float [n], of the last step. level_seed: int [n], the level
-    that this frame shows.
-    """
+    that this frame shows."""
 
     def __init__(self, settings: CollectSettings, n: int, seed: int):
         options = {

@@ -104,8 +104,7 @@ class DatasetWriter:
 
     `header` has the fields of `Header`. Raises FileExistsError if `folder` holds anything but the same dataset,
     finished (then `finished` is true) or begun. A writer may be copied to other processes: each index is to be written
-    by one of them.
-    """
+    by one of them."""
 
     def __init__(self, folder: str | Path, **header: Any):
         self.folder = Path(folder)
@@ -137,8 +136,7 @@ class DatasetWriter:
     def write(self, index: int, frames: np.ndarray, episodes: list[Episode], actions: np.ndarray | None = None) -> None:
         """Store shard `index`: uint8 frames [f h w 3], integer actions [f] or None, episodes by offset within it.
 
-        The `shard` of the episodes is filled in here. No episodes: the shard is noted as done and takes no room.
-        """
+        The `shard` of the episodes is filled in here. No episodes: the shard is noted as done and takes no room."""
         assert frames.dtype == np.uint8
         assert frames.shape[1:] == (*self.header["frame_size"], 3)
         assert actions is None or actions.shape == frames.shape[:1]
@@ -181,8 +179,7 @@ class Dataset:
     """Frames and episodes of a finished folder. Frames are counted through all shards, in the manifest's order.
 
     `folder` is where its files lie: of a dataset at `url`, copies of those that were read. `name` is what it was opened
-    by.
-    """
+    by."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any], url: str | None = None):
         self.folder, self.url = folder, url
@@ -211,8 +208,7 @@ class Dataset:
         `verify` is for earlier copies: a damaged one is made again.
 
         FileNotFoundError if it is not there or unfinished, ValueError if it is damaged, OSError if storage cannot be
-        read: one line, with the cure.
-        """
+        read: one line, with the cure."""
         if is_url(folder):
             url = str(folder).rstrip("/")
             dataset = cls(cache_folder(url), _read_object(f"{url}/{MANIFEST}"), url)

@@ -132,7 +132,9 @@ class Connection:
         due, interval, now = 0.0, 1 / self.session.fps, asyncio.get_running_loop().time
         while True:
             began, running = now(), self.is_playing
-            view, action = self.player.view, self._next_action()
+            # a key tapped between two frames is played for one
+            view, pressed = self.player.view, [a for a in (self.held, self.tapped) if a is not None]
+            action = pressed[0] if pressed else self.session.noop
             is_new = view is not None and self.clip is None and view.action != action
             soonest = due - interval / 2 if is_new else due
             if self.redraw:
@@ -148,10 +150,6 @@ class Connection:
                 await self._wait(soonest - began if running else None)
                 continue
             await self._send_frame(1000 * (now() - began))
-
-    def _next_action(self) -> int:
-        """The action of the next frame: a key tapped between two frames is played for one."""
-        return next((a for a in (self.held, self.tapped) if a is not None), self.session.noop)
 
     async def _step(self, action: int) -> None:
         was_recording = self.player.recording
