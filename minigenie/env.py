@@ -59,12 +59,7 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     ## Arguments
 
-    ```python
-    import gymnasium
-    import minigenie
-
-    env = gymnasium.make("minigenie/World-v0", world="worlds/toy", render_mode="rgb_array")
-    ```
+    After `import minigenie.env`, `gymnasium.make("minigenie/World-v0", world="worlds/toy")` takes:
 
     | Parameter | Type | Default | Description |
     |---|---|---|---|
