@@ -10,7 +10,6 @@ Dimensions:  n games played side by side   s steps   h w c a frame
 
 import contextlib
 import ctypes
-import importlib
 import importlib.metadata
 import io
 import platform

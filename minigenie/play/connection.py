@@ -265,14 +265,14 @@ class Connection:
 
     async def on_watch(self, message: dict[str, Any]) -> None:
         """The split view; clip: number of a held-out clip, or null to play again."""
-        footage = self.session.footage
+        world, footage = self.session.world, self.session.footage
         if footage is None:
             raise UserError("there is no held-out footage; start minigenie play with --footage FOLDER")
         index = _integer_or_none(message, "clip", len(footage.episodes) - 1)
-        chosen = partial(footage_clip, self.session.world, footage, index or 0)
-        self.clip_index, self.clip = index, None if index is None else await self.session.run(chosen)
-        if self.clip is not None:
-            self.start, self.start_index, self.paused = self.clip.frames[0], None, False
+        clip = None if index is None else await self.session.run(partial(footage_clip, world, footage, index))
+        self.clip_index, self.clip = index, clip
+        if clip is not None:
+            self.start, self.start_index, self.paused = clip.frames[0], None, False
         await self._restart()
 
     def _require_start(self) -> None:
