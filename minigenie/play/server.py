@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import os
 import secrets
 import socket
 import sys
@@ -183,7 +184,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server(address, family=family, backlog=64, dualstack_ipv6=both)
     except OSError as error:
-        advice = f"cannot listen on {host} port {port} ({error.strerror}); choose another --host or --port"
+        why = os.strerror(error.errno or 0)
+        advice = f"cannot listen on {host} port {port} ({why}); choose another --host or --port"
         if error.errno == errno.EADDRINUSE:
             advice = f"port {port} is in use; choose another with --port, or --port 0 for any free one"
         raise UserError(advice) from None
