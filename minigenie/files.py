@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import reprlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -29,8 +30,7 @@ SETTLED = 2  # seconds; of a file that was changed later than that, its times ne
 def write_atomic(path: Path, *parts: Any) -> str:
     """Write bytes-like `parts` to `path` so that it holds all of them or is not there. Returns their sha256 in hex.
 
-    Makes the folder if it is missing. OSError, one line with the cure.
-    """
+    Makes the folder if it is missing. OSError, one line with the cure."""
     temporary = path.with_name(f".{path.name}.tmp")
     digest = hashlib.sha256()
     try:
@@ -72,8 +72,7 @@ def parse_json(data: bytes | str) -> Any:
 def convert(value: Any, kind: Any) -> Any:
     """`value`, as JSON gives it, as a `kind`: a msgspec.Struct or any other type that msgspec knows.
 
-    ValueError, one line, that says where it is of another kind, with the value there.
-    """
+    ValueError, one line, that says where it is of another kind, with the value there."""
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -84,7 +83,7 @@ def convert(value: Any, kind: Any) -> Any:
         fault = fault[:1].lower() + fault[1:]
         if isinstance(value, dict | list):
             raise UserError(f"{fault} in {place}" if place else fault) from None
-        raise UserError(f"{place or 'it'} is {value!r}, {fault}") from None
+        raise UserError(f"{place or 'it'} is {reprlib.repr(value)}, {fault}") from None
 
 
 def fits(value: Any, kind: Any) -> bool:
@@ -111,9 +110,14 @@ def load_npy(path: Path, cure: str) -> np.memmap:
 def npy_parts(array: np.ndarray) -> tuple[bytes, memoryview]:
     """The two parts of an .npy file: its header and its data, without a copy."""
     array = np.ascontiguousarray(array)
+    return npy_header(array.dtype, array.shape), array.data
+
+
+def npy_header(kind: np.dtype, shape: tuple[int, ...]) -> bytes:
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    return header.getvalue(), array.data
+    content = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, content)
+    return header.getvalue()
 
 
 def sha256_of(path: Path) -> str:
@@ -126,8 +130,7 @@ def damaged(address: str, files: list[tuple[Path, str]]) -> list[Path]:
 
     What was read is noted in the cache, not beside the files: that folder may be read-only, is compared byte by byte
     with another, and a note that is copied along with it would vouch for files that nobody has read. Without a cache
-    to write to, all is read every time.
-    """
+    to write to, all is read every time."""
     note, seen = None, {}
     with suppress(OSError, RuntimeError, TypeError, ValueError):  # no home folder, no note, or nonsense in it
         note = cache_folder(address) / "read.json"

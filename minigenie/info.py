@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigenie.console import table
-from minigenie.data.dataset import MANIFEST, UNFINISHED, Dataset, contact_sheet
+from minigenie.data.dataset import MANIFEST, UNFINISHED, Dataset
 from minigenie.errors import UserError
 from minigenie.files import is_url
 
@@ -35,7 +35,7 @@ def describe(folder: str) -> None:
 
 
 def describe_dataset(dataset: Dataset) -> None:
-    from minigenie.pictures import save_picture  # and with it torch
+    from minigenie.pictures import contact_sheet, save_picture  # and with it torch
 
     manifest, lengths = dataset.manifest, sorted(episode.length for episode in dataset.episodes)
     height, width = dataset.frame_size

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
+from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
 from minigenie.files import write_atomic
 
@@ -29,6 +30,13 @@ def grid(rows: list[UInt8[Tensor, "t h w c"]]) -> np.ndarray:
     return torch.cat([rearrange(row, "t h w c -> h (t w) c") for row in padded]).cpu().numpy()
 
 
+def contact_sheet(dataset: Dataset, rows: int = 6, columns: int = 10) -> np.ndarray:
+    """A picture of the dataset, as of `grid`: a row per episode, evenly spaced frames in it."""
+    episodes = np.random.default_rng(0).permutation(len(dataset.episodes))[:rows].tolist()
+    videos = [torch.from_numpy(np.array(dataset.episode_frames(i))) for i in episodes]
+    return grid([video[torch.linspace(0, len(video) - 1, columns).round().long()] for video in videos])
+
+
 def label(text: str, size: tuple[int, int], at: tuple[int, int]) -> np.ndarray:
     """Text in black on white, a picture of `size` (width, height): uint8 [H W 3]."""
     drawn = Image.new("RGB", size, "white")
@@ -38,11 +46,15 @@ def label(text: str, size: tuple[int, int], at: tuple[int, int]) -> np.ndarray:
 
 def save_picture(picture: np.ndarray, path: Path, zoom: int = ZOOM) -> Path:
     """Write uint8 [H W 3] as PNG, every pixel a square of `zoom`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = io.BytesIO()
-    _zoomed(picture, zoom).save(encoded, "PNG")
-    write_atomic(path, encoded.getvalue())
+    write_atomic(path, encode(picture.repeat(zoom, 0).repeat(zoom, 1), "PNG"))
     return path
+
+
+def encode(picture: np.ndarray, kind: str, **options: int) -> bytes:
+    """uint8 [H W 3] as a file of a kind and with options that Pillow knows."""
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, kind, **options)
+    return out.getvalue()
 
 
 def save_video(video: UInt8[Tensor, "t h w c"], path: Path, fps: float) -> Path:
@@ -50,7 +62,7 @@ def save_video(video: UInt8[Tensor, "t h w c"], path: Path, fps: float) -> Path:
     if path.suffix not in (".mp4", ".gif"):
         raise UserError(f"cannot write {path}; choose a name that ends in .mp4 or .gif")
     path.parent.mkdir(parents=True, exist_ok=True)
-    frames = [_zoomed(frame.numpy(), ZOOM) for frame in video]
+    frames = [Image.fromarray(frame.repeat(ZOOM, 0).repeat(ZOOM, 1)) for frame in video.numpy()]
     temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
     try:
         if path.suffix == ".gif":
@@ -100,11 +112,6 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
     values = np.asarray(picture, dtype=np.float64)
     white = 65535 if values.max() > 255 else 255 if values.max() > 1 or picture.mode != "F" else 1
     return Image.fromarray((values / white * 255).clip(0, 255).astype(np.uint8))
-
-
-def _zoomed(picture: np.ndarray, zoom: int) -> Image.Image:
-    image = Image.fromarray(picture)
-    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
 def _write_mp4(frames: list[Image.Image], path: Path, fps: float) -> None:

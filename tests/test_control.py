@@ -115,7 +115,7 @@ def test_a_control_is_played_by_the_action_of_its_name(game):
     assert [controls.of_recorded[procgen_action(name)] for name in controls.names] == list(range(len(controls)))
     if "jump" in controls.names:
         played = {name: procgen_action(name) for name in PROCGEN_ACTIONS}
-        assert played == PROCGEN_ACTIONS
+        assert played == {"noop": 4, "left": 1, "right": 7, "jump": 5, "jump-left": 2, "jump-right": 8}
 
 
 # Rest.

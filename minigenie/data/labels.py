@@ -57,12 +57,7 @@ def read_labels(folder: Path, dataset: Dataset) -> Labels:
 
 def write_labels(folder: Path, names: tuple[str, ...], labels: dict[int, int]) -> None:
     """labels: control by frame. Atomic."""
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "controls": list(names),
-        "labels": sorted([frame, control] for frame, control in labels.items()),
-    }
+    content = {"format": FORMAT, "version": VERSION, "controls": names, "labels": sorted(labels.items())}
     write_atomic(folder / FILE, json.dumps(content).encode())
 
 

@@ -3,10 +3,10 @@
 import ipaddress
 import secrets
 import socket
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,21 +30,22 @@ class AuthMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        if not self._is_same_origin(scope, headers):
+        connection = HTTPConnection(scope)
+        if not self._is_same_origin(connection):
             refusal = "refused: this request does not come from this server's own page"
-        elif not self._has_token(scope, headers):
+        elif not self._has_token(connection):
             refusal = "refused: there is no right token; open the whole address that minigenie has printed"
         else:
             return await self.app(scope, receive, self._with_headers(scope, send))
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": refusal})
         else:
-            await error_response(refusal, 403)(scope, receive, self._with_headers(scope, send, cookie=False))
+            response = JSONResponse({"error": refusal}, 403)
+            await response(scope, receive, self._with_headers(scope, send, cookie=False))
 
-    def _is_same_origin(self, scope: Scope, headers: dict[bytes, str]) -> bool:
-        host, origin = (headers.get(name, "") for name in (b"host", b"origin"))
-        reads = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
+    def _is_same_origin(self, connection: HTTPConnection) -> bool:
+        host, origin = (connection.headers.get(name, "") for name in ("host", "origin"))
+        reads = connection.scope.get("method") in ("GET", "HEAD")  # a websocket has no method
         return self._is_own_host(host) and ((reads and not origin) or origin in (f"http://{host}", f"https://{host}"))
 
     def _is_own_host(self, host: str) -> bool:
@@ -54,15 +55,11 @@ class AuthMiddleware:
         except ValueError:
             return False
 
-    def _has_token(self, scope: Scope, headers: dict[bytes, str]) -> bool:
+    def _has_token(self, connection: HTTPConnection) -> bool:
         if self.token is None:
             return True
-        told = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
-        try:
-            kept = SimpleCookie(headers.get(b"cookie", "")).get(_cookie_name(scope))
-        except CookieError:
-            kept = None
-        guesses = [*told, kept.value if kept else ""]
+        kept = connection.cookies.get(_cookie_name(connection.scope), "")
+        guesses = [*connection.query_params.getlist("token"), kept]
         return any(secrets.compare_digest(guess.encode(), self.token.encode()) for guess in guesses)
 
     def _with_headers(self, scope: Scope, send: Send, cookie: bool = True) -> Send:
@@ -81,7 +78,3 @@ class AuthMiddleware:
 def _cookie_name(scope: Scope) -> str:
     """Its name: browsers keep cookies by host alone, and several worlds may be played on one."""
     return f"minigenie-{scope['server'][1]}"
-
-
-def error_response(text: str, status: int) -> JSONResponse:
-    return JSONResponse({"error": text}, status)

@@ -8,10 +8,10 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import os
 import secrets
 import socket
 import sys
-import tempfile
 import webbrowser
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
@@ -29,11 +29,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from minigenie.errors import UserError
 from minigenie.files import parse_json
-from minigenie.pictures import save_video
-from minigenie.play.auth import AuthMiddleware, error_response
+from minigenie.play.auth import AuthMiddleware
 from minigenie.play.connection import Connection, Disconnected
 from minigenie.play.limits import MAX_MESSAGE_BYTES, LimitedServer, LimitedWebSocket
-from minigenie.play.player import to_video
+from minigenie.play.player import encode_video
 from minigenie.play.session import Session
 from minigenie.settings import PlaySettings, ServerSettings
 
@@ -81,7 +80,7 @@ def make_app(
         if not (frames := list(connection.player.recorded)):
             raise HTTPException(404, "nothing is recorded yet; press Record, play, and press it again")
         async with connection.busy:
-            encode = partial(_video, frames, kind, session.fps)
+            encode = partial(encode_video, frames, kind, session.fps)
             data = await asyncio.get_running_loop().run_in_executor(session.media_pool, encode)
         name = f'attachment; filename="minigenie.{kind}"'
         return Response(data, media_type=VIDEOS[kind], headers={"Content-Disposition": name})
@@ -98,9 +97,8 @@ def make_app(
         connection = Connection(session, socket)
         session.connections[connection.token] = connection
         try:
-            await connection.run()
-        except Disconnected:
-            pass
+            with contextlib.suppress(Disconnected):
+                await connection.run()
         finally:
             del session.connections[connection.token]
             with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):  # closed already
@@ -116,11 +114,6 @@ def make_app(
         WebSocketRoute("/play", play),
     ]
     return page_app(PAGE, routes, session.open, session.close, host, token, ready)
-
-
-def _video(frames: list[Any], kind: str, fps: float) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        return save_video(to_video(frames), Path(folder) / f"recording.{kind}", fps).read_bytes()
 
 
 def page_text(page: Path, engine: Path = ENGINE) -> str:
@@ -149,8 +142,8 @@ def page_app(
         return HTMLResponse(page_text(page))
 
     async def refuse(_: Request, error: Any) -> Response:  # async, as all here: others take a thread each in a flood
-        known = isinstance(error, HTTPException)
-        return error_response(error.detail if known else str(error), error.status_code if known else 400)
+        text, status = (error.detail, error.status_code) if isinstance(error, HTTPException) else (str(error), 400)
+        return JSONResponse({"error": text}, status)
 
     return Starlette(
         routes=[Route("/", show), *routes],
@@ -190,21 +183,18 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise UserError(f"port is {port}; choose 0 (any free one) to 65535")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError:
         raise UserError(f"host {host!r} is no address of this machine; leave it out for 127.0.0.1") from None
+    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
     try:
-        listening.bind(address)
-        listening.listen(64)
+        return socket.create_server(address, family=family, backlog=64, dualstack_ipv6=both)
     except OSError as error:
-        listening.close()
-        advice = f"cannot listen on {host} port {port} ({error.strerror}); choose another --host or --port"
+        why = os.strerror(error.errno or 0)
+        advice = f"cannot listen on {host} port {port} ({why}); choose another --host or --port"
         if error.errno == errno.EADDRINUSE:
             advice = f"port {port} is in use; choose another with --port, or --port 0 for any free one"
         raise UserError(advice) from None
-    return listening
 
 
 def make_server(app: Starlette) -> LimitedServer:

@@ -14,7 +14,7 @@ from minigenie.data.controls import KEYS, TOY_NAMES, controls_of
 from minigenie.data.dataset import Dataset
 from minigenie.data.labels import FEWEST, FILE, Labels, check_names, read_labels, write_labels
 from minigenie.errors import UserError
-from minigenie.play.player import encode
+from minigenie.pictures import encode
 
 CLIP_FRAMES, FEWEST_FRAMES = 32, 12
 LEAD_SECONDS = 0.2  # of footage, before anyone has seen what goes on

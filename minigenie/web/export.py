@@ -19,11 +19,11 @@ from minigenie.config import to_dict
 from minigenie.errors import UserError
 from minigenie.files import to_json
 from minigenie.finish import count_parameters, halved
+from minigenie.pictures import encode
 from minigenie.play.actions import load_actions
-from minigenie.play.player import MAX_STEPS, PREVIEW_FRAMES, PREVIEW_STEPS, encode, preview_strip
+from minigenie.play.player import MAX_STEPS
 from minigenie.play.server import PAGE, page_text
-from minigenie.play.session import MAX_STARTS
-from minigenie.play.worker import with_fewer_steps
+from minigenie.play.session import MAX_STARTS, PREVIEW_FRAMES, PREVIEW_STEPS, preview_strip, with_fewer_steps
 from minigenie.web.graphs import Begin, Commit, Fill, Give
 from minigenie.world import World, locate, read_prompt
 
