@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from minigenie.errors import UserError
@@ -29,16 +29,8 @@ def grid(rows: list[UInt8[Tensor, "t h w c"]]) -> np.ndarray:
     return torch.cat([rearrange(row, "t h w c -> h (t w) c") for row in padded]).cpu().numpy()
 
 
-def label(text: str, size: tuple[int, int], at: tuple[int, int]) -> np.ndarray:
-    """Text in black on white, a picture of `size` (width, height): uint8 [H W 3]."""
-    drawn = Image.new("RGB", size, "white")
-    ImageDraw.Draw(drawn).text(at, text, "black")
-    return np.array(drawn)
-
-
 def save_picture(picture: np.ndarray, path: Path, zoom: int = ZOOM) -> Path:
     """Write uint8 [H W 3] as PNG, every pixel a square of `zoom`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     encoded = io.BytesIO()
     _zoomed(picture, zoom).save(encoded, "PNG")
     write_atomic(path, encoded.getvalue())
@@ -49,17 +41,12 @@ def save_video(video: UInt8[Tensor, "t h w c"], path: Path, fps: float) -> Path:
     """Write `video` as .mp4 (H.264) or .gif, as the path's ending says. ValueError for any other ending."""
     if path.suffix not in (".mp4", ".gif"):
         raise UserError(f"cannot write {path}; choose a name that ends in .mp4 or .gif")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frames = [_zoomed(frame.numpy(), ZOOM) for frame in video]
-    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
-    try:
-        if path.suffix == ".gif":
-            frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
-        else:
-            _write_mp4(frames, temporary, fps)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    frames, encoded = [_zoomed(frame.numpy(), ZOOM) for frame in video], io.BytesIO()
+    if path.suffix == ".gif":
+        frames[0].save(encoded, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+    else:
+        _write_mp4(frames, encoded, fps)
+    write_atomic(path, encoded.getvalue())
     return path
 
 
@@ -107,10 +94,10 @@ def _zoomed(picture: np.ndarray, zoom: int) -> Image.Image:
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
-def _write_mp4(frames: list[Image.Image], path: Path, fps: float) -> None:
+def _write_mp4(frames: list[Image.Image], file: io.BytesIO, fps: float) -> None:
     import av
 
-    with av.open(str(path), "w") as container:
+    with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.width, stream.height = (side // 2 * 2 for side in frames[0].size)  # H.264 wants even sides
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "15"}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-EVAL = ("control", "controllability", "drift", "evaluator", "fidelity", "measure", "networks", "perceptual")
+EVAL = ("control", "controllability", "drift", "evaluator", "fidelity", "measure", "perceptual")
 SHAPED = (
     "nn",
     "tokenizer",

@@ -9,7 +9,7 @@ import torch
 from conftest import small_recipe
 
 from minigenie.__main__ import main
-from minigenie.bench import data, machine, play, train
+from minigenie.bench import machine, play, run, train
 from minigenie.bench.machine import Call, Item, count_flops, measure
 from minigenie.train import Execution
 
@@ -29,7 +29,7 @@ def smaller(monkeypatch):
     monkeypatch.setattr(machine, "PRODUCTS", 1)
     monkeypatch.setattr(size, "AXES", {"batch": (1, 2)})
     monkeypatch.setattr(size, "CONTEXTS", (1, 2))
-    monkeypatch.setattr(data, "FRAMES", 300)
+    monkeypatch.setattr(run, "FRAMES", 300)
     monkeypatch.setattr(train, "recipe_named", lambda name: small_recipe())
     monkeypatch.setattr(train, "small", joint_recipe)
 

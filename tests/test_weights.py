@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from minigenie.eval.networks import WeightFile
+from minigenie.eval.perceptual import WeightFile
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 

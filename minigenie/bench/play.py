@@ -54,17 +54,12 @@ def play_items(folder: Path | None, device: torch.device, compiled: bool, large:
 
 
 def common_size(
-    device: torch.device,
-    context_frames: int,
-    stack: STConfig = SMALL,
-    patch: int = 8,
-    precision: Precision = "float32",
+    device: torch.device, context_frames: int, stack: STConfig = SMALL, patch: int = 8, precision: Precision = "float32"
 ) -> World:
     """25 MaskGIT steps, random weights; small: width 128, 4 blocks, 4 heads, 64 tokens a frame."""
+    decoder = replace(stack, num_blocks=min(8, stack.num_blocks))
     config = WorldConfig(
-        tokenizer=TokenizerConfig(
-            patch=patch, encoder=SMALL, decoder=replace(stack, num_blocks=min(8, stack.num_blocks))
-        ),
+        tokenizer=TokenizerConfig(patch=patch, encoder=SMALL, decoder=decoder),
         lam=LAMConfig(patch=16, encoder=SMALL, decoder=SMALL),
         dynamics=DynamicsConfig(transformer=stack),
         sampling=SamplingConfig(steps=25),

@@ -1,7 +1,6 @@
 """What a training step costs: forward and backward of each part of the batch, and optimizer."""
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -63,15 +62,13 @@ def fastest_parts(measurements: list[Measurement]) -> list[str]:
 def small() -> Recipe:
     """4 clips of 16 frames of 64x64, patch 8, width 128, 4 heads, 4+4 blocks; dynamics and LAM alike, the LAM on pixels
     at patch 16, both on histories."""
-    return _common(SMALL, SMALL, 8, 4)
+    return _common(SMALL, SMALL, 8, 4, Execution())
 
 
 def reference() -> Recipe:
     """2 clips of 16 frames of 64x64, patch 4, width 512, 8 heads, 8+8 blocks; dynamics 12 blocks. To save memory, one
     clip after the other, and what is cheap computed twice."""
-    recipe = _common(STConfig(), REFERENCE, 4, 2)
-    saving = replace(recipe.tokenizer_fit, execution=Execution(part=1, recompute="cheap"))
-    return replace(recipe, tokenizer_fit=saving, lam_fit=saving, dynamics_fit=saving)
+    return _common(STConfig(), REFERENCE, 4, 2, Execution(part=1, recompute="cheap"))
 
 
 def wide() -> Recipe:
@@ -81,44 +78,34 @@ def wide() -> Recipe:
     return replace(recipe, dynamics=dynamics, dynamics_fit=replace(recipe.dynamics_fit, batch_size=4))
 
 
-def _common(stack: STConfig, dynamics: STConfig, patch: int, clips: int) -> Recipe:
-    fit = FitConfig(steps=1, batch_size=clips, clip_frames=16, optim=OptimConfig())
+def _common(stack: STConfig, dynamics: STConfig, patch: int, clips: int, how: Execution) -> Recipe:
+    fit = FitConfig(steps=1, batch_size=clips, clip_frames=16, optim=OptimConfig(), execution=how)
     codes = QuantizerConfig(num_codes=1024, code_dim=32)
-    return replace(
-        paper(),
-        tokenizer=TokenizerConfig(patch=patch, encoder=stack, decoder=stack, quantizer=codes),
-        lam=LAMConfig(pairs=False, relative=False, encoder=stack, decoder=stack),
-        dynamics=DynamicsConfig(transformer=dynamics, context="masked"),
-        tokenizer_fit=fit,
-        lam_fit=fit,
-        dynamics_fit=fit,
-    )
+    models: dict[str, Any] = {
+        "tokenizer": TokenizerConfig(patch=patch, encoder=stack, decoder=stack, quantizer=codes),
+        "lam": LAMConfig(pairs=False, relative=False, encoder=stack, decoder=stack),
+        "dynamics": DynamicsConfig(transformer=dynamics, context="masked"),
+    }
+    return replace(paper(), **models, tokenizer_fit=fit, lam_fit=fit, dynamics_fit=fit)
 
 
 def step_item(
-    name: str,
-    recipe: Recipe,
-    stage: str,
-    device: torch.device,
-    dtype: Any,
-    threads: int | None = None,
-    part: int | None = None,
+    name: str, recipe: Recipe, stage: str, device: torch.device, dtype: Any, threads: int = 0, part: int | None = None
 ) -> Item:
+    """threads: all, if it is 0. part: clips at a time, in place of the recipe's own."""
     config: FitConfig = getattr(recipe, f"{'dynamics' if stage == 'joint' else stage}_fit")
-    part = part or config.execution.part
-    config = replace(config, execution=replace(config.execution, precision=dtype, part=part))
-    parts = len(config.parts())
-    clips = len(config.parts()[0])
-    make: Callable[[], nn.Module] = {
-        "tokenizer": recipe.make_tokenizer,
-        "lam": recipe.make_lam,
-        "dynamics": recipe.make_dynamics,
-        "joint": lambda: Joint(LatentActionModel(recipe.lam, recipe.tokenizer), recipe.make_dynamics()),
-    }[stage]
-    frames = torch.Size((clips, config.clip_frames))
-    size = f"{clips} x {config.clip_frames} frames"
+    execution = replace(config.execution, precision=dtype, part=part or config.execution.part)
+    config = replace(config, execution=execution)
+
+    def make() -> nn.Module:
+        if stage == "joint":
+            return Joint(LatentActionModel(recipe.lam, recipe.tokenizer), recipe.make_dynamics())
+        return getattr(recipe, f"make_{stage}")()
+
+    parts, frames = len(config.parts()), torch.Size((len(config.parts()[0]), config.clip_frames))
+    times = "" if parts == 1 else f"{parts} times "
     return Item(
-        name=f"{name}, {size}" if parts == 1 else f"{name}, {parts} times {size}",
+        name=f"{name}, {times}{frames[0]} x {frames[1]} frames",
         make=lambda: step_call(make(), _noise(recipe, frames, device), config, device),
         frames=parts * frames.numel(),
         threads=threads or torch.get_num_threads(),
@@ -131,16 +118,15 @@ def step_call(model: nn.Module, batch: dict[str, Tensor], config: FitConfig, dev
     optimizers = make_optimizers(model, config.optim)
     set_learning_rate(optimizers, config.optim, 1e-3)
 
-    precision, parts = config.execution.precision, [Part(batch, 1 / len(config.parts()))] * len(config.parts())
+    precision, count = config.execution.precision, len(config.parts())
+    parts, one = [Part(batch, 1 / count)] * count, [Part({name: tensor[:1] for name, tensor in batch.items()})]
 
     def run() -> None:
         backward(model, parts, precision, device, 1.0)
         update(model, optimizers, config)
 
-    clips = config.batch_size
-    one = [Part({name: tensor[:1] for name, tensor in batch.items()})]
     for _ in range(2):  # the first step places codes by k-means
-        flops = clips * count_flops(lambda: backward(model, one, precision, device, 1.0))
+        flops = config.batch_size * count_flops(lambda: backward(model, one, precision, device, 1.0))
         flops += count_flops(lambda: update(model, optimizers, config))
     prepare_stacks(model, config.execution, device)
     run()
@@ -153,8 +139,8 @@ def step_call(model: nn.Module, batch: dict[str, Tensor], config: FitConfig, dev
                 losses.append(model(batch, 1.0)[0])
 
         return {
-            "forward": len(parts) * timed(forward, device)[0],
-            "backward": len(parts) * timed(lambda: losses[0].backward(), device)[0],
+            "forward": count * timed(forward, device)[0],
+            "backward": count * timed(lambda: losses[0].backward(), device)[0],
             "optimizer": timed(partial(update, model, optimizers, config), device)[0],
         }
 

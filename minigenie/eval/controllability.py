@@ -20,6 +20,8 @@ from minigenie.nn.motion import motion
 from minigenie.nn.patches import to_float
 
 Rollout = Callable[[Tensor, Tensor], Tensor]  # true frames [b p h w c], actions [b t] -> frames [b t h w c]
+Actions = Int[np.ndarray, "b t"]
+Episodes = Int[np.ndarray, " b"]  # which one each clip is of
 STARTS, HELD = 8, 4  # start frames for the actions' effects, and how long an action is held
 GALLERY = 12  # frames of the action gallery
 INVERSE_PAIRS, INVERSE_STEPS = 6000, 400  # at most
@@ -41,14 +43,9 @@ def frames_to_imagine(evaluator: Evaluator) -> int:
 
 
 def measure_actions(
-    evaluator: Evaluator,
-    actions: Int[np.ndarray, "b t"],
-    truth: Int[np.ndarray, "b t"] | None,
-    controls: Controls | None,
-    episodes: Int[np.ndarray, " b"],
+    evaluator: Evaluator, actions: Actions, truth: Actions | None, controls: Controls | None, episodes: Episodes
 ) -> dict[str, Any]:
-    num_actions = evaluator.world.num_actions
-    share = usage(actions, num_actions)
+    share = usage(actions, evaluator.world.num_actions)
     report: dict[str, Any] = {
         "usage": share.tolist(),
         "above_2_percent": int((share > 0.02).sum()),
@@ -68,7 +65,7 @@ def measure_actions(
     return report | {
         "controls": list(controls.names),
         "information": {name: information(actions, part[keys]) for name, part in controls.parts.items()},
-        **meaning(actions, keys, num_actions, evaluator.seed, episodes),
+        **meaning(actions, keys, len(share), evaluator.seed, episodes),
     }
 
 
@@ -80,9 +77,8 @@ def measure_inverse(evaluator: Evaluator, controls: Controls | None) -> tuple[di
     starts = evaluator.clips(min(INVERSE_PAIRS, 64 * evaluator.max_clips), 2, salt=5)
     judged = evaluator.episodes(starts) % min(4, len(evaluator.dataset.episodes)) == 0
     if judged.all() or not judged.any():
-        evaluator.notes.append(
-            f"{UNMEASURED}what a pair of frames tells of the keys (the dataset has too few episodes)"
-        )
+        why = "the dataset has too few episodes"
+        evaluator.notes.append(f"{UNMEASURED}what a pair of frames tells of the keys ({why})")
         return {}, None
     pairs, truth = evaluator.frames(starts, 2), evaluator.dataset.clip_actions(starts, 2)
     assert truth is not None
@@ -105,9 +101,8 @@ def confusion(
     actions: np.ndarray, truth: np.ndarray, num_actions: int = 0, num_true: int = 0
 ) -> Int[np.ndarray, "a u"]:
     """How often each latent action stands for each true one; at least so many of both."""
-    counts = np.zeros((max(num_actions, int(actions.max()) + 1), max(num_true, int(truth.max()) + 1)), np.int64)
-    np.add.at(counts, (actions.ravel(), truth.ravel()), 1)
-    return counts
+    rows, columns = max(num_actions, int(actions.max()) + 1), max(num_true, int(truth.max()) + 1)
+    return np.bincount((actions * columns + truth).ravel(), minlength=rows * columns).reshape(rows, columns)
 
 
 def _entropies(actions: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
@@ -135,34 +130,25 @@ def purity(actions: np.ndarray, truth: np.ndarray) -> float:
     return float(confusion(actions, truth).max(axis=1).sum() / actions.size)
 
 
-def probe(
-    actions: Int[np.ndarray, "b t"], truth: Int[np.ndarray, "b t"], episodes: Int[np.ndarray, " b"] | None = None
-) -> Float[np.ndarray, " b"]:
+def probe(actions: Actions, truth: Actions, episodes: Episodes | None = None) -> Float[np.ndarray, " b"]:
     """Accuracy on each clip of the best map from latent to true action, learnt on the other half of the clips; of the
     episodes, if it is told which these are and there are several. With one latent action as its input that map is what
     a linear probe converges to."""
     which = np.arange(len(actions)) if episodes is None else np.unique(episodes, return_inverse=True)[1]
     half = (which if which.any() else np.arange(len(actions))) % 2
-    sizes = int(actions.max()) + 1, int(truth.max()) + 1
     scores = np.zeros(len(actions))
-    for mine in (0, 1):
-        best = confusion(actions[half != mine], truth[half != mine], *sizes).argmax(axis=1)
-        scores[half == mine] = (best[actions[half == mine]] == truth[half == mine]).mean(axis=1)
+    for mine in (half == 0, half == 1):
+        best = confusion(actions[~mine], truth[~mine], int(actions.max()) + 1).argmax(axis=1)
+        scores[mine] = (best[actions[mine]] == truth[mine]).mean(axis=1)
     return scores
 
 
 def meaning(
-    actions: Int[np.ndarray, "b t"],
-    truth: Int[np.ndarray, "b t"],
-    num_actions: int,
-    seed: int,
-    episodes: Int[np.ndarray, " b"] | None = None,
+    actions: Actions, truth: Actions, num_actions: int, seed: int, episodes: Episodes | None = None
 ) -> dict[str, Any]:
-    """Every relation of latent and true actions, each beside what chance gives: the true actions shuffled. episodes:
-    which one each clip is of."""
+    """Every relation of latent and true actions, each beside what chance gives: the true actions shuffled."""
     shuffled = np.random.default_rng(seed).permutation(truth.ravel()).reshape(truth.shape)
-    counts = confusion(actions, truth, num_actions)
-    names = np.unique(truth)
+    counts, names = confusion(actions, truth, num_actions), np.unique(truth)
     return {
         "mutual_information": mutual_information(actions, truth),
         "mutual_information_chance": mutual_information(actions, shuffled),
@@ -205,10 +191,9 @@ def shifts(video: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n steps 2"]:
     the centre.
     """
     frames = to_float(video)
-    (top, bottom), (left, right) = (
-        (start := round(side * (1 - share) / 2), side - start)
-        for side, share in zip(video.shape[2:4], CENTRE, strict=True)
-    )
+    height, width = video.shape[2:4]
+    top, left = (round(side * (1 - share) / 2) for side, share in zip((height, width), CENTRE, strict=True))
+    bottom, right = height - top, width - left
     before, after = frames[:, :, top:bottom, left - 1 : left], frames[:, :, top:bottom, right : right + 1]
     across = torch.linspace(0, 1, right - left + 2, device=frames.device)[1:-1, None]
     frames[:, :, top:bottom, left:right] = before + across * (after - before)
@@ -240,14 +225,14 @@ def effects(held: UInt8[np.ndarray, "m a t h w c"], seed: int) -> tuple[list[dic
     """
     shifts = np.array([[mean_shift(frames) for frames in start] for start in held])
     change = np.abs(np.diff(held.astype(np.float32), axis=2)).mean(axis=(0, 2, 3, 4, 5)) / 255
-    rng = np.random.default_rng(seed)
-    flat = shifts.reshape(-1, 2)
+    lengths, together = np.hypot(*shifts.T).mean(1), np.hypot(*shifts.mean(0).T)
+    columns = zip(shifts.mean(0).tolist(), change.tolist(), lengths.tolist(), together.tolist(), strict=True)
+    rng, flat = np.random.default_rng(seed), shifts.reshape(-1, 2)
     shuffled = [explained(rng.permutation(flat).reshape(shifts.shape)) for _ in range(200)]
-    each = [
-        {"motion": shifts[:, a].mean(0).tolist(), "change": float(change[a]), "consistency": _agreement(shifts[:, a])}
-        for a in range(held.shape[1])
-    ]
-    return each, {
+    return [
+        {"motion": motion, "change": changed, "consistency": common / length if length > STILL else None}
+        for motion, changed, length, common in columns
+    ], {
         "explained": explained(shifts),
         "explained_chance": float(np.mean(shuffled)),
         "starts": len(held),
@@ -260,8 +245,3 @@ def explained(shifts: Float[np.ndarray, "m a 2"]) -> float:
     total = ((shifts - shifts.mean((0, 1))) ** 2).sum()
     between = len(shifts) * ((shifts.mean(0) - shifts.mean((0, 1))) ** 2).sum()
     return float(between / total) if total > 0 else 0.0
-
-
-def _agreement(shifts: Float[np.ndarray, "m 2"]) -> float | None:
-    length = float(np.hypot(*shifts.T).mean())
-    return float(np.hypot(*shifts.mean(0)) / length) if length > STILL else None

@@ -8,6 +8,7 @@ Real ones means true clips that are as many and as long: frames of one clip are 
 Dimensions:  b clips   t frames   m frames measured of each clip   r true clips   h w c a frame   d features
 """
 
+from collections.abc import Callable
 from itertools import count, pairwise
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from minigenie.data.dataset import Dataset
-from minigenie.eval.evaluator import Evaluator, Watch
+from minigenie.eval.evaluator import Evaluator
 from minigenie.eval.perceptual import Features, frechet
 from minigenie.eval.statistics import bootstrap, perplexity
 from minigenie.nn.patches import to_float
@@ -28,6 +29,7 @@ ENDS = (10, 50, 100, 200, 500, 1000)  # of the stretches of horizon: 1-10, 11-50
 MEASURED = 10  # frames of each clip in a stretch: equal counts, since perplexity and Frechet distance depend on them
 LEAST_GRADIENT = 1e-8  # footage of nothing but flat colour
 HOLD = 8  # frames that an action is held on average, as a player holds a key
+Advance = Callable[[int], None]  # told of so many new frames
 SETS = 8  # of true clips: one to show what true clips score, the others to compare with
 
 
@@ -48,10 +50,7 @@ def measure(evaluator: Evaluator) -> tuple[dict[str, Any], dict[int, UInt8[Tenso
             "longer"
         )
 
-    def play(some: Tensor, seed: int) -> dict[int, Tensor]:
-        watch = lambda done, total: evaluator.advance(len(some))  # noqa: E731
-        return play_long(evaluator.world.fresh_copy(), some, horizon, seed, watch)
-
+    play = lambda some, seed: play_long(evaluator.world, some, horizon, seed, evaluator.advance)  # noqa: E731
     played = evaluator.each(play, starts.split(max(1, len(starts) // 2)), count(evaluator.seed))
     frames = {t: torch.cat([each[t] for each in played]) for t in played[0]}
     report = measure_drift(evaluator.world, frames, truth, evaluator.seed, evaluator.features, evaluator.episodes(at))
@@ -59,17 +58,17 @@ def measure(evaluator: Evaluator) -> tuple[dict[str, Any], dict[int, UInt8[Tenso
 
 
 def play_long(
-    world: World, starts: UInt8[Tensor, "b h w c"], horizon: int, seed: int, watch: Watch = lambda done, total: None
+    world: World, starts: UInt8[Tensor, "b h w c"], horizon: int, seed: int, advance: Advance = lambda frames: None
 ) -> dict[int, UInt8[Tensor, "b h w c"]]:
     """Roll out from `starts` under random held actions: the frames that are measured, by horizon, in order."""
     wanted = {t for picks in stretches(horizon).values() for t in picks}
-    frames: dict[int, Tensor] = {}
+    world, frames = world.fresh_copy(), {}
     world.reset(starts[:, None], seed)
     for t, column in enumerate(held_actions(len(starts), horizon, world.num_actions, seed).unbind(1), 1):
         frame = world.step(column)
         if t in wanted:
             frames[t] = frame
-        watch(t, horizon)
+        advance(len(frame))
     return frames
 
 
@@ -109,16 +108,14 @@ def measure_drift(
     features: Features | None = None,
     episodes: Int[np.ndarray, " b"] | None = None,
 ) -> dict[str, Any]:
-    """frames: by horizon, as from `play_long`. truth: as from `true_clips`, by stretch. features: frames [b h w c] in
-    [0, 1] -> [b d]. episodes: where each clip began.
+    """frames: by horizon, as from `play_long`. truth: as from `true_clips`. episodes: where each clip began.
 
     -> {"clips", "horizon", "stretches": {"1-10": SCORES, ...}, "real": {"1-10": SCORES, ...}} with SCORES {"frames",
     "sharpness": {"mean", "ci95", "clips"}, "perplexity", "perplexity_share", "frechet"}. sharpness is the gradient
     energy over that of true clips, perplexity_share likewise: both are 1 in a sound world. frechet only with
     `features`. real: what as many other true clips score.
     """
-    played: dict[str, Any] = {}
-    real: dict[str, Any] = {}
+    played, real = {}, {}
     for name, picks in stretches(max(frames)).items():
         video = torch.stack([frames[t] for t in picks], dim=1)
         sets = [_measure(world, part, features) for part in truth[name].frames.split(len(video))]

@@ -31,7 +31,7 @@ def psnr(frames: Float[Tensor, "*b h w c"], truth: Float[Tensor, "*b h w c"]) ->
     return -10 * mse(frames, truth).clamp(min=LEAST_ERROR).log10()
 
 
-def decibels(error: np.ndarray) -> np.ndarray:
+def decibels(error: np.ndarray | np.floating) -> np.ndarray | np.floating:
     """PSNR of mean squared errors that were averaged first: large errors count as what they are."""
     return -10 * np.log10(np.maximum(error, LEAST_ERROR))
 
@@ -39,11 +39,8 @@ def decibels(error: np.ndarray) -> np.ndarray:
 def ssim(frames: Float[Tensor, "*b h w c"], truth: Float[Tensor, "*b h w c"]) -> Float[Tensor, "*b"]:
     """Structural similarity of each frame in [-1, 1]: Gaussian window of 11 pixels, sigma 1.5, frames in [0, 1] and
     mirrored at their borders, as torchmetrics has it. Sides of 6 pixels at least."""
-    lead, (height, width, channels) = frames.shape[:-3], frames.shape[-3:]
-    x, y = (
-        F.pad(f.reshape(-1, height, width, channels).permute(0, 3, 1, 2), (5, 5, 5, 5), mode="reflect")
-        for f in (frames, truth)
-    )
+    channels = frames.shape[-1]
+    x, y = (F.pad(f.reshape(-1, *f.shape[-3:]).movedim(-1, 1), (5,) * 4, mode="reflect") for f in (frames, truth))
     offsets = torch.arange(11, device=frames.device) - 5.0
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))
     window = (window / window.sum()).expand(channels, 1, 1, 11)
@@ -55,7 +52,7 @@ def ssim(frames: Float[Tensor, "*b h w c"], truth: Float[Tensor, "*b h w c"]) ->
     var_x, var_y, cov = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
     similarity = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return similarity.mean(dim=(1, 2, 3)).reshape(lead)
+    return similarity.mean(dim=(1, 2, 3)).reshape(frames.shape[:-3])
 
 
 # The measurements, each a part of the report.
@@ -166,10 +163,5 @@ def _quality(
 
 
 def _pooled(evaluator: Evaluator, name: str, frames: Video, truth: Video, episodes: Episodes) -> dict[str, Any]:
-    """PSNR of the mean squared error over all clips, by horizon: large errors count as what they are."""
-    errors = evaluator.compare(mse, frames, truth)
-    ends = [decibels(np.array(interval(column, evaluator.seed, episodes)))[::-1] for column in errors.T]
-    return {
-        name: {str(t): float(value) for t, value in enumerate(decibels(errors.mean(0)), 1)},
-        f"{name}_ci95": {str(t): values.tolist() for t, values in enumerate(ends, 1)},
-    }
+    """PSNR of the mean squared error over all clips, by horizon."""
+    return by_horizon(name, evaluator.compare(mse, frames, truth), evaluator.seed, episodes, decibels)

@@ -5,14 +5,14 @@ Dimensions:  b clips   t frames   a actions   h w c a frame
 
 import base64
 import io
-import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from minigenie.config import from_dict
@@ -22,9 +22,9 @@ from minigenie.eval.evaluator import PROMPT, UNMEASURED
 from minigenie.eval.measure import Scenes
 from minigenie.eval.perceptual import FRECHET_NAME, ST_LPIPS_NAME
 from minigenie.eval.plots import code_plot, control_plot, drift_plots, quality_plots, training_picture, training_plots
-from minigenie.files import write_atomic
+from minigenie.files import to_json, write_atomic
 from minigenie.metrics import read_metrics
-from minigenie.pictures import grid, label, save_picture, save_video
+from minigenie.pictures import grid, save_picture, save_video
 from minigenie.world import WorldConfig
 
 GIVEN, IMAGINED = (150, 154, 162), (224, 99, 27)  # the bar between truth and imagination
@@ -50,7 +50,6 @@ def write_report(
     folder: Path, report: dict[str, Any], scenes: Scenes, *, title: str = "A world", metrics: Path | None = None
 ) -> list[Path]:
     """report.json, report.html and pictures/ in `folder`. metrics: metrics.jsonl of the run that made the world."""
-    folder.mkdir(parents=True, exist_ok=True)
     lines = read_metrics(metrics) if metrics else []
     pictures = save_pictures(scenes, report, lines, folder / "pictures")
     write_page(
@@ -60,46 +59,13 @@ def write_report(
         codes=[code_plot(report["tokenizer"]["usage"])], drifting=drift_plots({"": report}),
         training=training_plots(lines) if lines else [], fps=report["fps"] / 2,
     )  # fmt: skip
-    write_atomic(folder / "report.json", json.dumps(report, indent=1).encode())
+    write_atomic(folder / "report.json", to_json(report))
     return pictures
 
 
 def summary(report: dict[str, Any]) -> list[str]:
-    """What a person wants to know first, a line each."""
-    tokenizer, actions, rollout = report["tokenizer"], report["actions"], report["rollout"]
-    lines = [
-        f"tokenizer     {tokenizer['psnr']:.2f} dB PSNR, {tokenizer['ssim']:.3f} SSIM, "
-        f"{tokenizer['codes_used']} codes used ({tokenizer['frames']} held-out frames)",
-        f"actions       {actions['above_2_percent']} of {len(actions['usage'])} above 2 % of {actions['transitions']} "
-        f"transitions: " + " ".join(f"{share:.0%}" for share in actions["usage"]),
-    ]
-    if "mutual_information" in actions:
-        lines.append(
-            f"              mutual information with the true action {actions['mutual_information']:.3f} "
-            f"(chance {actions['mutual_information_chance']:.3f})"
-        )
-    if "information" in actions:
-        pairs = actions.get("inverse_dynamics")
-        told = f", a pair of frames {pairs['all']['information']:.2f}" if pairs else ""
-        lines.append(f"              they tell {actions['information']['all']:.2f} of the true action{told}")
-    if control := report.get("control"):
-        gravity = f", gravity {control['gravity']['mean']:.2f}" if control.get("gravity") else ""
-        lines.append(
-            f"control       {spread(control['share'], control['share_ci95'])} as the game, standing still "
-            f"{control['still']:.2f}{gravity} ({control['states']} states)"
-        )
-        lines.append(" " * 14 + " ".join(f"{name} {key['share']:.2f}" for name, key in control["keys"].items()))
-    for t, pooled in list(rollout["pooled_psnr"].items())[:4]:
-        delta, (low, high) = rollout["delta_psnr"][t], rollout["delta_psnr"][t]["ci95"]
-        lines.append(
-            f"frame {t}       delta-PSNR {delta['mean']:.2f} dB [{low:.2f}, {high:.2f}], PSNR {pooled:.2f} dB, "
-            f"last true frame repeated {rollout['repeat_last_pooled_psnr'][t]:.2f} dB ({delta['clips']} clips)"
-        )
-    for stretch, drift in list(report.get("drift", {}).get("stretches", {}).items())[-1:]:
-        lines.append(
-            f"drift         frames {stretch}: sharpness {drift['sharpness']['mean']:.2f} and code perplexity "
-            f"{drift['perplexity_share']:.2f} of true clips'"
-        )
+    """The headline numbers, a line each, and the notes."""
+    lines = [f"{name:<45} {value}" for name, value in headline(report).items()]
     return [*lines, *(f"note          {note}" for note in report.get("notes", []))]
 
 
@@ -133,9 +99,9 @@ def _key_rows(control: dict[str, Any], scene: Scene) -> list[UInt8[Tensor, "t h 
     for name, game, world in zip(*scene, strict=True):
         action = control["keys"].get(name, {}).get("action")
         for video, what in ((game, "the game"), (world, f"action {action}")):
-            _, height, width, _ = video.shape
-            text = label(f"{name}\n{what}", (width, height), (2, height // 3))
-            rows.append(torch.cat((torch.from_numpy(text)[None], video[at])))
+            said = Image.new("RGB", video.shape[2:0:-1], "white")
+            ImageDraw.Draw(said).text((2, said.height // 3), f"{name}\n{what}", "black")
+            rows.append(torch.cat((torch.from_numpy(np.array(said))[None], video[at])))
     return rows
 
 
@@ -176,15 +142,18 @@ def headline(report: dict[str, Any]) -> dict[str, str]:
     """The numbers that a paper's table would hold, as text. Used alone and side by side."""
     tokenizer, actions, rollout = report["tokenizer"], report["actions"], report["rollout"]
     far = report["long_rollouts"]["from_1"]
-    t = max((t for t in rollout["delta_psnr"] if int(t) <= 4), key=int)
+    shown = [t for t in rollout["delta_psnr"] if int(t) <= 4]
+    t = shown[-1]
     last, drift = list(report["drift"]["stretches"].items())[-1]
     numbers = {
+        "held-out clips": str(report["clips"]),
         "tokenizer PSNR": f"{spread(tokenizer['psnr'], tokenizer['psnr_ci95'])} dB",
         "tokenizer SSIM": spread(tokenizer["ssim"], tokenizer["ssim_ci95"], 3),
         "tokenizer codes in use": f"{tokenizer['codes_used']} of {tokenizer['num_codes']}",
         "tokenizer code perplexity": f"{tokenizer['perplexity']:.0f}",
         "actions above 2 %": f"{actions['above_2_percent']} of {len(actions['usage'])}",
-        f"delta-PSNR, frame {t}": f"{spread(rollout['delta_psnr'][t])} dB",
+        "share of each action": " ".join(f"{share:.0%}" for share in actions["usage"]),
+        **{f"delta-PSNR, frame {t}": f"{spread(rollout['delta_psnr'][t])} dB" for t in shown},
         f"PSNR, frame {t}, pooled": f"{rollout['pooled_psnr'][t]:.2f} dB",
         f"last frame repeated, frame {t}, pooled": f"{rollout['repeat_last_pooled_psnr'][t]:.2f} dB",
         "10 frames from 1, PSNR": f"{spread(far['psnr_first_10'])} dB",
@@ -195,13 +164,19 @@ def headline(report: dict[str, Any]) -> dict[str, str]:
         f"code perplexity, frames {last}": f"{drift['perplexity_share']:.2f} of real",
     }
     if "mutual_information" in actions:
-        numbers["mutual information with true actions"] = f"{actions['mutual_information']:.3f}"
+        by_chance = actions["mutual_information_chance"]
+        numbers["mutual information with true actions"] = (
+            f"{actions['mutual_information']:.3f} (chance {by_chance:.3f})"
+        )
         numbers["true action from latent"] = f"{actions['probe']['mean']:.0%}"
     if "information" in actions:
         numbers["information on the true action"] = f"{actions['information']['all']:.2f}"
+    if pairs := actions.get("inverse_dynamics"):
+        numbers["information in a pair of frames"] = f"{pairs['all']['information']:.2f}"
     if control := report.get("control"):
         numbers["control test"] = spread(control["share"], control["share_ci95"])
         numbers["control test, standing still"] = f"{control['still']:.2f}"
+        numbers["control test, states"] = str(control["states"])
         numbers |= {f"control test, {name}": f"{key['share']:.2f}" for name, key in control["keys"].items()}
         if control.get("gravity"):
             numbers["gravity"] = spread(control["gravity"])
@@ -226,5 +201,4 @@ TEMPLATES.globals |= {"spread": spread, "stacked": stacked, "webp": webp, "zip":
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """A page of eval/TEMPLATE with `values` filled in, everything escaped but the plots."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, TEMPLATES.get_template(template).render(values).encode())

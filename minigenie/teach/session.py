@@ -9,6 +9,7 @@ import threading
 from typing import Any, NamedTuple
 
 import numpy as np
+from einops import rearrange
 
 from minigenie.data.controls import KEYS, TOY_NAMES, controls_of
 from minigenie.data.dataset import Dataset
@@ -96,12 +97,8 @@ class Session:
         """The frames of a clip as one PNG, COLUMNS side by side."""
         first, length = self._clip(number)
         frames = self.dataset.clips(np.array([first]), length)[0]
-        height, width = self.dataset.frame_size
-        sheet = np.zeros((math.ceil(length / COLUMNS) * height, COLUMNS * width, 3), np.uint8)
-        for i, frame in enumerate(frames):
-            y, x = i // COLUMNS * height, i % COLUMNS * width
-            sheet[y : y + height, x : x + width] = frame
-        return encode(sheet, "PNG", compress_level=1)
+        full = np.pad(frames, ((0, -length % COLUMNS), (0, 0), (0, 0), (0, 0)))
+        return encode(rearrange(full, "(y x) h w c -> (y h) (x w) c", x=COLUMNS), "PNG", compress_level=1)
 
     def save(self, number: Any, names: Any) -> None:
         """names: of the control held at each transition of the clip, or None; in place of those it had."""
@@ -114,7 +111,7 @@ class Session:
             given = zip(clip.transitions, names, strict=True)
             labels = self._without(clip) | {i: self.names.index(name) for i, name in given if name is not None}
             self._write(self.names, labels)
-            self.saved = [*self._saved_without(number), number]
+            self.saved = [*(each for each in self.saved if each != number), number]
 
     def undo(self, number: Any) -> None:
         """Take the labels of a clip back that were given since the server began."""
@@ -123,7 +120,7 @@ class Session:
             if number not in self.saved:
                 raise UserError("there is nothing to undo")
             self._write(self.names, self._without(clip))
-            self.saved = self._saved_without(number)
+            self.saved.remove(number)
 
     def rename(self, controls: Any) -> None:
         """controls: a list of {"name": ..., "was": the name that this control had, or null}."""
@@ -165,9 +162,6 @@ class Session:
 
     def _without(self, clip: Clip) -> dict[int, int]:
         return {frame: control for frame, control in self.labels.items() if frame not in clip.transitions}
-
-    def _saved_without(self, number: int) -> list[int]:
-        return [each for each in self.saved if each != number]
 
     def _write(self, names: tuple[str, ...], labels: dict[int, int]) -> None:
         if self._stamp() != self.stamp:
