@@ -22,15 +22,13 @@ from minigenie.eval.measure import made_with
 from minigenie.runtime import dtype_of, fast_bfloat16, keep_memory, release_memory
 
 Watch = Callable[[float, float], None]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PRODUCTS = 10  # a time: one is over too soon to be timed
 
 
 @dataclass
 class Call:
     """Something to time. flops: of the matrix products in it. stages: runs it once more, with what each part took.
-
-    What was measured: taken, wall and CPU seconds of each round; spent, seconds of each stage; peak, bytes."""
+    Measured: taken, wall and CPU seconds of each round; spent, seconds of each stage; peak, bytes of memory."""
 
     run: Callable[[], Any]
     flops: int = 0
@@ -53,10 +51,9 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One item of `minigenie bench`. flops: of the matrix products, each product and sum counted. ceiling_share: of the
-    rate at which this machine, in this run, multiplied large matrices of that dtype; None for what multiplies none.
-    peak_gb: what the item and a run of it add to the memory of the process, or of the GPU. stages: share
-    of the time of each part."""
+    """One item of `minigenie bench`. flops: products and sums of matrix products. ceiling_share: of the rate at which
+    this machine, in this run, multiplied large matrices of that dtype; None for what multiplies none. peak_gb: what the
+    item adds to the memory of the process, or of the GPU. stages: share of the time of each part."""
 
     item: str
     device: str
@@ -91,7 +88,7 @@ def ceilings(items: list[Item], device: torch.device) -> list[Item]:
     side = 1024 if device.type == "cpu" else 8192
 
     def product(dtype: str) -> Call:
-        a = torch.randn(side, side, device=device).to(DTYPES[dtype])
+        a = torch.randn(side, side, device=device).to(getattr(torch, dtype))
         return Call(lambda: [a @ a for _ in range(PRODUCTS)], PRODUCTS * 2 * side**3)
 
     def copy() -> Call:

@@ -75,7 +75,8 @@ def measure_inverse(evaluator: Evaluator, controls: Controls | None) -> tuple[di
     if controls is None:
         return {}, None
     starts = evaluator.clips(min(INVERSE_PAIRS, 64 * evaluator.max_clips), 2, salt=5)
-    judged = evaluator.episodes(starts) % min(4, len(evaluator.dataset.episodes)) == 0
+    parts = min(4, len(evaluator.dataset.episodes))
+    judged = evaluator.dataset.episodes_of(starts) % parts == parts - 1
     if judged.all() or not judged.any():
         why = "the dataset has too few episodes"
         evaluator.notes.append(f"{UNMEASURED}what a pair of frames tells of the keys ({why})")
@@ -172,7 +173,9 @@ def measure_effects(evaluator: Evaluator) -> tuple[dict[str, Any], UInt8[Tensor,
     clips = evaluator.frames(candidates, PROMPT)
     moving = clips.float().std(dim=1).mean(dim=(1, 2, 3)).numpy()
     order = np.argsort(moving, kind="stable")
-    _, first = np.unique(evaluator.episodes(candidates)[order], return_index=True)  # the stillest of each episode
+    _, first = np.unique(
+        evaluator.dataset.episodes_of(candidates)[order], return_index=True
+    )  # the stillest of each episode
     rest = clips[order[np.sort(first)[: min(evaluator.max_clips, STARTS)]]]
     num_actions = evaluator.world.num_actions
     held = hold_actions(evaluator.rollout, rest, num_actions, HELD)

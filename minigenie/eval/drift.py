@@ -42,18 +42,15 @@ def measure(evaluator: Evaluator) -> tuple[dict[str, Any], dict[int, UInt8[Tenso
     clips, horizon = min(evaluator.max_clips, CLIPS), min(10 * evaluator.max_clips, HORIZON)
     at = evaluator.clips(clips, 1, salt=3)
     starts, truth = evaluator.frames(at, 1)[:, 0], true_clips(evaluator.dataset, horizon, len(at), evaluator.seed)
-    spans = {name: picks[-1] - picks[0] + 1 for name, picks in stretches(horizon).items()}
-    if short := [name for name, span in spans.items() if truth[name].length < span]:
-        name = max(short, key=spans.__getitem__)
-        evaluator.notes.append(
-            f"drift over frames {name} stands beside true clips of {truth[name].length} frames: too few episodes are "
-            "longer"
-        )
-
+    short = {p[-1] - p[0]: name for name, p in stretches(horizon).items() if truth[name].length <= p[-1] - p[0]}
+    if short:
+        span = f"{short[max(short)]} stands beside true clips of {truth[short[max(short)]].length} frames"
+        evaluator.notes.append(f"drift over frames {span}: too few episodes are longer")
     play = lambda some, seed: play_long(evaluator.world, some, horizon, seed, evaluator.advance)  # noqa: E731
     played = evaluator.each(play, starts.split(max(1, len(starts) // 2)), count(evaluator.seed))
     frames = {t: torch.cat([each[t] for each in played]) for t in played[0]}
-    report = measure_drift(evaluator.world, frames, truth, evaluator.seed, evaluator.features, evaluator.episodes(at))
+    episodes = evaluator.dataset.episodes_of(at)
+    report = measure_drift(evaluator.world, frames, truth, evaluator.seed, evaluator.features, episodes)
     return report, {0: starts} | frames
 
 
@@ -128,12 +125,12 @@ def _score(
     seen: dict[str, Any], sets: list[dict[str, Any]], seed: int, episodes: np.ndarray | None = None
 ) -> dict[str, Any]:
     """Of what was seen, beside the mean over sets of true clips."""
-    gradient = max(float(np.mean([each["gradient"] for each in sets])), LEAST_GRADIENT)
+    gradient, codes = (float(np.mean([each[name] for each in sets])) for name in ("gradient", "perplexity"))
     report: dict[str, Any] = {
         "frames": seen["frames"],
-        "sharpness": bootstrap(seen["gradient"] / gradient, seed, episodes),
+        "sharpness": bootstrap(seen["gradient"] / max(gradient, LEAST_GRADIENT), seed, episodes),
         "perplexity": seen["perplexity"],
-        "perplexity_share": seen["perplexity"] / float(np.mean([each["perplexity"] for each in sets])),
+        "perplexity_share": seen["perplexity"] / codes,
     }
     if seen["features"] is not None:
         report["frechet"] = float(np.mean([frechet(seen["features"], each["features"]) for each in sets]))

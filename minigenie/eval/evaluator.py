@@ -71,10 +71,6 @@ class Evaluator:
     def frames(self, starts: Int[np.ndarray, " b"], length: int) -> UInt8[Tensor, "b t h w c"]:
         return torch.from_numpy(self.dataset.clips(starts, length))
 
-    def episodes(self, starts: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
-        """Which episode each of `starts` lies in: windows of one are no independent clips."""
-        return np.searchsorted(self.dataset.episode_starts, starts, side="right")
-
     def compare(
         self, distance: Distance, frames: UInt8[Tensor, "b t h w c"], truth: UInt8[Tensor, "b t h w c"]
     ) -> Float[np.ndarray, "b t"]:

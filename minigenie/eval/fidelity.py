@@ -130,7 +130,7 @@ def measure_long_rollouts(
     evaluator: Evaluator, starts: Int[np.ndarray, " b"], horizon: int
 ) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
     """From 1 and from 4 true frames, beside the last true frame repeated. Returns scenes too: truth and imagination."""
-    video, episodes = evaluator.frames(starts, PROMPT + horizon), evaluator.episodes(starts)
+    video, episodes = evaluator.frames(starts, PROMPT + horizon), evaluator.dataset.episodes_of(starts)
     actions, future = evaluator.infer_actions(video)[:, PROMPT - 1 :], video[:, PROMPT:]
     ways = {f"from_{prompt}": evaluator.rollout(video[:, PROMPT - prompt : PROMPT], actions) for prompt in (1, PROMPT)}
     ways["repeat_last"] = video[:, PROMPT - 1 : PROMPT].expand_as(future)

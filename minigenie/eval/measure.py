@@ -74,7 +74,7 @@ def evaluate(
     evaluator.total = 2 * len(starts) * horizon + 2 * len(long_starts) * long_horizon + sum(
         part.frames_to_imagine(evaluator) for part in (controllability, drift, control)
     )  # fmt: skip
-    episodes = evaluator.episodes(starts)
+    episodes = dataset.episodes_of(starts)
     if len(starts) < clips:
         evaluator.notes.append(
             f"{len(starts)} clips were measured, not {clips}: {dataset.name} has no more of {PROMPT + horizon} frames"

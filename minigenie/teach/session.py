@@ -6,7 +6,7 @@ labels yet. Every change is on disk before it counts.
 
 import math
 import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from einops import rearrange
@@ -24,20 +24,10 @@ EVERY = 100  # labels, after which the classifier learns anew
 LETTERS, DIGITS = "abcdefghijklmnopqrstuvwxyz", "1234567890"
 
 
-class Clip(NamedTuple):
-    """first: its first frame, counted through all shards. length: frames."""
-
-    first: int
-    length: int
-
-    @property
-    def transitions(self) -> range:
-        return range(self.first, self.first + self.length - 1)
-
-
 class Session:
-    """names: of the controls, none yet if nobody has said. labels: control by frame. Methods may be called from any
-    thread; they raise UserError, one line, if what is asked makes no sense, and OSError if it cannot be written."""
+    """clips: the frames of each, counted through all shards. names: of the controls, none yet if nobody has said.
+    labels: control by frame. Methods may be called from any thread; they raise UserError, one line, if what is asked
+    makes no sense, and OSError if it cannot be written."""
 
     def __init__(self, dataset: Dataset, controls: str | None = None, seed: int = 0) -> None:
         if dataset.url:
@@ -81,34 +71,34 @@ class Session:
 
     def describe_clip(self, number: int | None) -> dict[str, int | None]:
         """A clip as a page is told of it."""
-        return {"clip": number, "frames": None if number is None else self.clips[number].length}
+        return {"clip": number, "frames": None if number is None else len(self.clips[number])}
 
     def next_clip(self) -> int | None:
         """The number of a clip without labels: the next, and after the last those that were left out. None if all have
         some."""
         with self.lock:
             for number in (*range(self.next, len(self.clips)), *range(self.next)):
-                if self.labels.keys().isdisjoint(self.clips[number].transitions):
+                if self.labels.keys().isdisjoint(self.clips[number][:-1]):
                     self.next = number + 1
                     return number
             return None
 
     def picture(self, number: Any) -> bytes:
         """The frames of a clip as one PNG, COLUMNS side by side."""
-        first, length = self._clip(number)
-        frames = self.dataset.clips(np.array([first]), length)[0]
-        full = np.pad(frames, ((0, -length % COLUMNS), (0, 0), (0, 0), (0, 0)))
+        clip = self._clip(number)
+        frames = self.dataset.clips(np.array([clip.start]), len(clip))[0]
+        full = np.pad(frames, ((0, -len(clip) % COLUMNS), (0, 0), (0, 0), (0, 0)))
         return encode(rearrange(full, "(y x) h w c -> (y h) (x w) c", x=COLUMNS), "PNG", compress_level=1)
 
     def save(self, number: Any, names: Any) -> None:
         """names: of the control held at each transition of the clip, or None; in place of those it had."""
         clip = self._clip(number)
-        if not isinstance(names, list) or len(names) != len(clip.transitions):
-            raise UserError(f"labels of clip {number} must be a list of {len(clip.transitions)}")
+        if not isinstance(names, list) or len(names) != len(clip[:-1]):
+            raise UserError(f"labels of clip {number} must be a list of {len(clip[:-1])}")
         with self.lock:
             if unknown := [name for name in names if name is not None and name not in self.names]:
                 raise UserError(f"there is no control {unknown[0]!r}; if they have changed, load the page again")
-            given = zip(clip.transitions, names, strict=True)
+            given = zip(clip[:-1], names, strict=True)
             labels = self._without(clip) | {i: self.names.index(name) for i, name in given if name is not None}
             self._write(self.names, labels)
             self.saved = [*(each for each in self.saved if each != number), number]
@@ -155,13 +145,13 @@ class Session:
         frames = np.array(sorted(self.labels), np.int64)
         return Labels(self.names, frames, np.array([self.labels[frame] for frame in frames.tolist()], np.int64))
 
-    def _clip(self, number: Any) -> Clip:
+    def _clip(self, number: Any) -> range:
         if type(number) is not int or not 0 <= number < len(self.clips):
             raise UserError(f"clip must be a number from 0 to {len(self.clips) - 1}")
         return self.clips[number]
 
-    def _without(self, clip: Clip) -> dict[int, int]:
-        return {frame: control for frame, control in self.labels.items() if frame not in clip.transitions}
+    def _without(self, clip: range) -> dict[int, int]:
+        return {frame: control for frame, control in self.labels.items() if frame not in clip[:-1]}
 
     def _write(self, names: tuple[str, ...], labels: dict[int, int]) -> None:
         if self._stamp() != self.stamp:
@@ -178,14 +168,14 @@ class Session:
         return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def clips_of(dataset: Dataset, seed: int) -> list[Clip]:
+def clips_of(dataset: Dataset, seed: int) -> list[range]:
     """Every take cut into clips, in a random order. UserError if all takes are too short."""
-    clips = [
-        Clip(int(start) + first, min(CLIP_FRAMES, episode.length - first))
-        for start, episode in zip(dataset.episode_starts, dataset.episodes, strict=True)
-        for first in range(0, episode.length, CLIP_FRAMES)
+    takes = [
+        range(start, start + episode.length)
+        for start, episode in zip(dataset.episode_starts.tolist(), dataset.episodes, strict=True)
     ]
-    clips = [clip for clip in clips if clip.length >= FEWEST_FRAMES]
+    clips = [take[i : i + CLIP_FRAMES] for take in takes for i in range(0, len(take), CLIP_FRAMES)]
+    clips = [clip for clip in clips if len(clip) >= FEWEST_FRAMES]
     if not clips:
         raise UserError(f"{dataset.name} has no take of {FEWEST_FRAMES} frames; a clip to label has at least that")
     return [clips[i] for i in np.random.default_rng(seed).permutation(len(clips))]
