@@ -22,8 +22,7 @@ QUIET_SECONDS = 10  # between lines where there is no terminal to redraw
 
 
 class Lines:
-    """Progress, a line for each thing that is worked on: redrawn on a terminal, printed every few seconds elsewhere.
-    rich estimates the time to go."""
+    """Progress, a line for each thing that is worked on: redrawn on a terminal, printed now and then elsewhere."""
 
     def __init__(self) -> None:
         self.printed, self.remaining = time.monotonic(), TimeRemainingColumn(compact=True)
@@ -108,7 +107,7 @@ COLLAPSES = {  # by metric of the LAM: below what value it is ill, and what to s
 SHOWN = ("loss", "psnr", "cross_entropy", "accuracy", "perplexity", "control")
 
 
-def table(columns: list[str], rows: Iterable[Iterable[object]]) -> None:
+def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     out = Table(*columns, box=None, header_style="bold")
     for row in rows:
         out.add_row(*("" if cell is None else str(cell) for cell in row))

@@ -63,13 +63,12 @@ def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: i
     reports = {}
     for name, given in GIVEN.items():
         world = World.load(out / name, precision="auto")
-        reports[given], _ = measure(out / name, world, footage["test"], out / name, clips, seed)
+        reports[given] = measure(out / name, world, footage["test"], out / name, clips, seed)
     stamps["measure"] = time.monotonic()
     print(f"The actions of this world were learnt from {labels:,} labelled frames. Beside it is one that had none:")
     table(["", *reports], rows(reports))
     spent = [f"{name} {stamps[name] - stamps[before]:.0f} s" for before, name in pairwise(stamps)]
     print(f"time          {', '.join(spent)}, together {stamps['measure'] - stamps['start']:.0f} s")
-    print(f"reports       {', '.join(str(out / name / 'report.html') for name in SHARES)}")
     print(f"next          minigenie play {out / 'world'}")
 
 

@@ -32,7 +32,7 @@ def grid(rows: list[UInt8[Tensor, "t h w c"]]) -> np.ndarray:
 def save_picture(picture: np.ndarray, path: Path, zoom: int = ZOOM) -> Path:
     """Write uint8 [H W 3] as PNG, every pixel a square of `zoom`."""
     encoded = io.BytesIO()
-    _zoomed(picture, zoom).save(encoded, "PNG")
+    ImageOps.scale(Image.fromarray(picture), zoom, Image.Resampling.NEAREST).save(encoded, "PNG")
     write_atomic(path, encoded.getvalue())
     return path
 
@@ -41,7 +41,8 @@ def save_video(video: UInt8[Tensor, "t h w c"], path: Path, fps: float) -> Path:
     """Write `video` as .mp4 (H.264) or .gif, as the path's ending says. ValueError for any other ending."""
     if path.suffix not in (".mp4", ".gif"):
         raise UserError(f"cannot write {path}; choose a name that ends in .mp4 or .gif")
-    frames, encoded = [_zoomed(frame.numpy(), ZOOM) for frame in video], io.BytesIO()
+    frames = [ImageOps.scale(Image.fromarray(frame.numpy()), ZOOM, Image.Resampling.NEAREST) for frame in video]
+    encoded = io.BytesIO()
     if path.suffix == ".gif":
         frames[0].save(encoded, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
     else:
@@ -57,8 +58,7 @@ def fit_picture(
 
     source: a file, or what somebody uploaded, of which only the usual formats are read. Its size is looked up before
     anything is decoded: a small file can unpack to a huge picture. ValueError, one line that calls it `name`, if it is
-    no picture or too large.
-    """
+    no picture or too large."""
     height, width, _ = frame_shape
     file, formats = (io.BytesIO(source), FORMATS) if isinstance(source, bytes) else (source, None)
     try:
@@ -87,11 +87,6 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
     values = np.asarray(picture, dtype=np.float64)
     white = 65535 if values.max() > 255 else 255 if values.max() > 1 or picture.mode != "F" else 1
     return Image.fromarray((values / white * 255).clip(0, 255).astype(np.uint8))
-
-
-def _zoomed(picture: np.ndarray, zoom: int) -> Image.Image:
-    image = Image.fromarray(picture)
-    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
 def _write_mp4(frames: list[Image.Image], file: io.BytesIO, fps: float) -> None:

@@ -21,9 +21,8 @@ from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.labels import FILE, Labels, read_labels, recorded_labels, write_labels
 from minigenie.play.server import listen, make_server
 from minigenie.teach import session as session_module
-from minigenie.teach.agreement import quick_agreement
 from minigenie.teach.server import make_app
-from minigenie.teach.session import COLUMNS, Session, clips_of, keys_of
+from minigenie.teach.session import COLUMNS, Session, clips_of, keys_of, quick_agreement
 
 HOST = "http://127.0.0.1:8000"
 expect.set_options(timeout=30_000)
@@ -269,7 +268,7 @@ def test_datasets_that_cannot_be_labelled(data, bucket, tmp_path, capsys):
 
 
 def test_true_labels_agree_more_than_those_of_chance(toy, monkeypatch):
-    monkeypatch.setattr("minigenie.teach.agreement.STEPS", 40)
+    monkeypatch.setattr("minigenie.teach.session.STEPS", 40)
     labels = recorded_labels(toy, 600, seed=0)
     true = quick_agreement(toy, labels)
     assert true == quick_agreement(toy, labels)
@@ -282,7 +281,7 @@ def test_true_labels_agree_more_than_those_of_chance(toy, monkeypatch):
 
 
 def test_the_classifier_is_asked_at_every_hundred_labels(client, session, monkeypatch):
-    monkeypatch.setattr("minigenie.teach.agreement.STEPS", 4)
+    monkeypatch.setattr("minigenie.teach.session.STEPS", 4)
     state = {"judging": False, "agreement": None}
     while len(session.labels) < 100:
         assert not state["judging"]

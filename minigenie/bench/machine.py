@@ -1,7 +1,5 @@
-"""What the machine can do, and how long things take on it.
-
-Machines are shared and noisy: things to compare are timed in turns within one run, and medians are reported.
-"""
+"""What the machine can do, and how long things take on it: timed in turns within one run, as medians, since machines
+are shared and noisy."""
 
 import contextlib
 import platform
@@ -113,8 +111,7 @@ def count_flops(call: Callable[[], Any]) -> int:
 def measure(
     items: list[Item], device: torch.device, rounds: int, watch: Watch = lambda done, total: None
 ) -> list[Measurement]:
-    """Time the machine's ceilings and the items in turns, `rounds` times after a first that does not count, all with
-    memory kept as in training."""
+    """The machine's ceilings and the items in turns, `rounds` times after a first one, memory kept as in training."""
     keep_memory()
     threads = torch.get_num_threads()
     made: list[tuple[Item, Call]] = []
@@ -166,25 +163,22 @@ def _summary(item: Item, call: Call, device: torch.device, rates: dict[tuple[str
     )
 
 
+COLUMNS: dict[str, Callable[[Measurement], str]] = {
+    "item": lambda m: m.item,
+    "threads": lambda m: f"{m.dtype} x{m.threads}",
+    "ms (range)": lambda m: f"{1e3 * m.seconds_median:.1f} ({1e3 * m.seconds_min:.1f} to {1e3 * m.seconds_max:.1f})",
+    "CPU s": lambda m: f"{m.cpu_seconds_median:.3f}",
+    "frames/s": lambda m: f"{m.frames_per_s:,.1f}" if m.frames_per_s else "",
+    "GFLOP": lambda m: f"{m.flops / 1e9:.2f}" if m.flops else "",
+    "GFLOP/s": lambda m: f"{m.flops / m.seconds_median / 1e9:,.1f}" if m.flops else "",
+    "of matmul peak": lambda m: "" if m.ceiling_share is None else f"{m.ceiling_share:.0%}",
+    "peak GB": lambda m: f"{m.peak_gb:.2f}",
+}
+
+
 def rows(measurements: Iterable[Measurement]) -> list[list[str]]:
-    """For `console.table` under `HEADINGS`."""
-    return [
-        [
-            m.item,
-            f"{m.dtype} x{m.threads}",
-            f"{1e3 * m.seconds_median:.1f} ({1e3 * m.seconds_min:.1f} to {1e3 * m.seconds_max:.1f})",
-            f"{m.cpu_seconds_median:.3f}",
-            f"{m.frames_per_s:,.1f}" if m.frames_per_s else "",
-            f"{m.flops / 1e9:.2f}" if m.flops else "",
-            f"{m.flops / m.seconds_median / 1e9:,.1f}" if m.flops else "",
-            "" if m.ceiling_share is None else f"{m.ceiling_share:.0%}",
-            f"{m.peak_gb:.2f}",
-        ]
-        for m in measurements
-    ]
-
-
-HEADINGS = ["item", "threads", "ms (range)", "CPU s", "frames/s", "GFLOP", "GFLOP/s", "of matmul peak", "peak GB"]
+    """For `console.table` under `COLUMNS`."""
+    return [[column(measured) for column in COLUMNS.values()] for measured in measurements]
 
 
 def stage_rows(measurements: Iterable[Measurement]) -> list[list[str]]:

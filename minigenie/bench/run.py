@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from minigenie.bench.machine import HEADINGS, Call, Item, describe_machine, measure, rows, stage_rows
+from minigenie.bench.machine import COLUMNS, Call, Item, describe_machine, measure, rows, stage_rows
 from minigenie.bench.play import play_items
 from minigenie.bench.train import fastest_parts, train_items
 from minigenie.console import table, working
@@ -37,12 +37,11 @@ def run(settings: BenchSettings) -> None:
         items = [item for kind, make in kinds.items() if what in (kind, "all") for item in make()]
         items = [item for item in items if settings.only in item.name]
         if not items:
-            raise UserError(
-                f"nothing that bench {what} measures has {settings.only!r} in its name; leave --only out to see all"
-            )
+            lacking = f"nothing that bench {what} measures has {settings.only!r} in its name"
+            raise UserError(f"{lacking}; leave --only out to see all")
         measured = measure(items, device, settings.rounds, progress)
     print(describe_machine(device))
-    table(HEADINGS, rows(measured))
+    table(COLUMNS, rows(measured))
     if shares := stage_rows(measured):
         table(["item", "where its time goes"], shares)
     if settings.parts:
@@ -52,8 +51,7 @@ def run(settings: BenchSettings) -> None:
 
 
 def data_items(folder: Path) -> list[Item]:
-    """Random clips of a dataset in memory, and ingest of one mp4 file at 64x64; from the toy world, 2,000 frames, which
-    are written to `folder`."""
+    """Random clips of a dataset in memory, and ingest of one mp4 file: of the toy world, written to `folder`."""
     name, frames = f"load {CLIPS} clips of {CLIP_FRAMES} frames", CLIPS * CLIP_FRAMES
     return [
         Item(name=name, make=partial(load_call, folder), frames=frames),

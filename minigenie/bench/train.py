@@ -15,7 +15,7 @@ from minigenie.dynamics import DynamicsConfig
 from minigenie.lam import LAMConfig, LatentActionModel
 from minigenie.nn.quantize import QuantizerConfig
 from minigenie.nn.st_transformer import STConfig
-from minigenie.optim import OptimConfig, make_optimizers, set_learning_rate
+from minigenie.optim import make_optimizers, set_learning_rate
 from minigenie.pipeline import STEPS, Joint, Recipe
 from minigenie.recipes import paper, recipe_named
 from minigenie.runtime import autocast
@@ -60,14 +60,12 @@ def fastest_parts(measurements: list[Measurement]) -> list[str]:
 
 
 def small() -> Recipe:
-    """4 clips of 16 frames of 64x64, patch 8, width 128, 4 heads, 4+4 blocks; dynamics and LAM alike, the LAM on pixels
-    at patch 16, both on histories."""
+    """4 clips of 16 frames of 64x64, patch 8, width 128, 4 heads, 4+4 blocks; the LAM on pixels at patch 16."""
     return _common(SMALL, SMALL, 8, 4, Execution())
 
 
 def reference() -> Recipe:
-    """2 clips of 16 frames of 64x64, patch 4, width 512, 8 heads, 8+8 blocks; dynamics 12 blocks. To save memory, one
-    clip after the other, and what is cheap computed twice."""
+    """2 clips of 16 frames of 64x64, patch 4, width 512, 8 heads, 8+8 blocks; dynamics 12; saving memory."""
     return _common(STConfig(), REFERENCE, 4, 2, Execution(part=1, recompute="cheap"))
 
 
@@ -79,7 +77,7 @@ def wide() -> Recipe:
 
 
 def _common(stack: STConfig, dynamics: STConfig, patch: int, clips: int, how: Execution) -> Recipe:
-    fit = FitConfig(steps=1, batch_size=clips, clip_frames=16, optim=OptimConfig(), execution=how)
+    fit = FitConfig(steps=1, batch_size=clips, clip_frames=16, execution=how)
     codes = QuantizerConfig(num_codes=1024, code_dim=32)
     models: dict[str, Any] = {
         "tokenizer": TokenizerConfig(patch=patch, encoder=stack, decoder=stack, quantizer=codes),

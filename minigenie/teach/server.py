@@ -19,8 +19,7 @@ from minigenie.data.labels import FILE
 from minigenie.errors import UserError
 from minigenie.play.server import listen, page_app, read_json, refusing, run
 from minigenie.settings import ServerSettings
-from minigenie.teach.agreement import Agreement, quick_agreement
-from minigenie.teach.session import Session
+from minigenie.teach.session import Agreement, Session, quick_agreement
 
 PAGE = Path(__file__).with_name("page.html")
 

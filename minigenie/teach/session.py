@@ -6,21 +6,25 @@ labels yet. Every change is on disk before it counts.
 
 import math
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from einops import rearrange
 
 from minigenie.data.controls import KEYS, TOY_NAMES, controls_of
 from minigenie.data.dataset import Dataset
 from minigenie.data.labels import FEWEST, FILE, Labels, check_names, read_labels, write_labels
 from minigenie.errors import UserError
+from minigenie.inverse import controls_seen, fit_pairs
 from minigenie.play.player import encode
 
 CLIP_FRAMES, FEWEST_FRAMES = 32, 12
 LEAD_SECONDS = 0.2  # of footage, before anyone has seen what goes on
 COLUMNS = 8  # frames side by side in the picture of a clip: some browsers draw nothing wider than 4,096 pixels
 EVERY = 100  # labels, after which the classifier learns anew
+FOLDS, STEPS = 3, 100
+MOST_LABELS = 1_500  # that are looked at
 LETTERS, DIGITS = "abcdefghijklmnopqrstuvwxyz", "1234567890"
 
 
@@ -74,8 +78,7 @@ class Session:
         return {"clip": number, "frames": None if number is None else len(self.clips[number])}
 
     def next_clip(self) -> int | None:
-        """The number of a clip without labels: the next, and after the last those that were left out. None if all have
-        some."""
+        """A clip without labels: the next, and after the last those that were left out. None if all have some."""
         with self.lock:
             for number in (*range(self.next, len(self.clips)), *range(self.next)):
                 if self.labels.keys().isdisjoint(self.clips[number][:-1]):
@@ -198,3 +201,32 @@ def _parts(name: str, names: tuple[str, ...]) -> list[str]:
         return []
     parts = name.split("-")
     return parts if len(parts) > 1 and all(part in KEYS or part in names for part in parts) else [name]
+
+
+# Do the labels make sense? Inverse dynamics learn some clips' labels, and guess the others'.
+
+
+class Agreement(NamedTuple):
+    """accuracy: share of the labels that a classifier gives which has not seen their clips. commonest: share of the
+    control that has most of them, which is what guessing would reach. labels: how many there were."""
+
+    accuracy: float
+    commonest: float
+    labels: int
+
+
+def quick_agreement(dataset: Dataset, labels: Labels, seed: int = 0) -> Agreement:
+    """Cross-validated in folds of whole clips. UserError if the labels are of fewer than two clips."""
+    runs = np.cumsum(np.diff(labels.frames, prepend=labels.frames[:1]) > 1)  # frames in a row
+    _, clips = np.unique(np.stack([runs, labels.frames // CLIP_FRAMES]), axis=1, return_inverse=True)
+    if clips.max(initial=0) < 1:
+        raise UserError("the labels are all of one clip; give those of another one too")
+    order = np.random.default_rng(seed).permutation(clips.max() + 1)[clips]
+    kept = np.flatnonzero(order <= max(1, np.searchsorted(np.cumsum(np.bincount(order)), MOST_LABELS)))
+    folds, targets = order[kept] % FOLDS, labels.controls[kept]
+    pairs, right = torch.from_numpy(dataset.clips(labels.frames[kept], 2)), 0
+    for fold in np.unique(folds):
+        told = folds != fold
+        model = fit_pairs(pairs[told], targets[told], labels.names, STEPS, seed)
+        right += int((controls_seen(model, pairs[~told]) == targets[~told]).sum())
+    return Agreement(right / len(kept), int(np.bincount(targets).max()) / len(kept), len(labels.frames))
