@@ -26,7 +26,7 @@ def publish(tmp_path, monkeypatch):
         path = tmp_path / "some_nets" / "w.pth"
         torch.save(weights, path, _use_new_zipfile_serialization=zipped)
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-        return WeightFile("some-nets", "1.0", "some_nets/w.pth", checksum), path
+        return WeightFile("some-nets==1.0", "some_nets/w.pth", checksum), path
 
     return install
 

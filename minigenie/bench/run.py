@@ -30,7 +30,7 @@ def run(settings: BenchSettings) -> None:
     what, world, device = settings.what, settings.world and locate(settings.world), pick_device(settings.device)
     with TemporaryDirectory(prefix="minigenie-bench-") as scratch, working(f"bench {what}", "rounds") as progress:
         kinds = {
-            "train": lambda: train_items(settings.recipes, device, settings.large, settings.parts),
+            "train": lambda: train_items(settings, device),
             "play": lambda: play_items(world, device, settings.compiled, settings.large),
             "data": lambda: data_items(Path(scratch)),
         }

@@ -19,16 +19,15 @@ from minigenie.optim import make_optimizers, set_learning_rate
 from minigenie.pipeline import STEPS, Joint, Recipe
 from minigenie.recipes import paper, recipe_named
 from minigenie.runtime import autocast
+from minigenie.settings import BenchSettings
 from minigenie.tokenizer import TokenizerConfig
 from minigenie.train import Execution, FitConfig, Part, backward, prepare_stacks, update
 
 
-def train_items(
-    recipes: tuple[str, ...], device: torch.device, large: bool = False, parts: tuple[int, ...] = ()
-) -> list[Item]:
+def train_items(settings: BenchSettings, device: torch.device) -> list[Item]:
     """Steps of each recipe's stages, and of the sizes at which other implementations were measured: W1 and W2 are the
-    reference's, W1s and W2s small. Or, with `parts`, of the recipes alone, with so many clips at a time at most."""
-    sizes = {"s": small()} | ({"": reference()} if large else {})
+    reference's, W1s and W2s small. Or, with `settings.parts`, of the recipes alone, so many clips at a time at most."""
+    sizes = {"s": small()} | ({"": reference()} if settings.large else {})
     common = [
         step_item(f"{name}{suffix} {stage} step", recipe, stage, device, dtype, threads=1)
         for dtype in dtypes_of(device)
@@ -36,16 +35,16 @@ def train_items(
         for name, stage in (("W1", "tokenizer"), ("W2", "joint"))
     ]
     dtype = dtypes_of(device)[-1]  # what they are trained in
-    if large:
+    if settings.large:
         common.append(step_item("8 x 512 dynamics step", wide(), "dynamics", device, dtype))
     own = [
         step_item(f"{name} {stage} step", recipe_named(name), stage, device, dtype, part=part)
-        for name in recipes
+        for name in settings.recipes
         for stage in (("tokenizer", "joint") if recipe_named(name).joint else ("tokenizer", "lam", "dynamics"))
-        for part in parts or (None,)
+        for part in settings.parts or (None,)
     ]
     own = list({item.name: item for item in own}.values())  # batches may be cut alike
-    return own if parts else common + own
+    return own if settings.parts else common + own
 
 
 def fastest_parts(measurements: list[Measurement]) -> list[str]:

