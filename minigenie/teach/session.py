@@ -43,8 +43,8 @@ class Session:
         self.labels: dict[int, int] = {}
         self.saved: list[int] = []
         self.next = self.checked = 0
-        self.stamp = self._stamp()
-        if self.stamp:
+        self.stored = self._stored()
+        if self.stored is not None:
             there = read_labels(dataset.folder, dataset)
             self.names = there.names
             self.labels = dict(zip(there.frames.tolist(), there.controls.tolist(), strict=True))
@@ -157,18 +157,15 @@ class Session:
         return {frame: control for frame, control in self.labels.items() if frame not in clip[:-1]}
 
     def _write(self, names: tuple[str, ...], labels: dict[int, int]) -> None:
-        if self._stamp() != self.stamp:
+        if self._stored() != self.stored:
             raise UserError(f"{FILE} was changed by something else; stop the server and start it again")
         write_labels(self.dataset.folder, names, labels)
-        self.names, self.labels, self.stamp = names, labels, self._stamp()
+        self.names, self.labels, self.stored = names, labels, self._stored()
 
-    def _stamp(self) -> tuple[int, ...] | None:
-        """What of the file changes when anyone writes it."""
+    def _stored(self) -> bytes | None:
+        """The file as it is now, which shows when something else has written it."""
         path = self.dataset.folder / FILE
-        if not path.is_file():
-            return None
-        status = path.stat()
-        return status.st_mtime_ns, status.st_size, status.st_ino
+        return path.read_bytes() if path.is_file() else None
 
 
 def clips_of(dataset: Dataset, seed: int) -> list[range]:
