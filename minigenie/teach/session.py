@@ -23,8 +23,8 @@ CLIP_FRAMES, FEWEST_FRAMES = 32, 12
 LEAD_SECONDS = 0.2  # of footage, before anyone has seen what goes on
 COLUMNS = 8  # frames side by side in the picture of a clip: some browsers draw nothing wider than 4,096 pixels
 EVERY = 100  # labels, after which the classifier learns anew
-FOLDS, STEPS = 3, 100
-MOST_LABELS = 1_500  # that are looked at
+FOLDS, STEPS = 3, 100  # of the check whether the labels can be learnt
+MOST_LABELS = 1_500  # that it looks at
 LETTERS, DIGITS = "abcdefghijklmnopqrstuvwxyz", "1234567890"
 
 
