@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from minigenie.errors import UserError
@@ -27,6 +27,13 @@ def grid(rows: list[UInt8[Tensor, "t h w c"]]) -> np.ndarray:
     """Each row's frames side by side, the rows below each other, white gaps of 2 px: uint8 [H W 3]."""
     padded = [F.pad(row, (0, 0, 1, 1, 1, 1), value=255) for row in rows]
     return torch.cat([rearrange(row, "t h w c -> h (t w) c") for row in padded]).cpu().numpy()
+
+
+def label(text: str, size: tuple[int, int], at: tuple[int, int]) -> np.ndarray:
+    """Text in black on white, a picture of `size` (width, height): uint8 [H W 3]."""
+    drawn = Image.new("RGB", size, "white")
+    ImageDraw.Draw(drawn).text(at, text, "black")
+    return np.array(drawn)
 
 
 def save_picture(picture: np.ndarray, path: Path, zoom: int = ZOOM) -> Path:

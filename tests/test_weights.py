@@ -82,4 +82,4 @@ def test_a_file_that_is_not_there_is_one_line(publish):
     with pytest.raises(ValueError, match="^w.pth is not on this machine; pip install some-nets==1.0$"):
         file.load()
     with pytest.raises(ValueError, match="^w.pth is not on this machine; pip install nothing-like-it==1.0$"):
-        file._replace(package="nothing-like-it").load()
+        file._replace(release="nothing-like-it==1.0").load()

@@ -8,11 +8,10 @@ import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from minigenie.config import from_dict
@@ -24,7 +23,7 @@ from minigenie.eval.perceptual import FRECHET_NAME, ST_LPIPS_NAME
 from minigenie.eval.plots import code_plot, control_plot, drift_plots, quality_plots, training_picture, training_plots
 from minigenie.files import to_json, write_atomic
 from minigenie.metrics import read_metrics
-from minigenie.pictures import grid, save_picture, save_video
+from minigenie.pictures import grid, label, save_picture, save_video
 from minigenie.world import WorldConfig
 
 Clip = UInt8[Tensor, "t h w c"]
@@ -99,9 +98,9 @@ def _key_rows(control: Report, scene: Scene) -> list[Clip]:
     for name, game, world in zip(*scene, strict=True):
         action = control["keys"].get(name, {}).get("action")
         for video, what in ((game, "the game"), (world, f"action {action}")):
-            said = Image.new("RGB", video.shape[2:0:-1], "white")
-            ImageDraw.Draw(said).text((2, said.height // 3), f"{name}\n{what}", "black")
-            rows.append(torch.cat((torch.from_numpy(np.array(said))[None], video[at])))
+            _, height, width, _ = video.shape
+            text = label(f"{name}\n{what}", (width, height), (2, height // 3))
+            rows.append(torch.cat((torch.from_numpy(text)[None], video[at])))
     return rows
 
 
