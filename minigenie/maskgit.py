@@ -17,8 +17,8 @@ from minigenie.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """steps: passes per frame (the paper: 25). temperature: of the tokens, 0 takes the likeliest, and nothing is left to
-    chance (the paper: 1). choice_noise: Gumbel noise on which tokens are kept, annealed to 0 over the steps."""
+    """steps: passes per frame (the paper: 25). temperature: of the tokens (the paper: 1); 0 takes the likeliest, and
+    nothing is left to chance. choice_noise: Gumbel noise on which tokens are kept, annealed to 0 over the steps."""
 
     steps: int = 25
     temperature: float = 1.0

@@ -61,18 +61,22 @@ def save_video(video: UInt8[Tensor, "t h w c"], path: Path, fps: float) -> Path:
     """Write `video` as .mp4 (H.264) or .gif, as the path's ending says. ValueError for any other ending."""
     if path.suffix not in (".mp4", ".gif"):
         raise UserError(f"cannot write {path}; choose a name that ends in .mp4 or .gif")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frames = [Image.fromarray(frame.repeat(ZOOM, 0).repeat(ZOOM, 1)) for frame in video.numpy()]
-    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
-    try:
-        if path.suffix == ".gif":
-            frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
-        else:
-            _write_mp4(frames, temporary, fps)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(path, encode_video(video, path.suffix[1:], fps))
     return path
+
+
+def encode_video(video: UInt8[Tensor, "t h w c"], kind: str, fps: float) -> bytes:
+    """The content of an "mp4" or "gif" file."""
+    frames = [Image.fromarray(frame.repeat(ZOOM, 0).repeat(ZOOM, 1)) for frame in video.numpy()]
+    encoded = io.BytesIO()
+    if kind == "gif":
+        # whole hundredths of a second that add up, none under two: a browser takes ten in the place of those
+        ends = np.arange(len(frames) + 1)
+        lasting = (10 * np.diff(np.maximum(100 * ends / fps, 2 * ends).astype(int))).tolist()
+        frames[0].save(encoded, "GIF", save_all=True, append_images=frames[1:], duration=lasting, loop=0)
+    else:
+        _write_mp4(frames, encoded, fps)
+    return encoded.getvalue()
 
 
 def fit_picture(
@@ -82,8 +86,7 @@ def fit_picture(
 
     source: a file, or what somebody uploaded, of which only the usual formats are read. Its size is looked up before
     anything is decoded: a small file can unpack to a huge picture. ValueError, one line that calls it `name`, if it is
-    no picture or too large.
-    """
+    no picture or too large."""
     height, width, _ = frame_shape
     file, formats = (io.BytesIO(source), FORMATS) if isinstance(source, bytes) else (source, None)
     try:
@@ -114,10 +117,10 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
     return Image.fromarray((values / white * 255).clip(0, 255).astype(np.uint8))
 
 
-def _write_mp4(frames: list[Image.Image], path: Path, fps: float) -> None:
+def _write_mp4(frames: list[Image.Image], file: io.BytesIO, fps: float) -> None:
     import av
 
-    with av.open(str(path), "w") as container:
+    with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.width, stream.height = (side // 2 * 2 for side in frames[0].size)  # H.264 wants even sides
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "15"}

@@ -240,7 +240,7 @@ def test_eval_measures_and_shows_it(coinrun, tmp_path):
     assert "held-out levels of coinrun" in page
     assert headline(report)["control test"] in page
     assert "control test, jump-left" in headline(report)
-    assert any(line.startswith("control  ") for line in summary(report))
+    assert any(line.startswith("control test  ") for line in summary(report))
     assert report["actions"]["controls"] == list(CONTROLS.names)
     assert set(report["actions"]["information"]) == {"all", "sideways", "jump"}
 

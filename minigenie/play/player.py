@@ -5,18 +5,14 @@ Everything here blocks; the server calls it from its one worker thread.
 Dimensions:  t frames   h w c a frame
 """
 
-import tempfile
 from collections import deque
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
-from minigenie.pictures import save_video
 from minigenie.world import Snapshot, World
 
 PAST_BYTES, PAST_MOMENTS = 64 << 20, 200  # what undo can go back to
@@ -119,9 +115,3 @@ def footage_clip(world: World, footage: Dataset, number: int) -> Clip:
     begin = max(0, (len(frames) - CLIP_FRAMES) // 3)
     window = np.array(frames[begin : begin + CLIP_FRAMES])
     return Clip(window, world.infer_actions(window[None])[0].tolist())
-
-
-def encode_video(frames: list[np.ndarray], kind: str, fps: float) -> bytes:
-    """kind: "mp4" or "gif"."""
-    with tempfile.TemporaryDirectory() as folder:
-        return save_video(torch.from_numpy(np.stack(frames)), Path(folder, f"recording.{kind}"), fps).read_bytes()

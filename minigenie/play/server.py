@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -29,10 +31,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from minigenie.errors import UserError
 from minigenie.files import parse_json
+from minigenie.pictures import encode_video
 from minigenie.play.auth import AuthMiddleware
 from minigenie.play.connection import Connection, Disconnected
 from minigenie.play.limits import MAX_MESSAGE_BYTES, LimitedServer, LimitedWebSocket
-from minigenie.play.player import encode_video
 from minigenie.play.session import Session
 from minigenie.settings import PlaySettings, ServerSettings
 
@@ -80,8 +82,9 @@ def make_app(
         if not (frames := list(connection.player.recorded)):
             raise HTTPException(404, "nothing is recorded yet; press Record, play, and press it again")
         async with connection.busy:
-            encode = partial(encode_video, frames, kind, session.fps)
-            data = await asyncio.get_running_loop().run_in_executor(session.media_pool, encode)
+            data = await asyncio.get_running_loop().run_in_executor(
+                session.media_pool, lambda: encode_video(torch.from_numpy(np.stack(frames)), kind, session.fps)
+            )
         name = f'attachment; filename="minigenie.{kind}"'
         return Response(data, media_type=VIDEOS[kind], headers={"Content-Disposition": name})
 
