@@ -24,8 +24,8 @@ from minigenie.checkpoint import load_model, save_model
 from minigenie.config import from_dict, to_dict
 from minigenie.data.controls import controls_of
 from minigenie.data.dataset import MANIFEST, Dataset, sample_batch
-from minigenie.data.labels import FILE as LABELS
-from minigenie.data.labels import Labels, check_labels, read_labels, recorded_labels
+from minigenie.data.joined import JoinedDataset
+from minigenie.data.labels import Labels, check_labels, label_files, read_labels, recorded_labels
 from minigenie.dynamics import Dynamics, Joint
 from minigenie.encode import CLIP, encode_actions, encode_motions, encode_moved, encode_tokens, load_motions
 from minigenie.errors import UserError
@@ -118,8 +118,8 @@ def with_actions(recipe: Recipe, dataset: Dataset, source: Actions, labels: int 
     elif labels:
         names, sidecar = recorded_labels(dataset, labels, recipe.seed).names, ""
     else:
-        names = check_labels(read_labels(dataset.folder, dataset)).names
-        sidecar = hashlib.sha256((dataset.folder / LABELS).read_bytes()).hexdigest()
+        names = check_labels(read_labels(dataset)).names
+        sidecar = hashlib.sha256(b"".join(path.read_bytes() for path in label_files(dataset))).hexdigest()
     inverse = replace(recipe.inverse, controls=names, held=0.0 if source == "true" else HELD)
     return replace(recipe, actions=source, inverse=inverse, labels=labels, sidecar=sidecar)
 
@@ -185,7 +185,7 @@ class Run:
             raise UserError("this recipe goes on until its time is over; give it some, as in --max-minutes 9")
         self.dataset, self.recipe, self.out, self.device, self.watcher = dataset, recipe, out, device, watcher
         self.max_seconds, self.shard = max_seconds, shard
-        self.windows = lru_cache(dataset.windows)
+        self.windows = lru_cache(dataset.training_windows)
         self.rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         for stage in STAGES:
             getattr(recipe, f"{stage}_fit").parts(processes)
@@ -239,10 +239,10 @@ class Run:
     def labels(self) -> Labels:
         """What inverse dynamics learns from."""
         if self.recipe.actions == "labels" and not self.recipe.labels:
-            return check_labels(read_labels(self.dataset.folder, self.dataset))
+            return check_labels(read_labels(self.dataset))
         if self.recipe.actions == "found":
             return found_labels(self.dataset, self.recipe.seed)
-        most = min(MOST_LABELS, len(self.windows(2)))
+        most = min(MOST_LABELS, len(self.dataset.windows(2)))
         return recorded_labels(self.dataset, self.recipe.labels or most, self.recipe.seed)
 
     @cached_property
@@ -276,7 +276,7 @@ class Run:
     def _recorded(self) -> np.ndarray:
         """The control that leads on from every frame."""
         found = np.zeros(self.dataset.num_frames, np.uint8)
-        for frames in np.array_split(self.windows(2), -(-len(self.windows(2)) // 2**16)):
+        for frames in np.array_split(windows := self.dataset.windows(2), -(-len(windows) // 2**16)):
             found[frames] = recorded_controls(self.dataset, frames, 2)[:, 0]
         return found
 
@@ -554,8 +554,8 @@ def check_fits(recipe: Recipe, dataset: Dataset) -> None:
     if dataset.frame_size != recipe.tokenizer.frame_size:
         here, wanted = ("x".join(map(str, size)) for size in (dataset.frame_size, recipe.tokenizer.frame_size))
         raise UserError(
-            f"{dataset.name} has frames of {here}, the recipe wants {wanted}; ingest with --size "
-            f"{recipe.tokenizer.frame_size[0]}, or --set 'tokenizer.frame_size={list(dataset.frame_size)}'"
+            f"{dataset.name} has frames of {here}, the recipe is for {wanted}; leave tokenizer.frame_size out, or "
+            f"ingest with --size {wanted}"
         )
     for stage in STAGES:
         dataset.windows(getattr(recipe, f"{stage}_fit").clip_frames)
@@ -640,13 +640,17 @@ def _differing_keys(there: Any, here: Any) -> list[str]:
 
 
 def held_out(dataset: Dataset) -> Dataset | None:
-    """The footage of unseen levels or videos beside a dataset, if there is some: NAME-test, or test beside train."""
-    folder = dataset.folder
-    for beside in (folder.with_name(f"{folder.name}-test"), folder.with_name(folder.name.replace("train", "test"))):
-        if dataset.url is None and beside != folder and (beside / MANIFEST).exists():
-            other = Dataset.open(beside, verify=False)
-            return other if other.frame_size == dataset.frame_size else None
-    return None
+    """The footage of unseen levels or videos beside a dataset, if there is some: NAME-test, or test beside train. Of
+    several that of those which have some."""
+    found = []
+    for part in dataset.parts:
+        folder = part.folder
+        for beside in (folder.with_name(f"{folder.name}-test"), folder.with_name(folder.name.replace("train", "test"))):
+            if part.url is None and beside != folder and (beside / MANIFEST).exists():
+                other = Dataset.open(beside, verify=False)
+                found += [other] if other.frame_size == dataset.frame_size else []
+                break
+    return JoinedDataset(found) if len(found) > 1 else found[0] if found else None
 
 
 def held_out_metrics(model: Model, batch: dict[str, Tensor] | None) -> dict[str, float]:

@@ -181,8 +181,8 @@ class EvalSettings:
     """What to measure, or to compare.
 
     Args:
-        paths: A world and a dataset of levels or videos that it never saw; with --compare, worlds, or the folders that
-            eval --out wrote to.
+        paths: A world and a dataset of levels or videos that it never saw, or several; with --compare, worlds, or the
+            folders that eval --out wrote to.
         out: Folder for what is written; the (first) world's own by default. The world coinrun needs one.
         clips: How many clips to measure on.
         seed: Seed of the choice of clips and the sampling.

@@ -95,14 +95,14 @@ def test_labels_are_saved_and_counted_and_taken_back(client, session, data):
     status, state = post(client, "/labels", clip=number, labels=held(session, number, "right"))
     assert status == 200
     expected = list(range(first + session.lead, first + len(session.clips[number]) - 1))
-    saved = read_labels(data.folder, data)
+    saved = read_labels(data)
     assert saved.frames.tolist() == expected
     assert set(saved.controls.tolist()) == {saved.names.index("right")}
     assert {each["name"]: each["count"] for each in state["controls"]}["right"] == len(expected)
     post(client, "/labels", clip=number, labels=held(session, number, "left"))  # once more is in place of the first
-    assert read_labels(data.folder, data).counts["left"] == len(expected) == len(session.labels)
+    assert read_labels(data).counts["left"] == len(expected) == len(session.labels)
     assert post(client, "/undo", clip=number)[1]["labels"] == 0
-    assert len(read_labels(data.folder, data).frames) == 0
+    assert len(read_labels(data).frames) == 0
     assert "nothing to undo" in refused(client, "/undo", clip=number)
 
 
@@ -175,14 +175,14 @@ def test_two_pages_at_once_lose_no_labels(client, session, data):
         numbers = list(pool.map(label, range(12)))
     assert len(set(numbers)) == 12
     expected = sum(len(session.clips[number]) - 1 - session.lead for number in numbers)
-    assert len(read_labels(data.folder, data).frames) == expected
+    assert len(read_labels(data).frames) == expected
 
 
 def test_a_file_that_somebody_edits_meanwhile_is_not_overwritten(client, session, data):
     post(client, "/labels", clip=0, labels=held(session, 0, "left"))
     write_labels(data.folder, session.names, {0: 1})
     assert "changed by something else" in refused(client, "/labels", clip=1, labels=held(session, 1, "left"))
-    assert read_labels(data.folder, data).frames.tolist() == [0]
+    assert read_labels(data).frames.tolist() == [0]
 
 
 def test_a_full_disk_loses_nothing(client, session, data, monkeypatch):
@@ -205,17 +205,17 @@ def test_renaming_keeps_labels_and_what_has_some_stays(client, session, data):
     status, state = post(client, "/controls", controls=renamed)
     assert status == 200
     assert [each["name"] for each in state["controls"]] == ["brake", "west", "noop"]
-    assert read_labels(data.folder, data).counts == {"brake": 0, "west": count, "noop": 0}
+    assert read_labels(data).counts == {"brake": 0, "west": count, "noop": 0}
     swapped = [{"name": "brake", "was": "west"}, {"name": "west", "was": "brake"}]
     post(client, "/controls", controls=swapped)
-    assert read_labels(data.folder, data).counts == {"brake": count, "west": 0}
+    assert read_labels(data).counts == {"brake": count, "west": 0}
     without = [{"name": "west", "was": "west"}, {"name": "noop", "was": None}]
     assert f"'brake' has {count} labels and cannot be left out" in refused(client, "/controls", controls=without)
     stale = [{"name": "left", "was": "left"}, {"name": "noop", "was": None}]
     assert "no control 'left' any more" in refused(client, "/controls", controls=stale)
     for wrong in (None, [], [1], [{}, {}], [{"name": "up"}], [{"name": "up"}, {"name": "up"}], [{"name": ""}] * 2):
         refused(client, "/controls", controls=wrong)
-    assert read_labels(data.folder, data).counts == {"brake": count, "west": 0}
+    assert read_labels(data).counts == {"brake": count, "west": 0}
 
 
 def test_controls_have_the_keys_that_their_names_say():
@@ -344,7 +344,7 @@ def test_a_held_key_labels_the_clip_and_may_be_undone(page, session, data):
     assert not (data.folder / FILE).exists()
     page.keyboard.press("Enter")
     expect(page.locator("#total")).to_have_text(f"{len(clip) - 1 - session.lead} labels")
-    saved = read_labels(data.folder, data)
+    saved = read_labels(data)
     assert [saved.names[control] for control in saved.controls] == shown[session.lead :]
     assert saved.frames[-1] == clip[-2]
     page.wait_for_function("clip.number === 1")
@@ -357,7 +357,7 @@ def test_a_held_key_labels_the_clip_and_may_be_undone(page, session, data):
     page.keyboard.press("u")
     expect(page.locator("#total")).to_have_text("0 labels")
     assert page.evaluate("clip.number") == 0
-    assert len(read_labels(data.folder, data).frames) == 0
+    assert len(read_labels(data).frames) == 0
     looked_over(page)
     page.keyboard.press("s")
     expect(page.locator("#badge")).to_have_text("● listening")
@@ -437,7 +437,7 @@ def test_controls_are_named_on_the_page(data, visit):
         names.nth(1).fill("stop")
         page.click("#save")
         expect(page.locator("[data-control=stop] .number")).not_to_have_text("0")
-        assert read_labels(data.folder, data).counts["stop"] > 15
+        assert read_labels(data).counts["stop"] > 15
         page.keyboard.press("u")  # by a page that did not see the clip before
         expect(page.locator("#total")).to_have_text("0 labels")
         page.close()

@@ -64,6 +64,8 @@ def controls_of(dataset: Dataset) -> Controls | None:
     if not dataset.has_actions:
         return None
     source = dataset.manifest["source"]
+    if names := dataset.manifest["settings"].get("controls"):
+        return Controls(tuple(names), tuple(range(len(names))))
     if source == "toy":
         return Controls(TOY_NAMES, tuple(range(len(TOY_NAMES))))
     if dataset.manifest["generator"].startswith("procgen"):

@@ -187,6 +187,8 @@ class Dataset:
         self.manifest = manifest
         checked = _check_manifest(f"{self.name}/{MANIFEST}", manifest)
         self.frame_size, self.fps, self.episodes = checked.frame_size, manifest["fps"], checked.episodes
+        self.shards = checked.shards
+        self.parts: tuple[Dataset, ...] = (self,)
         self.has_actions = all(shard.actions for shard in checked.shards)
         self._ends = np.cumsum([shard.frames for shard in checked.shards])
         self._firsts = np.concatenate([[0], self._ends[:-1]])
@@ -258,6 +260,10 @@ class Dataset:
             )
         before = np.cumsum(counts) - counts  # windows of all earlier episodes
         return np.repeat(firsts - before, counts) + np.arange(counts.sum())
+
+    def training_windows(self, length: int) -> np.ndarray:
+        """Those that an epoch of training is made of."""
+        return self.windows(length)
 
     def episodes_of(self, frames: np.ndarray) -> np.ndarray:
         """Which episode each of `frames` lies in, counted through all shards."""

@@ -9,7 +9,7 @@ Dimensions:  n states   k keys   a actions   t frames   h w c a frame
 Paths are pixels [right, up] from the start, where the player goes: the picture goes the other way.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -98,9 +98,10 @@ def measure(evaluator: Evaluator, inverse: InverseDynamics | None) -> tuple[Repo
 
 def settings_of(dataset: Dataset) -> CollectSettings:
     """The game as in the dataset, on held-out levels."""
-    settings = dataset.manifest["settings"]
-    held_out = {} if settings["split"] == "test" else {"split": "test", "start_level": None}
-    return CollectSettings(**(settings | held_out))
+    names = [each.name for each in fields(CollectSettings)]
+    settings = {name: value for name, value in dataset.manifest["settings"].items() if name in names}
+    held_out = {} if settings.get("split") == "test" else {"split": "test", "start_level": None}
+    return CollectSettings(**({"game": dataset.manifest["source"]} | settings | held_out))
 
 
 def find_rest(game: ProcgenGame, settings: CollectSettings, count: int, seed: int) -> Start:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from minigenie.console import note_precision, table, working
 from minigenie.data.dataset import Dataset
+from minigenie.data.joined import open_datasets
 from minigenie.errors import UserError
 from minigenie.eval.doctor import read_report
 from minigenie.eval.evaluator import Report
@@ -25,19 +26,17 @@ def run(settings: EvalSettings) -> None:
     """ValueError or OSError, one line, if that cannot be."""
     if settings.compare:
         return compare([locate(path) for path in settings.paths], settings.out)
-    if len(settings.paths) != 2:
-        advice = "worlds side by side take --compare"
-        raise UserError(f"eval takes a world and a dataset, not {len(settings.paths)} paths; {advice}")
+    if len(settings.paths) < 2:
+        raise UserError("eval takes a world and a dataset; worlds side by side take --compare")
     if settings.clips < 2:
         raise UserError(f"clips is {settings.clips}; an interval takes at least 2")
-    folder, dataset = locate(settings.paths[0]), settings.paths[1]
+    folder = locate(settings.paths[0])
     out = output_folder(folder, settings.out)
-    world, footage = World.load(folder, settings.device, settings.precision), Dataset.open(dataset)
+    world, footage = World.load(folder, settings.device, settings.precision), open_datasets(settings.paths[1:])
     note_precision(settings.precision, world.device)
     if footage.frame_size != world.frame_shape[:2]:
         has, makes = (f"{height}x{width}" for height, width in (footage.frame_size, world.frame_shape[:2]))
-        cure = f"ingest with --size {world.frame_shape[0]}"
-        raise UserError(f"{dataset} has frames of {has}, {folder} imagines {makes}; {cure}")
+        raise UserError(f"{footage.name} has frames of {has}, {folder} imagines {makes}; ingest with --size {makes}")
     print("\n".join(summary(measure(folder, world, footage, out, settings.clips, settings.seed))))
 
 

@@ -45,7 +45,7 @@ class Session:
         self.next = self.checked = 0
         self.stored = self._stored()
         if self.stored is not None:
-            there = read_labels(dataset.folder, dataset)
+            there = read_labels(dataset)
             self.names = there.names
             self.labels = dict(zip(there.frames.tolist(), there.controls.tolist(), strict=True))
         elif recorded := controls_of(dataset):
