@@ -23,6 +23,7 @@ import numpy as np
 from minigenie.errors import UserError
 
 CACHE = "MINIGENIE_CACHE"  # the environment variable that says where the cache is, if not in the home folder
+CACHE_GB = "MINIGENIE_CACHE_GB"  # the one that says how large it may get
 THREADS = 8  # files copied or hashed at once
 SETTLED = 2  # seconds; of a file that was changed later than that, its times need not show the next change
 
@@ -158,11 +159,36 @@ def is_url(path: object) -> bool:
     return "://" in str(path)
 
 
+def cache_root() -> Path:
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "minigenie")
+
+
 def cache_folder(address: str) -> Path:
     """Where copies from this address, and notes of it, lie."""
-    root = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "minigenie")
     name = re.sub(r"[^A-Za-z0-9.]+", "-", address)[-60:].strip("-.")
-    return root / f"{name}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+    return cache_root() / f"{name}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+
+
+def trim_cache(newest: Path) -> None:
+    """If the cache has a limit, MINIGENIE_CACHE_GB, remove copies from it until it holds no more, those first whose
+    last use is longest ago, and never the `newest`. ValueError, one line, if the limit is none."""
+    if not (limit := os.environ.get(CACHE_GB)):
+        return
+    try:
+        most = 1e9 * float(limit)
+    except ValueError:
+        most = 0.0
+    if not 0 < most < float("inf"):
+        raise UserError(f"{CACHE_GB} is {limit!r}; it should be a number of gigabytes above 0")
+    found = []
+    for path in cache_root().glob("*/*.npy"):
+        with suppress(OSError):  # another process has removed it
+            found.append((path.stat().st_mtime, path.stat().st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total > most and path != newest:
+            path.unlink(missing_ok=True)
+            total -= size
 
 
 def read_url(url: str) -> bytes:

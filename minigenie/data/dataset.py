@@ -14,6 +14,7 @@ Dimensions:  b batch   t frames of a clip   h height   w width   c channels (3, 
 """
 
 import hashlib
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -37,6 +38,7 @@ from minigenie.files import (
     parse_json,
     read_url,
     to_json,
+    trim_cache,
     write_atomic,
 )
 
@@ -305,7 +307,13 @@ class Dataset:
         return self._map(kind, episode.shard)[episode.offset : episode.offset + episode.length]
 
     def _map_file(self, kind: str, shard: int) -> np.ndarray:
-        return _load(self._path(kind, shard), self._files[kind, shard][2])
+        while True:
+            path = self._path(kind, shard)
+            try:
+                return _load(path, self._files[kind, shard][2])
+            except UserError:
+                if path.exists() or not self.url:  # else another process has just made room in the cache
+                    raise
 
     def _path(self, kind: str, shard: int) -> Path:
         """The file of a shard. Of a dataset at a URL its copy, under its checksum: that name cannot be out of date."""
@@ -318,6 +326,9 @@ class Dataset:
             with FileLock(self.folder / f".{sha256}.lock"):  # what one process copies the others wait for
                 if not path.exists():
                     _copy(f"{self.url}/{name}", path, sha256)
+                    trim_cache(path)
+        with suppress(OSError):
+            os.utime(path)  # what was used last is kept longest
         return path
 
     def __reduce__(self) -> tuple:

@@ -1,7 +1,6 @@
 """Several datasets as one: their frames and episodes one after another, in the order given."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,12 +61,9 @@ class JoinedDataset(Dataset):
                 )
         return np.concatenate([np.resize(found, count) for found, count in zip(each, counts, strict=True)])
 
-    def _path(self, kind: str, shard: int) -> Path:
-        part, number = self._owners[shard]
-        return self.parts[part]._path(kind, number)
-
     def _map_file(self, kind: str, shard: int) -> np.ndarray:
-        mapped, controls = super()._map_file(kind, shard), self._controls[self._owners[shard][0]]
+        part, number = self._owners[shard]
+        mapped, controls = self.parts[part]._map_file(kind, number), self._controls[part]
         if kind == "frames" or controls is None:
             return mapped
         return controls.join(mapped.clip(0, len(controls.of_recorded) - 1)).astype(np.uint8)  # an episode's last is any
