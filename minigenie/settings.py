@@ -127,12 +127,14 @@ class ServerSettings:
     Args:
         port: Where to listen; 0 takes any free one.
         host: 127.0.0.1 is this machine only; 0.0.0.0 lets the network in, with the token of the printed address.
-        open: Open the browser.
+        open: Open the browser, where there is a display.
+        allow: Name of a proxy, as in --allow hub.example.org: pages of its may send requests here, and frame this page.
     """
 
     port: int = 8000
     host: str = "127.0.0.1"
     open: bool = True
+    allow: UseAppendAction[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ def taught(made, lesson, steps=150):
     return made.eval()
 
 
-def told_right(made, lesson, temperature=0.0):
+def told_right(made, lesson, temperature=None):
     history, action, motions = lesson(200)
     return float((made.sample_motion(history, action, torch.rand(200), temperature) == motions).float().mean())
 

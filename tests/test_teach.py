@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 from starlette.testclient import TestClient
+from test_browser import until
 from test_cli import fails
 
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
@@ -347,7 +348,7 @@ def test_a_held_key_labels_the_clip_and_may_be_undone(page, session, data):
     saved = read_labels(data)
     assert [saved.names[control] for control in saved.controls] == shown[session.lead :]
     assert saved.frames[-1] == clip[-2]
-    page.wait_for_function("clip.number === 1")
+    until(page, "clip.number === 1")
     looked_over(page)  # the second clip, in which nothing was held
     for _ in range(200):  # until its labels are drawn
         if "noop" in (drawn := set(page.evaluate("cells.map(cell => cell.dataset.control)"))):

@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 import sys
+import threading
 import webbrowser
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
@@ -47,7 +48,11 @@ VIDEOS = {"mp4": "video/mp4", "gif": "image/gif"}
 
 
 def make_app(
-    session: Session, host: str = "127.0.0.1", token: str | None = None, ready: Callable[[], Any] = lambda: None
+    session: Session,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    ready: Callable[[], Any] = lambda: None,
+    allow: Sequence[str] = (),
 ) -> Starlette:
     """The server of one session; `page_app` says what the rest is."""
 
@@ -116,7 +121,7 @@ def make_app(
         Route("/recording.{kind}", recording),
         WebSocketRoute("/play", play),
     ]
-    return page_app(PAGE, routes, session.open, session.close, host, token, ready)
+    return page_app(PAGE, routes, session.open, session.close, host, token, ready, allow)
 
 
 def page_text(page: Path, engine: Path = ENGINE) -> str:
@@ -129,10 +134,10 @@ def page_text(page: Path, engine: Path = ENGINE) -> str:
 
 def page_app(
     page: Path, routes: Sequence[BaseRoute], begin: Callable[[], Any], end: Callable[[], Any], host: str,
-    token: str | None, ready: Callable[[], Any],
+    token: str | None, ready: Callable[[], Any], allow: Sequence[str],
 ) -> Starlette:  # fmt: skip
     """The whole server of one page. begin, end: what runs behind it. token: without it every request is refused. ready:
-    called when it listens."""
+    called when it listens. allow: names of proxies."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -151,7 +156,7 @@ def page_app(
     return Starlette(
         routes=[Route("/", show), *routes],
         lifespan=lifespan,
-        middleware=[Middleware(AuthMiddleware, host=host, token=token)],
+        middleware=[Middleware(AuthMiddleware, host=host, token=token, allow=allow)],
         exception_handlers=dict.fromkeys((HTTPException, ValueError, ClientDisconnect), refuse),
     )
 
@@ -209,26 +214,40 @@ def make_server(app: Starlette) -> LimitedServer:
 
 
 def run(
-    make_app: Callable[[str, str | None, Callable[[], Any]], Starlette],
+    make_app: Callable[[str, str | None, Callable[[], Any], Sequence[str]], Starlette],
     listening: socket.socket,
     what: Path,
     server: ServerSettings,
 ) -> None:
-    """Serve the app of `make_app(host, token, ready)` until Ctrl-C, and say where `what` is. Beyond this machine it
-    wants a token."""
-    host = server.host
-    shown, (address, number) = f"[{host}]" if ":" in host else host, listening.getsockname()[:2]
-    token = None if ipaddress.ip_address(address).is_loopback else secrets.token_urlsafe(16)
-    url = f"http://{shown}:{number}/" + (f"?token={token}" if token else "")
+    """Serve the app of `make_app(host, token, ready, allow)` until Ctrl-C, and say where `what` is. Beyond this machine
+    it wants a token."""
+    host, (address, number) = server.host, listening.getsockname()[:2]
+    here = ipaddress.ip_address(address)
+    token = None if here.is_loopback else secrets.token_urlsafe(16)
+    names = ["127.0.0.1", _own_address()] if here.is_unspecified else [f"[{host}]" if ":" in host else host]
+    urls = [f"http://{name}:{number}/" + (f"?token={token}" if token else "") for name in dict.fromkeys(names)]
 
     def ready() -> None:
-        print(f"{what} is at {url} (Ctrl-C stops it)", flush=True)
-        if server.open:
-            asyncio.get_running_loop().run_in_executor(None, webbrowser.open, url)
+        print(f"{what} is at {' or '.join(urls)} (Ctrl-C stops it)", flush=True)
+        if server.open and can_show_pages():  # a daemon, as a browser may take as long as it likes
+            threading.Thread(target=webbrowser.open, args=urls[:1], daemon=True).start()
 
     sys.setswitchinterval(SWITCH_SECONDS)
     with contextlib.suppress(KeyboardInterrupt):
-        make_server(make_app(host, token, ready)).run(sockets=[listening])
+        make_server(make_app(host, token, ready, server.allow)).run(sockets=[listening])
+
+
+def can_show_pages() -> bool:
+    """Whether there is a display: without one, a browser in the terminal would take it over."""
+    return sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+
+
+def _own_address() -> str:
+    """This machine's, as others see it; 127.0.0.1 if it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # of no machine, and nothing is sent
+        return probe.getsockname()[0]
+    return "127.0.0.1"
 
 
 def serve(folder: Path, settings: PlaySettings, server: ServerSettings) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import struct
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,12 @@ class Session:
         if settings.compiled:
             print("compiling the world; this takes a minute", flush=True)
             self.world.compile()
+            try:
+                self.worker.submit(try_step, self.world).result()
+            except Exception as error:  # whatever a compiler fails with
+                why = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
+                print(f"note: the compiler fails ({why}); playing on without", file=sys.stderr, flush=True)
+                self.world = self.worker.submit(World.load, self.folder, settings.device, settings.precision).result()
         self.worker.submit(choose_threads, self.world).result()
         self.fps = float(settings.fps or self.world.fps)
         if not 0 < self.fps <= 240:
@@ -201,14 +208,21 @@ def timed(call: Callable[[], Result]) -> tuple[Result, float]:
     return call(), time.perf_counter() - began
 
 
+def try_step(world: World) -> World:
+    """A copy that has made a frame, and so has compiled what there is to compile."""
+    trial = with_fewer_steps(world, 1)
+    trial.reset(np.zeros((1, 1, *world.frame_shape), np.uint8))
+    trial.step([0])
+    return trial
+
+
 def choose_threads(world: World) -> None:
     """On CPU, have torch use one thread or all, whichever is faster: small layers only lose by being split. One also
     if it is almost as fast: the browser wants a core too."""
     most = torch.get_num_threads()
     if world.device.type != "cpu" or most == 1:
         return
-    trial = with_fewer_steps(world, 1)
-    trial.reset(np.zeros((1, 1, *world.frame_shape), np.uint8))
+    trial = try_step(world)
 
     def seconds(threads: int) -> float:
         torch.set_num_threads(threads)

@@ -1,6 +1,6 @@
 """The server of labelling by hand: one page and a few requests. It holds the labels; pages come and go."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,11 @@ PAGE = Path(__file__).with_name("page.html")
 
 
 def make_app(
-    session: Session, host: str = "127.0.0.1", token: str | None = None, ready: Callable[[], Any] = lambda: None
+    session: Session,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    ready: Callable[[], Any] = lambda: None,
+    allow: Sequence[str] = (),
 ) -> Starlette:
     """The server of one session; `page_app` says what the rest is."""
     worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))  # the page needs the rest
@@ -68,7 +72,8 @@ def make_app(
         Route("/undo", changing(lambda it: session.undo(it.get("clip"))), methods=["POST"]),
         Route("/controls", changing(lambda it: session.rename(it.get("controls"))), methods=["POST"]),
     ]
-    return page_app(PAGE, routes, check_if_due, partial(worker.shutdown, cancel_futures=True), host, token, ready)
+    end = partial(worker.shutdown, cancel_futures=True)
+    return page_app(PAGE, routes, check_if_due, end, host, token, ready, allow)
 
 
 def serve(folder: str, controls: str | None, seed: int, server: ServerSettings) -> None:
