@@ -42,8 +42,9 @@ SEEN, STAGING = ".seen", ".staging-"  # gone when the dataset is finished
 class Row(NamedTuple):
     """What became of one file: `status` "kept", "partly" (damaged) or "skipped", and why; `reason` may be "".
 
-    "passed over" stands for all files of an ending that is not that of a video, here in place of `file`. `frames` and `episodes` count what is in the datasets, `test_frames` those of `frames` that were held out,
-    `repeated` the frames left out because an earlier file has them.
+    "passed over" stands for all files of an ending that no video has, which is here in place of `file`. `frames` and
+    `episodes` count what is in the datasets, `test_frames` those of `frames` that were held out, `repeated` the frames
+    left out because an earlier file has them.
     """
 
     file: str
@@ -75,8 +76,8 @@ class Staged(NamedTuple):
     """A decoded file: `lengths` of its takes, their thumbnails [t 16 16 3], how many frames it gave, at what `rate`.
 
     `damage` says what was lost, None if nothing was; `unreadable` why there is nothing, None if there is; `notes` how
-    it was read. `actions` at the frames of the takes, int64 [t], if they are known. `labelled`: something lies beside it,
-    so that it is no mere copy of what came before.
+    it was read. `actions` at the frames of the takes, int64 [t], if they are known. `labelled`: something lies beside
+    it, so that it is no mere copy of what came before.
     """
 
     lengths: list[int]

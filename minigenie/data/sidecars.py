@@ -95,7 +95,7 @@ def _episodes(path: Path, name: str) -> np.ndarray:
 def _actions(path: Path, name: str) -> np.ndarray:
     if path.suffix == ".npy":
         try:
-            actions = load_npy(path, "save it again with numpy.save")
+            actions: np.ndarray = load_npy(path, "save it again with numpy.save")
         except UserError as error:
             raise Unreadable(str(error).replace(str(path), name)) from None
         if actions.ndim != 1 or actions.dtype.kind not in "iu":

@@ -1,7 +1,7 @@
 """Where frames come from: a video file, an animated picture, a folder of numbered pictures. All look the same.
 
-A source is iterated over once. It gives frames with their times, undecoded sizes and colours as they are, and None where
-something was lost to damage. Files are streamed: nothing but a few frames is held.
+A source is iterated over once. It gives frames with their times, in the sizes and colours that they have, and None
+where something was lost to damage. Files are streamed: nothing but a few frames is held.
 """
 
 import os
@@ -33,6 +33,7 @@ POINTERS = {
 NUMBERED = re.compile(r"(?P<stem>.*?)(?P<number>\d+)(?P<ending>\.(?:bmp|jpe?g|png|ppm|tga|tiff?|webp))", re.I | re.S)
 MAX_FAULTS = 100  # in reading one file, before giving up on the rest of it
 HOLE_GAPS = 8  # usual gaps from a frame to the next, from which on frames are missing
+TRANSPARENT = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that know of transparency: FFmpeg's own do not
 MEDIAN_PACKETS = 2**17  # an hour at 30 frames a second
 SHORTEST, USUAL = 0.011, 0.1  # seconds of a frame in an animated picture: shorter ones browsers show for the usual time
 
@@ -170,7 +171,8 @@ def _as_frame(picture: Image.Image, time: float) -> av.VideoFrame:
     else:
         mode, form = ("RGBA", "rgba") if picture.has_transparency_data else ("RGB", "rgb24")
         frame = av.VideoFrame.from_ndarray(np.asarray(picture.convert(mode)), form)
-    frame.pts, frame.time_base, frame.key_frame = round(time * 1e6), Fraction(1, 10**6), True
+    frame.pts, frame.time_base = round(time * 1e6), Fraction(1, 10**6)
+    frame.key_frame = True  # type: ignore[misc]
     return frame
 
 
@@ -178,12 +180,12 @@ class _Video(Source):
     def __init__(self, path: Path, first: bytes, last: bytes):
         super().__init__()
         self.path = path
-        self.container = _open(path, first)
+        self.container, self.interlaced = _open(path, first), False
         described = _describe(self.container)
         self.stream = self._choose(described)
         self.decoder = self.stream.codec_context
-        if self.stream.metadata.keys() & {"alpha_mode", "ALPHA_MODE"} and self.decoder.name in ("vp8", "vp9"):
-            self.decoder = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[self.decoder.name], "r")
+        if self.stream.metadata.keys() & {"alpha_mode", "ALPHA_MODE"} and self.decoder.name in TRANSPARENT:
+            self.decoder = av.VideoCodecContext.create(TRANSPARENT[self.decoder.name], "r")  # type: ignore[assignment]
         self.decoder.thread_count = 1  # on several, H.264 finds damage by chance or, in slices, never
         self.period = 1 / float(self.stream.average_rate or self.stream.guessed_rate or 25)
         self.total = (self.container.duration or 0) / av.time_base
@@ -191,9 +193,8 @@ class _Video(Source):
         self.lacks_end = self.container.format.name == "gif" and last != b";"  # GIF's alone is sure to be there
         self.pixel_aspect = self.stream.sample_aspect_ratio
         self.crop = _cropping(described[self.stream.index], self.decoder.width, self.decoder.height)
-        self.interlaced = False
 
-    def _choose(self, described: list[str]) -> VideoStream:
+    def _choose(self, described: dict[int, str]) -> VideoStream:
         """The largest track of moving pictures."""
         tracks = [track for track in self.container.streams.video if not track.disposition & Disposition.attached_pic]
         if not tracks:
@@ -266,7 +267,7 @@ class _Video(Source):
             except av.FFmpegError:
                 yield None
         end = av.Packet()
-        end.time_base = self.stream.time_base
+        end.time_base = self.stream.time_base or Fraction(1)
         yield from self._decode(end)
 
     def _decode(self, packet: av.Packet) -> Iterator[av.VideoFrame | None]:
@@ -304,7 +305,7 @@ def _describe(container: InputContainer) -> dict[int, str]:
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
     try:
-        parts = re.split(r"^  Stream #0:(\d+)", container.dumps_format(), flags=re.M)
+        parts = re.split(r"^  Stream #0:(\d+)", container.dumps_format(), flags=re.M)  # type: ignore[attr-defined]
     finally:
         av.logging.set_level(level)
     return {int(index): text for index, text in zip(parts[1::2], parts[2::2], strict=True)}
