@@ -314,7 +314,7 @@ def _describe(container: InputContainer) -> dict[int, str]:
 def _cropping(described: str, width: int, height: int) -> str | None:
     """What to tell FFmpeg's filter of that name; None if the container crops nothing, or more than there is."""
     found = re.search(r"^ {6}Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", described, re.M)
-    top, bottom, left, right = map(int, found.groups()) if found else (0, 0, 0, 0)
+    left, right, top, bottom = map(int, found.groups()) if found else (0, 0, 0, 0)
     if top + bottom + left + right == 0 or top + bottom >= height or left + right >= width:
         return None
     return f"iw-{left + right}:ih-{top + bottom}:{left}:{top}:exact=1"
