@@ -54,7 +54,10 @@ def save_video(video: UInt8[Tensor, "t h w c"], path: Path, fps: float) -> Path:
     temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
     try:
         if path.suffix == ".gif":
-            frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+            # whole hundredths of a second that add up, none under two: a browser takes ten in the place of those
+            hundredths = np.diff(np.rint(np.arange(len(frames) + 1) * max(100 / fps, 2))).astype(int)
+            lasting = (10 * hundredths).tolist()
+            frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=lasting, loop=0)
         else:
             _write_mp4(frames, temporary, fps)
         temporary.replace(path)

@@ -180,12 +180,14 @@ class _Video(Source):
     def __init__(self, path: Path, first: bytes, last: bytes):
         super().__init__()
         self.path = path
-        self.container, self.interlaced = _open(path, first), False
+        self.container = _open(path, first)
         described = _describe(self.container)
         self.stream = self._choose(described)
         self.decoder = self.stream.codec_context
         if self.stream.metadata.keys() & {"alpha_mode", "ALPHA_MODE"} and self.decoder.name in TRANSPARENT:
             self.decoder = av.VideoCodecContext.create(TRANSPARENT[self.decoder.name], "r")  # type: ignore[assignment]
+        declared = self.decoder.field_order > 1 and self.decoder.codec.intra_only  # others say it of each frame
+        self.interlaced, self.fields = declared, "all" if declared else "interlaced"
         self.decoder.thread_count = 1  # on several, H.264 finds damage by chance or, in slices, never
         self.period = 1 / float(self.stream.average_rate or self.stream.guessed_rate or 25)
         self.total = (self.container.duration or 0) / av.time_base
@@ -249,7 +251,7 @@ class _Video(Source):
         nodes = [
             graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
         ]
-        nodes += [graph.add("bwdif", "mode=send_frame:deint=interlaced")] if self.interlaced else []
+        nodes += [graph.add("bwdif", f"mode=send_frame:deint={self.fields}")] if self.interlaced else []
         nodes += [graph.add("crop", self.crop)] if self.crop else []
         graph.link_nodes(*nodes, graph.add("buffersink")).configure()
         return graph
