@@ -55,8 +55,8 @@ def save_video(video: UInt8[Tensor, "t h w c"], path: Path, fps: float) -> Path:
     try:
         if path.suffix == ".gif":
             # whole hundredths of a second that add up, none under two: a browser takes ten in the place of those
-            hundredths = np.diff(np.rint(np.arange(len(frames) + 1) * max(100 / fps, 2))).astype(int)
-            lasting = (10 * hundredths).tolist()
+            ends = np.arange(len(frames) + 1)
+            lasting = (10 * np.diff(np.maximum(100 * ends / fps, 2 * ends).astype(int))).tolist()
             frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=lasting, loop=0)
         else:
             _write_mp4(frames, temporary, fps)

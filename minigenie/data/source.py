@@ -4,6 +4,7 @@ A source is iterated over once. It gives frames with their times, in the sizes a
 where something was lost to damage. Files are streamed: nothing but a few frames is held.
 """
 
+import math
 import os
 import re
 import stat
@@ -151,6 +152,7 @@ class _Pictures(Source):
 
 class _Animation(Source):
     period = USUAL
+    median_gap = math.inf  # a picture is never missing
 
     def __init__(self, path: Path):
         super().__init__()
@@ -160,9 +162,11 @@ class _Animation(Source):
         time = 0.0
         with Image.open(self.path) as pictures:
             for picture in ImageSequence.Iterator(pictures):
-                yield _as_frame(picture, time)
+                frame = _as_frame(picture, time)  # decoded, and only then Pillow knows how long it stays
                 seconds = picture.info.get("duration", 0) / 1000
-                time += seconds if seconds >= SHORTEST else USUAL
+                self.period = seconds if seconds >= SHORTEST else USUAL
+                yield frame
+                time += self.period
 
 
 def _as_frame(picture: Image.Image, time: float) -> av.VideoFrame:
