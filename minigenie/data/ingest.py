@@ -36,13 +36,14 @@ from minigenie.settings import IngestSettings
 
 SHARD_FRAMES, SHARD_BYTES, SHARDS_PER_VIDEO = 8192, 2**26, 10_000
 LOG = "videos.jsonl"  # a row per finished video: where a killed ingest goes on, and where the frames came from
+PASSED_OVER, MOST_ENDINGS = "passed over", 20  # told of one by one
 SEEN, STAGING = ".seen", ".staging-"  # gone when the dataset is finished
 
 
 class Row(NamedTuple):
     """What became of one file: `status` "kept", "partly" (damaged) or "skipped", and why; `reason` may be "".
 
-    "passed over" stands for all files of an ending that no video has, which is here in place of `file`. `frames` and
+    A last row, "passed over", counts the files in folders whose endings are not those of videos. `frames` and
     `episodes` count what is in the datasets, `test_frames` those of `frames` that were held out, `repeated` the frames
     left out because an earlier file has them.
     """
@@ -219,12 +220,12 @@ def _others(skipped: list[tuple[Path, str]], sidecars: set[Path]) -> list[Row]:
     """Rows of the folders that cannot be read, and of the files of other endings."""
     unread = [Row(_readable(path), "skipped", 0, 0, f"folder cannot be read: {why}") for path, why in skipped if why]
     endings = Counter(path.suffix.lower() or "no ending" for path, why in skipped if not why and path not in sidecars)
-    reason = "{} file{}, not that of a video; read if named one by one"
-    passed = [
-        Row(_readable(ending), "passed over", 0, 0, reason.format(count, "s" * (count > 1)))
-        for ending, count in sorted(endings.items())
-    ]
-    return sorted(unread) + passed
+    if not endings:
+        return sorted(unread)
+    counts = ", ".join(f"{count} {_readable(ending)}" for ending, count in endings.most_common(MOST_ENDINGS))
+    counts += ", ..." if len(endings) > MOST_ENDINGS else ""
+    reason = f"{counts}: no endings of videos; name such a file itself to have it read"
+    return [*sorted(unread), Row(f"{endings.total()} other files", PASSED_OVER, 0, 0, reason)]
 
 
 def _readable(path: str | Path) -> str:

@@ -198,7 +198,7 @@ class _Video(Source):
         self.declared = _declared_seconds(self.container, self.stream)
         self.lacks_end = self.container.format.name == "gif" and last != b";"  # GIF's alone is sure to be there
         self.pixel_aspect = self.stream.sample_aspect_ratio
-        self.crop = _cropping(described[self.stream.index], self.decoder.width, self.decoder.height)
+        self.crop = _cropping(described.get(self.stream.index, ""), self.decoder.width, self.decoder.height)
 
     def _choose(self, described: dict[int, str]) -> VideoStream:
         """The largest track of moving pictures."""
@@ -207,7 +207,7 @@ class _Video(Source):
             raise Unreadable("no video stream")
         decoded = [track for track in tracks if track.codec_context is not None]
         if not decoded:
-            codec = re.search(r"Video: (\w+)(?:.*?\((\S+) / 0x)?", described[tracks[0].index])
+            codec = re.search(r"Video: (\w+)(?:.*?\((\S+) / 0x)?", described.get(tracks[0].index, ""))
             known, tag = codec.groups() if codec else ("none", None)
             name = known if known != "none" else tag or "unknown"
             raise Unreadable(f"no decoder for its codec ({name}); convert it to H.264")
@@ -220,13 +220,13 @@ class _Video(Source):
 
     @cached_property
     def median_gap(self) -> float:
-        times: list[int] = []
+        times: list[float] = []
         with _open(self.path, b"") as container, suppress(av.FFmpegError):
             for packet in islice(container.demux(container.streams[self.stream.index]), MEDIAN_PACKETS):
-                if (time := packet.pts if packet.pts is not None else packet.dts) is not None:
+                if (time := _time(packet)) is not None:
                     times.append(time)
         gaps = np.diff(np.unique(times))
-        return float(np.median(gaps)) * float(self.stream.time_base or 0) if len(gaps) else self.period
+        return float(np.median(gaps)) if len(gaps) else self.period
 
     def __iter__(self) -> Iterator[av.VideoFrame | None]:
         with self.container:
@@ -267,8 +267,8 @@ class _Video(Source):
                 for packet in self.container.demux(self.stream):
                     if packet.size:
                         yield from self._decode(packet)
-                    elif packet.pts is not None:
-                        self.repeated = float(packet.pts * packet.time_base)
+                    elif (time := _time(packet)) is not None:
+                        self.repeated = time
                 break
             except av.FFmpegError:
                 yield None
@@ -281,6 +281,11 @@ class _Video(Source):
             yield from self.decoder.decode(packet)
         except av.FFmpegError:
             yield None
+
+
+def _time(packet: av.Packet) -> float | None:
+    stamp = packet.dts if packet.pts is None else packet.pts
+    return None if stamp is None else float(stamp * packet.time_base)
 
 
 def _through(graph: av.filter.Graph | None, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
@@ -311,7 +316,7 @@ def _describe(container: InputContainer) -> dict[int, str]:
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
     try:
-        parts = re.split(r"^  Stream #0:(\d+)", container.dumps_format(), flags=re.M)  # type: ignore[attr-defined]
+        parts = re.split(r"^ +Stream #0:(\d+)", container.dumps_format(), flags=re.M)  # type: ignore[attr-defined]
     finally:
         av.logging.set_level(level)
     return {int(index): text for index, text in zip(parts[1::2], parts[2::2], strict=True)}
@@ -319,7 +324,7 @@ def _describe(container: InputContainer) -> dict[int, str]:
 
 def _cropping(described: str, width: int, height: int) -> str | None:
     """What to tell FFmpeg's filter of that name; None if the container crops nothing, or more than there is."""
-    found = re.search(r"^ {6}Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", described, re.M)
+    found = re.search(r"^ +Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", described, re.M)
     left, right, top, bottom = map(int, found.groups()) if found else (0, 0, 0, 0)
     if top + bottom + left + right == 0 or top + bottom >= height or left + right >= width:
         return None
