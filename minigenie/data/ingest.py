@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,7 @@ import numpy as np
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.duplicates import SIDE, ThumbnailIndex, thumbnails
 from minigenie.data.sidecars import read_sidecars, sidecar_paths
-from minigenie.data.source import Unreadable, as_unreadable, numbered_pictures
+from minigenie.data.source import Unreadable, numbered_pictures, stands_for_many
 from minigenie.data.video import EXTENSIONS, Reader, check_options, find_videos, split_takes
 from minigenie.data.workers import workers as start_workers
 from minigenie.errors import UserError
@@ -236,11 +237,12 @@ def _readable(path: str | Path) -> str:
 
 def _contents(video: Path) -> str:
     """What tells that a file has changed: its size, that of its pictures, and what lies beside it."""
-    files = [video] if video.exists() else numbered_pictures(video)
-    sizes = sum(file.stat().st_size for file in files)
-    with as_unreadable():
-        beside = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sidecar_paths(video)]
-    return " ".join([str(sizes), *beside])
+    contents = []
+    with suppress(OSError):  # its row will say so
+        files = numbered_pictures(video) if stands_for_many(video) else [video]
+        contents.append(str(sum(file.stat().st_size for file in files)))
+        contents += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sidecar_paths(video)]
+    return " ".join(contents)
 
 
 def stage(

@@ -7,6 +7,7 @@
 Frames are counted from 0 as they are stored in the file. For a folder of numbered pictures the files lie beside it.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minigenie.data.source import Unreadable
+from minigenie.data.source import Unreadable, as_unreadable, stands_for_many
 from minigenie.data.video import Kept
 from minigenie.errors import UserError
 from minigenie.files import load_npy
@@ -53,9 +54,9 @@ class Sidecars(NamedTuple):
 
 def sidecar_paths(video: Path) -> list[Path]:
     """Those that there are."""
-    base = video.parent if "*" in video.name and not video.exists() else video.with_suffix("")
+    base = video.parent if stands_for_many(video) else video.with_suffix("")
     endings = ".episodes.csv", ".csv", ".actions.csv", ".actions.npy"
-    return [path for ending in endings if (path := base.with_name(base.name + ending)).is_file()]
+    return [path for ending in endings if os.path.isfile(path := base.with_name(base.name + ending))]
 
 
 def read_sidecars(video: Path) -> Sidecars:
@@ -111,7 +112,8 @@ def _actions(path: Path, name: str) -> np.ndarray:
 def _integers(path: Path, name: str, columns: int) -> np.ndarray:
     """Lines of so many integers: int64 [lines columns]. A first line without a digit is a heading."""
     rows = []
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    with as_unreadable():
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         if not line.strip() or (number == 1 and not re.search(r"\d", line)):
             continue

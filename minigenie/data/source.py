@@ -51,7 +51,7 @@ def as_unreadable() -> Iterator[None]:
     except Unreadable:
         raise
     except OSError as error:
-        raise Unreadable(f"cannot be read: {error.strerror or error}") from None
+        raise Unreadable(f"cannot be read: {error.strerror or 'damaged'}") from None  # Pillow gives no reason
     except Exception as error:
         raise Unreadable(f"cannot be read: {type(error).__name__}: {error}".replace("\n", " ")) from None
 
@@ -87,12 +87,17 @@ def open_source(path: Path, fps: float) -> Source:
     Unreadable, one line, if there is nothing to get from it.
     """
     with as_unreadable():
-        if "*" in path.name and not path.exists():
+        if stands_for_many(path):
             return _Pictures(numbered_pictures(path), fps)
         first, last = _ends(path)
         if first.startswith(b"RIFF") and first[8:12] == b"WEBP":
             return _Animation(path)
         return _Video(path, first, last)
+
+
+def stands_for_many(path: Path) -> bool:
+    """Whether it is no file, but the name of numbered pictures."""
+    return "*" in path.name and not os.path.lexists(path)
 
 
 def numbered_pictures(path: Path) -> dict[Path, int]:
@@ -213,9 +218,9 @@ class _Video(Source):
             raise Unreadable(f"no decoder for its codec ({name}); convert it to H.264")
         moving = [track for track in decoded if track.frames != 1] or decoded
         largest = max(moving, key=lambda track: track.codec_context.width * track.codec_context.height)
-        if len(tracks) > 1:
+        if (count := sum(track.frames != 1 for track in tracks)) > 1:
             size = f"{largest.codec_context.width}x{largest.codec_context.height}"
-            self.notes.append(f"the largest ({size}) of its {len(tracks)} video tracks")
+            self.notes.append(f"the largest ({size}) of its {count} video tracks")
         return largest
 
     @cached_property

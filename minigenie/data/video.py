@@ -30,7 +30,7 @@ from minigenie.data.source import HOLE_GAPS, NUMBERED, Unreadable, as_unreadable
 from minigenie.errors import UserError
 from minigenie.settings import IngestSettings
 
-EXTENSIONS = ".3gp .apng .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .webp .wmv"
+EXTENSIONS = ".3gp .apng .avi .avif .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .webp .wmv"
 CUT_DIFFERENCE, CUT_RATIO, CUT_SHIFT = 12, 4, 4
 STILL_DIFFERENCE, STILL_SECONDS = 8, 1.0
 
