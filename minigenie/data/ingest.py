@@ -78,8 +78,7 @@ class Staged(NamedTuple):
     """A decoded file: `lengths` of its takes, their thumbnails [t 16 16 3], how many frames it gave, at what `rate`.
 
     `damage` says what was lost, None if nothing was; `unreadable` why there is nothing, None if there is; `notes` how
-    it was read. `actions` at the frames of the takes, int64 [t], if they are known. `labelled`: something lies beside
-    it, so that it is no mere copy of what came before.
+    it was read. `actions` at the frames of the takes, int64 [t], and whether its `episodes` are, if they are known.
     """
 
     lengths: list[int]
@@ -90,7 +89,7 @@ class Staged(NamedTuple):
     unreadable: str | None = None
     notes: tuple[str, ...] = ()
     actions: np.ndarray | None = None
-    labelled: bool = False
+    episodes: bool = False
 
 
 def ingest(
@@ -127,7 +126,7 @@ def ingest(
         where = ", ".join(map(str, paths)) or "an empty list of paths"
         raise NoUsableVideo(f"no video in {where}; files in folders should end in {EXTENSIONS}", others)
     root = os.path.commonpath([video.parent for video in videos])
-    names = [_readable(os.path.relpath(video, root)) for video in videos]
+    names = [_readable(video.relative_to(root).as_posix()) for video in videos]
     listing = "\n".join(f"{name} {_contents(video)}" for name, video in zip(names, videos, strict=True))
     digest = hashlib.sha256(listing.encode()).hexdigest()[:12]
     header: dict[str, Any] = {
@@ -180,8 +179,9 @@ def ingest(
             num_test_frames = _hold_out(rows, split, num_test_videos, min_frames)
             repeated: Counter[str] = Counter()
             for take, small, actions in _staged_takes(staged, height_width, decoded):
-                origin = seen.origin(small) if seen else None
-                if origin is not None and not decoded.labelled:
+                labelled = decoded.episodes or actions is not None  # and so no mere copy
+                origin = seen.origin(small) if seen and not labelled else None
+                if origin is not None:
                     repeated[names[order[origin]]] += len(take)
                     continue
                 if seen:
@@ -265,9 +265,9 @@ def stage(
     except Unreadable as reason:
         return Staged([], small[0], unreadable=str(reason))
     actions = None if sidecars.actions is None else sidecars.actions[np.concatenate(numbers)]
-    notes, labelled = (*reader.notes, *sidecars.notes), known or actions is not None
+    notes = (*reader.notes, *sidecars.notes)
     return Staged(
-        lengths, np.concatenate(small), reader.num_given, reader.rate, reader.damage(), None, notes, actions, labelled
+        lengths, np.concatenate(small), reader.num_given, reader.rate, reader.damage(), None, notes, actions, known
     )
 
 
@@ -368,7 +368,8 @@ def _row(
         reasons.append(f"{staged.num_given} frames at {fps:g} per second, a take needs {min_frames}")
     elif staged.num_given > frames + num_repeated:
         left_out = f"{staged.num_given - frames - num_repeated} of {staged.num_given} frames left out"
-        reasons.append(f"{left_out}: still, or in takes of fewer than {min_frames}")
+        where = "outside of its episodes" if staged.episodes else "still"
+        reasons.append(f"{left_out}: {where}, or in takes of fewer than {min_frames}")
     if staged.rate < 0.9 * fps:
         reasons.append(f"its {staged.rate:.3g} frames per second are below {fps:g}: each kept once")
     status = "skipped" if not frames else "partly" if staged.damage else "kept"
