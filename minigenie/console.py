@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from minigenie.settings import Precision
 
@@ -27,7 +28,8 @@ class Lines:
     def __init__(self) -> None:
         self.printed, self.remaining = time.monotonic(), TimeRemainingColumn(compact=True)
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(None),
+            TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn(),
             self.remaining, console=Console(stderr=True), speed_estimate_period=600,
         )  # fmt: skip
         self.bar.disable = not self.bar.console.is_terminal
@@ -108,9 +110,12 @@ SHOWN = ("loss", "psnr", "cross_entropy", "accuracy", "perplexity", "control")
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    out = Table(*columns, box=None, header_style="bold")
+    """Cells are shown as they are: to rich, [names] and :names: in text would be styles and emoji."""
+    out = Table(box=None, header_style="bold")
+    for column in columns:
+        out.add_column(Text(column))
     for row in rows:
-        out.add_row(*("" if cell is None else str(cell) for cell in row))
+        out.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 160).print(out)
 
 

@@ -77,12 +77,14 @@ def describe_run(folder: Path) -> None:
 
 
 def describe_rows(rows: "list[Row]") -> None:
-    shown = rows if len(rows) <= MAX_ROWS else [row for row in rows if row.reason][:MAX_ROWS]
+    files = [row for row in rows if row.status != "passed over"]
+    telling = [row for row in files if row.reason][:MAX_ROWS]
+    shown = rows if len(rows) <= MAX_ROWS else telling + rows[len(files) :]
     table(["file", "status", "frames", "episodes", "reason", "held out", "repeated"], shown)
     if len(shown) < len(rows):
         print(f"{len(rows) - len(shown):,} more files")
-    counts = ", ".join(f"{count:,} {status}" for status, count in sorted(Counter(row.status for row in rows).items()))
+    counts = ", ".join(f"{count:,} {status}" for status, count in sorted(Counter(row.status for row in files).items()))
     kept, held_out = sum(row.frames for row in rows), sum(row.test_frames for row in rows)
     repeated = sum(row.repeated for row in rows)
-    print(f"files         {len(rows):,}: {counts}")
+    print(f"files         {len(files):,}: {counts}")
     print(f"frames        {kept:,} kept, {held_out:,} of them held out; {repeated:,} repeat others and are left out")

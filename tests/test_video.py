@@ -55,7 +55,7 @@ def clip(path, seconds=3.0, *, rate=10, height=48, width=64, hue=0.0, **how):
 def read_video(path, *, size, fps, fit="crop"):
     """All frames of a file, uint8 [t h w 3], and what was lost to damage, None if nothing was."""
     reader = Reader(Path(path), IngestSettings(size=size, fps=fps, fit=fit))
-    return np.stack([frame for frame, _ in reader]), reader.damage()
+    return np.stack([frame for frame, _, _ in reader]), reader.damage()
 
 
 def distance(a, b):

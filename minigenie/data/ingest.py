@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,7 +27,9 @@ import numpy as np
 
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.duplicates import SIDE, ThumbnailIndex, thumbnails
-from minigenie.data.video import EXTENSIONS, Reader, Unreadable, check_options, find_videos, split_takes
+from minigenie.data.sidecars import read_sidecars, sidecar_paths
+from minigenie.data.source import Unreadable, numbered_pictures, stands_for_many
+from minigenie.data.video import EXTENSIONS, Reader, check_options, find_videos, split_takes
 from minigenie.data.workers import workers as start_workers
 from minigenie.errors import UserError
 from minigenie.files import convert, parse_json, write_atomic
@@ -34,14 +37,16 @@ from minigenie.settings import IngestSettings
 
 SHARD_FRAMES, SHARD_BYTES, SHARDS_PER_VIDEO = 8192, 2**26, 10_000
 LOG = "videos.jsonl"  # a row per finished video: where a killed ingest goes on, and where the frames came from
+PASSED_OVER, MOST_ENDINGS = "passed over", 20  # told of one by one
 SEEN, STAGING = ".seen", ".staging-"  # gone when the dataset is finished
 
 
 class Row(NamedTuple):
     """What became of one file: `status` "kept", "partly" (damaged) or "skipped", and why; `reason` may be "".
 
-    `frames` and `episodes` count what is in the datasets, `test_frames` those of `frames` that were held out,
-    `repeated` the frames left out because an earlier file has them.
+    A last row, "passed over", counts the files in folders whose endings are not those of videos. `frames` and
+    `episodes` count what is in the datasets, `test_frames` those of `frames` that were held out, `repeated` the frames
+    left out because an earlier file has them.
     """
 
     file: str
@@ -72,7 +77,8 @@ class NoUsableVideo(UserError):
 class Staged(NamedTuple):
     """A decoded file: `lengths` of its takes, their thumbnails [t 16 16 3], how many frames it gave, at what `rate`.
 
-    `damage` says what was lost, None if nothing was; `unreadable` why there is nothing, None if there is.
+    `damage` says what was lost, None if nothing was; `unreadable` why there is nothing, None if there is; `notes` how
+    it was read. `actions` at the frames of the takes, int64 [t], and whether its `episodes` are, if they are known.
     """
 
     lengths: list[int]
@@ -81,6 +87,9 @@ class Staged(NamedTuple):
     rate: float = math.inf
     damage: str | None = None
     unreadable: str | None = None
+    notes: tuple[str, ...] = ()
+    actions: np.ndarray | None = None
+    episodes: bool = False
 
 
 def ingest(
@@ -110,13 +119,15 @@ def ingest(
     if workers < 1:
         raise UserError(f"workers is {workers}; it takes at least 1 to decode")
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
-    videos = find_videos(paths)
+    skipped: list[tuple[Path, str]] = []
+    videos = find_videos(paths, lambda path, why: skipped.append((path, why)))
+    others = _others(skipped, {sidecar for video in videos for sidecar in sidecar_paths(video)})
     if not videos:
         where = ", ".join(map(str, paths)) or "an empty list of paths"
-        raise NoUsableVideo(f"no video in {where}; files in folders should end in {EXTENSIONS}", [])
+        raise NoUsableVideo(f"no video in {where}; files in folders should end in {EXTENSIONS}", others)
     root = os.path.commonpath([video.parent for video in videos])
-    names = [video.relative_to(root).as_posix() for video in videos]
-    listing = "\n".join(f"{name} {video.stat().st_size}" for name, video in zip(names, videos, strict=True))
+    names = [_readable(video.relative_to(root).as_posix()) for video in videos]
+    listing = "\n".join(f"{name} {_contents(video)}" for name, video in zip(names, videos, strict=True))
     digest = hashlib.sha256(listing.encode()).hexdigest()[:12]
     header: dict[str, Any] = {
         "frame_size": height_width,
@@ -140,7 +151,7 @@ def ingest(
     train = DatasetWriter(out, **header, split="train")
     rows = _read_log(out / LOG)
     if train.finished:
-        return IngestResult(train.close(), Dataset.open(test_out) if test_out.exists() else None, sorted(rows))
+        return IngestResult(train.close(), Dataset.open(test_out) if test_out.exists() else None, sorted(rows) + others)
     test = DatasetWriter(test_out, **header, split="test") if split else None
 
     order, num_test_videos = list(range(len(videos))), round(split * len(videos))
@@ -167,16 +178,18 @@ def ingest(
             train_shards, test_shards = (_Shards(writer, i, names[i], max_frames) for writer in (train, test))
             num_test_frames = _hold_out(rows, split, num_test_videos, min_frames)
             repeated: Counter[str] = Counter()
-            for take, small in _staged_takes(staged, height_width, decoded):
-                origin = seen.origin(small) if seen else None
+            for take, small, actions in _staged_takes(staged, height_width, decoded):
+                labelled = decoded.episodes or actions is not None  # and so no mere copy
+                origin = seen.origin(small) if seen and not labelled else None
                 if origin is not None:
                     repeated[names[order[origin]]] += len(take)
                     continue
                 if seen:
                     seen.add(k, small)
-                num_train_frames = len(take) - num_test_frames(len(take))
-                train_shards.add(take[:num_train_frames])
-                test_shards.add(take[num_train_frames:].copy())  # so as not to keep the whole take
+                end = len(take) - num_test_frames(len(take))
+                train_shards.add(take[:end], None if actions is None else actions[:end])
+                # a copy, so as not to keep the whole take
+                test_shards.add(take[end:].copy(), None if actions is None else actions[end:])
             train_shards.flush()
             test_shards.flush()
             if seen:
@@ -194,38 +207,81 @@ def ingest(
         for writer in filter(None, (train, test)):
             shutil.rmtree(writer.folder)
         first = min(rows)
-        raise NoUsableVideo(f"none of {len(rows)} files can be used; {first.file}: {first.reason}", sorted(rows))
+        raise NoUsableVideo(
+            f"none of {len(rows)} files can be used; {first.file}: {first.reason}", sorted(rows) + others
+        )
     has_test = any(row.test_frames for row in rows)
     if test and not has_test:
         shutil.rmtree(test_out)
     test_dataset = test.close() if test and has_test else None  # first, so that a finished `out` says that both are
-    return IngestResult(train.close(), test_dataset, sorted(rows))
+    return IngestResult(train.close(), test_dataset, sorted(rows) + others)
+
+
+def _others(skipped: list[tuple[Path, str]], sidecars: set[Path]) -> list[Row]:
+    """Rows of the folders that cannot be read, and of the files of other endings."""
+    unread = [Row(_readable(path), "skipped", 0, 0, f"folder cannot be read: {why}") for path, why in skipped if why]
+    endings = Counter(path.suffix.lower() or "no ending" for path, why in skipped if not why and path not in sidecars)
+    if not endings:
+        return sorted(unread)
+    counts = ", ".join(f"{count} {_readable(ending)}" for ending, count in endings.most_common(MOST_ENDINGS))
+    counts += ", ..." if len(endings) > MOST_ENDINGS else ""
+    reason = f"{counts}: no endings of videos; name such a file itself to have it read"
+    return [*sorted(unread), Row(f"{endings.total()} other files", PASSED_OVER, 0, 0, reason)]
+
+
+def _readable(path: str | Path) -> str:
+    """A path as text that can be written anywhere, whatever bytes a file system allows in it."""
+    text = os.fsencode(path).decode(errors="replace")
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def _contents(video: Path) -> str:
+    """What tells that a file has changed: its size, that of its pictures, and what lies beside it."""
+    contents = []
+    with suppress(OSError):  # its row will say so
+        files = numbered_pictures(video) if stands_for_many(video) else [video]
+        contents.append(str(sum(file.stat().st_size for file in files)))
+        contents += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sidecar_paths(video)]
+    return " ".join(contents)
 
 
 def stage(
     video: Path, path: Path, settings: IngestSettings, max_frames: int, *report: Callable[[float], None]
 ) -> Staged:
     """Decode a file: the frames of its takes go to `path`, uint8 [t h w 3] without a header."""
-    lengths, small = [], [np.empty((0, SIDE, SIDE, 3), np.uint8)]
+    lengths, small, numbers = [], [np.empty((0, SIDE, SIDE, 3), np.uint8)], [np.empty(0, np.int64)]
     try:
+        sidecars = read_sidecars(video)
+        known = sidecars.episodes is not None
         reader = Reader(video, settings, *report)
         with open(path, "wb") as file:
-            for take in split_takes(reader, settings.fps, settings.min_frames, max_frames):
-                file.write(take.data)
-                lengths.append(len(take))
-                small.append(thumbnails(take))
+            frames = sidecars.within(reader)
+            for take in split_takes(frames, settings.fps, settings.min_frames, max_frames, known):
+                file.write(take.frames.data)
+                lengths.append(len(take.frames))
+                small.append(thumbnails(take.frames))
+                numbers.append(take.numbers)
+        sidecars.check(reader.num_frames)
     except Unreadable as reason:
         return Staged([], small[0], unreadable=str(reason))
-    return Staged(lengths, np.concatenate(small), reader.num_given, reader.rate, reader.damage())
+    actions = None if sidecars.actions is None else sidecars.actions[np.concatenate(numbers)]
+    notes = (*reader.notes, *sidecars.notes)
+    return Staged(
+        lengths, np.concatenate(small), reader.num_given, reader.rate, reader.damage(), None, notes, actions, known
+    )
 
 
-def _staged_takes(path: Path, height_width: tuple[int, int], staged: Staged) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One after another, takes [t h w 3] and their thumbnails [t 16 16 3]."""
+def _staged_takes(
+    path: Path, height_width: tuple[int, int], staged: Staged
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """One after another, takes [t h w 3], their thumbnails [t 16 16 3], and their actions [t]."""
     first, frame = 0, 3 * math.prod(height_width)
     for length in staged.lengths:
+        end = first + length
         take = np.fromfile(path, np.uint8, count=length * frame, offset=first * frame)
-        yield take.reshape(length, *height_width, 3), staged.thumbnails[first : first + length]
-        first += length
+        actions = None if staged.actions is None else staged.actions[first:end]
+        yield take.reshape(length, *height_width, 3), staged.thumbnails[first:end], actions
+        first = end
 
 
 def _read_log(path: Path) -> list[Row]:
@@ -274,13 +330,15 @@ class _Shards:
     def __init__(self, writer: DatasetWriter | None, video: int, name: str, max_frames: int):
         self.writer, self.index, self.name, self.max_frames = writer, video * SHARDS_PER_VIDEO, name, max_frames
         self.takes: list[np.ndarray] = []
+        self.actions: list[np.ndarray] = []
         self.num_frames = self.num_takes = 0
 
-    def add(self, take: np.ndarray) -> None:
+    def add(self, take: np.ndarray, actions: np.ndarray | None) -> None:
         if sum(map(len, self.takes)) + len(take) > self.max_frames:
             self.flush()
         if len(take):
             self.takes.append(take)
+            self.actions += [] if actions is None else [actions]
             self.num_frames += len(take)
             self.num_takes += 1
 
@@ -290,9 +348,11 @@ class _Shards:
                 offsets = np.cumsum([0, *map(len, self.takes)]).tolist()
                 at = zip(offsets, self.takes, strict=False)
                 episodes = [Episode(self.index, offset, len(take), source=self.name) for offset, take in at]
-                self.writer.write(self.index, np.concatenate(self.takes), episodes)
+                actions = np.concatenate(self.actions) if self.actions else None
+                self.writer.write(self.index, np.concatenate(self.takes), episodes, actions)
             self.index += 1
             self.takes.clear()
+            self.actions.clear()
 
 
 def _row(
@@ -302,12 +362,14 @@ def _row(
         return Row(name, "skipped", 0, 0, staged.unreadable)
     frames, num_repeated = train.num_frames + test.num_frames, repeated.total()
     reasons = [staged.damage] if staged.damage else []
+    reasons += staged.notes
     reasons += [f"{count} frames repeat {origin}" for origin, count in sorted(repeated.items())]
     if staged.num_given < min_frames:
         reasons.append(f"{staged.num_given} frames at {fps:g} per second, a take needs {min_frames}")
     elif staged.num_given > frames + num_repeated:
         left_out = f"{staged.num_given - frames - num_repeated} of {staged.num_given} frames left out"
-        reasons.append(f"{left_out}: still, or in takes of fewer than {min_frames}")
+        where = "outside of its episodes" if staged.episodes else "still"
+        reasons.append(f"{left_out}: {where}, or in takes of fewer than {min_frames}")
     if staged.rate < 0.9 * fps:
         reasons.append(f"its {staged.rate:.3g} frames per second are below {fps:g}: each kept once")
     status = "skipped" if not frames else "partly" if staged.damage else "kept"

@@ -17,49 +17,83 @@ Dimensions:  t frames   h height   w width
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import av
 import numpy as np
-from av.container import InputContainer
-from av.stream import Disposition
-from av.video.reformatter import ColorRange, Interpolation
-from av.video.stream import VideoStream
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
+from minigenie.data.frames import HDR, display_matrix, place
+from minigenie.data.source import HOLE_GAPS, NUMBERED, Unreadable, as_unreadable, is_animated, open_source
 from minigenie.errors import UserError
 from minigenie.settings import IngestSettings
 
-EXTENSIONS = ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv"
-KNOWN_STARTS = b"ftyp", b"\x1aE\xdf\xa3", b"RIFF", b"GIF8", b"FLV", b"OggS"  # of files that are, or were, video
+EXTENSIONS = ".3gp .apng .avi .avif .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .webp .wmv"
 CUT_DIFFERENCE, CUT_RATIO, CUT_SHIFT = 12, 4, 4
 STILL_DIFFERENCE, STILL_SECONDS = 8, 1.0
-MAX_FAULTS = 100  # in reading one file, before giving up on the rest of it
-COLOR_SPACES, UNSPECIFIED = {0, 1, 2, 4, 5, 6, 7, 9}, 2  # that libswscale converts; it refuses the rare others
-EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT  # the same pixels on every machine
 
 
-class Unreadable(UserError):
-    """The reason why a file has no frames to give."""
+class Kept(NamedTuple):
+    """picture: uint8 [h w 3]. after_hole: whether frames are missing before it. number: of the frame in its file."""
+
+    picture: np.ndarray
+    after_hole: bool
+    number: int
 
 
-def find_videos(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+class Take(NamedTuple):
+    """frames: uint8 [t h w 3], no cut inside. numbers: of these frames in their file, int [t]."""
+
+    frames: np.ndarray
+    numbers: np.ndarray
+
+
+def find_videos(
+    paths: str | Path | Iterable[str | Path], skip: Callable[[Path, str], None] = lambda path, why: None
+) -> list[Path]:
     """Files named in `paths`, whatever their extension, and videos anywhere in folders named there; sorted, each once.
 
-    In folders, files count that end in one of `EXTENSIONS` and are not hidden. FileNotFoundError if a path is missing.
+    In folders, files count that end in one of `EXTENSIONS` and are not hidden. Two or more pictures that differ in a
+    number are one video, stem*.ending. Linked folders are followed, each is read once. `skip` is told of other files,
+    and why a folder cannot be read. FileNotFoundError if a path is missing.
     """
-    found: set[Path] = set()
-    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
+    found: dict[str, Path] = {}  # by where it really is
+    seen: set[str] = set()
+    for path in sorted(map(Path, [paths] if isinstance(paths, str | Path) else paths)):
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; name video files, or folders of them")
-        inside = path.rglob("*") if path.is_dir() else ()
-        videos = (p for p in inside if p.suffix.lower() in EXTENSIONS.split() and p.name[0] != "." and p.is_file())
-        found.update(p.absolute() for p in (videos if path.is_dir() else [path]))
-    return sorted(found)
+        for video in _videos_in(path.absolute(), seen, skip) if path.is_dir() else [path.absolute()]:
+            found.setdefault(os.path.realpath(video), video)
+    return sorted(found.values())
+
+
+def _videos_in(folder: Path, seen: set[str], skip: Callable[[Path, str], None]) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        skip(Path(os.fsdecode(error.filename)), error.strerror or str(error))
+
+    for top, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
+        if os.path.realpath(top) in seen:  # links in circles end here
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(top))
+        folders.sort()
+        groups: dict[str, list[Path]] = {}
+        for path in (Path(top, name) for name in sorted(files) if name[0] != "."):
+            if parts := NUMBERED.fullmatch(path.name):
+                groups.setdefault(parts["stem"] + "*" + parts["ending"], []).append(path)
+            else:
+                groups[path.name] = [path]
+        for name, alike in groups.items():
+            if len(alike) > 1 and not is_animated(alike[0]):
+                yield Path(top, name)
+                continue
+            for path in alike:
+                if path.suffix.lower() in EXTENSIONS.split() or (path.suffix.lower() == ".png" and is_animated(path)):
+                    yield path
+                else:
+                    skip(path, "")
 
 
 def check_options(settings: IngestSettings) -> tuple[int, int]:
@@ -75,31 +109,37 @@ def check_options(settings: IngestSettings) -> tuple[int, int]:
 
 
 def split_takes(
-    frames: Iterable[tuple[np.ndarray, bool]], fps: float, min_frames: int, max_frames: int
-) -> Iterator[np.ndarray]:
-    """Cut frames [h w 3], each with whether others are missing before it, into takes [t h w 3] of min to max frames."""
+    frames: Iterable[Kept], fps: float, min_frames: int, max_frames: int, known: bool = False
+) -> Iterator[Take]:
+    """Cut frames into takes of min to max frames, at holes, shot cuts and stillness; if those are `known`, at holes."""
     patience = max(1, round(STILL_SECONDS * fps))
-    take: list[np.ndarray] = []
+    take: list[Kept] = []
     thumbnail = anchor = np.full((32, 32, 3), np.inf, np.float32)
     level, num_still = 0.0, 0
-    for frame, after_hole in frames:
-        before, thumbnail = thumbnail, _thumbnail(frame)
-        difference, threshold = _difference(before, thumbnail), max(CUT_DIFFERENCE, CUT_RATIO * level)
-        level += (min(difference, threshold) - level) / 8
+    is_cut = is_still = False
 
-        num_still = num_still + 1 if np.abs(thumbnail - anchor).max() <= STILL_DIFFERENCE else 0
-        anchor = anchor if num_still else thumbnail
-        is_still = num_still > patience
+    def finished() -> Iterator[Take]:
+        if len(take) >= min_frames:
+            yield Take(np.stack([kept.picture for kept in take]), np.array([kept.number for kept in take]))
+
+    for frame in frames:
+        if not known:
+            before, thumbnail = thumbnail, _thumbnail(frame.picture)
+            difference, threshold = _difference(before, thumbnail), max(CUT_DIFFERENCE, CUT_RATIO * level)
+            level += (min(difference, threshold) - level) / 8
+            is_cut = difference > threshold
+
+            num_still = num_still + 1 if np.abs(thumbnail - anchor).max() <= STILL_DIFFERENCE else 0
+            anchor = anchor if num_still else thumbnail
+            is_still = num_still > patience
         if is_still:
             del take[-patience:]  # those that waited to see whether they are
-        if is_still or after_hole or difference > threshold or len(take) == max_frames:
-            if len(take) >= min_frames:
-                yield np.stack(take)
+        if is_still or is_cut or frame.after_hole or len(take) == max_frames:
+            yield from finished()
             take = []
         if not is_still:
             take.append(frame)
-    if len(take) >= min_frames:
-        yield np.stack(take)
+    yield from finished()
 
 
 def _thumbnail(frame: np.ndarray) -> np.ndarray:
@@ -115,186 +155,99 @@ def _difference(before: np.ndarray, after: np.ndarray) -> float:
 
 
 class Reader:
-    """One file. Iterate over it once: frames uint8 [h w 3], each with whether others are missing just before it."""
+    """One file, or numbered pictures. Iterate over it once."""
 
     def __init__(self, path: Path, settings: IngestSettings, report: Callable[[float], None] = lambda share_read: None):
         self.height_width, self.fps, self.fit, self.report = check_options(settings), settings.fps, settings.fit, report
-        self.container, self.stream, self.lacks_end = _open(path)
-        self.period = 1 / float(self.stream.average_rate or self.stream.guessed_rate or 25)
-        self.declared = _declared_seconds(self.container, self.stream)
-        self.broken = False
-        self.num_given = self.num_lost = self.num_decoded = 0
+        self.source = open_source(path, settings.fps)
+        self.broken, self.failure = False, ""
+        self.num_frames = self.num_given = self.num_lost = self.num_decoded = 0
         self.end = self.shown = 0.0  # seconds read so far, with and without the holes
+        self.hdr: str | None = None
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, bool]]:
-        with self.container:
-            total = (self.container.duration or 0) / av.time_base
-            matrix = None
-            for frame, after_hole in self._sampled():
-                matrix = matrix or _display_matrix(frame)
-                try:
-                    placed = _place(frame, matrix, self.stream.sample_aspect_ratio, self.height_width, self.fit)
-                except av.FFmpegError:
-                    self.num_lost += 1
-                    continue
-                self.num_given += 1
-                self.report(min(self.end / total, 1.0) if total > 0 else 0.0)
-                yield placed, after_hole
+    def __iter__(self) -> Iterator[Kept]:
+        try:
+            with as_unreadable():
+                yield from self._placed()
+        except Unreadable as reason:
+            if not self.num_given:
+                raise
+            self.failure = str(reason)
         if not self.num_given:
-            raise Unreadable("truncated before the first frame")
+            tried = f"not one of its frames can be decoded, {self.num_lost} were tried"
+            raise Unreadable(tried if self.num_lost > 1 else "truncated before the first frame")
+
+    def _placed(self) -> Iterator[Kept]:
+        source, matrix = self.source, None
+        for frame, number, after_hole in self._sampled():
+            matrix = matrix or display_matrix(frame)
+            self.hdr = self.hdr or HDR.get(frame.color_trc)  # type: ignore[call-overload]
+            try:
+                placed = place(frame, matrix, source.pixel_aspect, self.height_width, self.fit)
+            except av.FFmpegError:
+                self.num_lost += 1
+                continue
+            self.num_given += 1
+            self.report(min(self.end / source.total, 1.0) if source.total > 0 else 0.0)
+            yield Kept(placed, after_hole, number)
 
     @property
     def rate(self) -> float:
         """Frames per second of the file itself, as far as read."""
         return self.num_decoded / self.shown if self.shown else math.inf
 
+    @property
+    def notes(self) -> list[str]:
+        """How it was read, where that is not as usual."""
+        return self.source.notes + ([f"HDR ({self.hdr}), mapped to ordinary brightness"] if self.hdr else [])
+
     def damage(self) -> str | None:
         """What was lost, once all is read; None if nothing was."""
         notes = [f"damaged frames left out: {self.num_lost}"] if self.num_lost else []
-        if self.declared and self.end < 0.97 * self.declared - 0.2:
-            notes.append(f"ends after {self.end:.1f} of {self.declared:.1f} s")
-        elif self.lacks_end:
+        if self.failure:
+            notes.append(f"after {self.end:.1f} s {self.failure}")
+        elif self.source.declared and self.end < 0.97 * self.source.declared - 0.2:
+            notes.append(f"ends after {self.end:.1f} of {self.source.declared:.1f} s")
+        elif self.source.lacks_end:
             notes.append(f"cut off after {self.end:.1f} s")
         return ", ".join(notes) or None
 
-    def _sampled(self) -> Iterator[tuple[av.VideoFrame, bool]]:
+    def _sampled(self) -> Iterator[tuple[av.VideoFrame, int, bool]]:
         """The frames nearest to the ticks of a clock of `fps`, each once."""
-        held, held_time, tick, hole = None, 0.0, -1, False
+        held, held_time, held_number, tick, hole = None, 0.0, 0, -1, False
         for frame, time, after_hole in self._timed():
             last_tick = math.floor((held_time + time) / 2 * self.fps)  # the last one nearer to `held` than to `frame`
             if held is not None and last_tick > tick:
-                yield held, hole
+                yield held, held_number, hole
                 tick, hole = last_tick, False
-            held, held_time, hole = frame, time, hole or after_hole
-        if held is not None and math.floor((held_time + self.period / 2) * self.fps) > tick:
-            yield held, hole
+            held, held_time, held_number, hole = frame, time, self.num_frames - 1, hole or after_hole
+        if held is not None and math.floor((held_time + self.source.period / 2) * self.fps) > tick:
+            yield held, held_number, hole
 
     def _timed(self) -> Iterator[tuple[av.VideoFrame, float, bool]]:
         """Undamaged frames, seconds since the first, and whether others are missing before."""
-        start, time = None, -self.period
-        for frame in self._decoded():
-            self.broken |= frame.is_corrupt
-            if self.broken and (frame.is_corrupt or not frame.key_frame):  # damage spreads up to the next key frame
+        source, start = self.source, None
+        time = -source.period
+        for frame in source:
+            self.num_frames += 1
+            self.broken |= frame is None or frame.is_corrupt
+            # damage spreads up to the next key frame
+            if frame is None or (self.broken and (frame.is_corrupt or not frame.key_frame)):
                 self.num_lost += 1
                 continue
             start = frame.time if start is None else start
             before, time = time, 0.0 if frame.time is None or start is None else frame.time - start
             if time <= before:  # no times, or those of recordings joined without care
-                time = before + self.period
-            hole = self.broken or time - before > max(1.0, 4 * self.period)
+                time = before + source.period
+            repeated = source.repeated - (start or 0.0)
+            hole = self.broken or self._is_hole(time - max(before, min(repeated, time)))
             self.broken = False
             self.num_decoded += 1
             self.shown += 0.0 if hole else time - before
-            self.end = time + max(self.period, frame.duration * float(frame.time_base or 0))
+            self.end = time + max(source.period, frame.duration * float(frame.time_base or 0))
             yield frame, time, hole
+        self.end = max(self.end, source.repeated - (start or 0.0) + source.period)
 
-    def _decoded(self) -> Iterator[av.VideoFrame]:
-        for packet in self._packets():
-            try:
-                yield from self.stream.decode(packet)
-            except av.FFmpegError:
-                self.broken = True
-                self.num_lost += 1
-
-    def _packets(self) -> Iterator[av.Packet | None]:
-        """All packets, then an empty one that makes the decoder give what it holds. Faults are stepped over."""
-        for _ in range(MAX_FAULTS):
-            try:
-                yield from self.container.demux(self.stream)
-                return
-            except av.FFmpegError:
-                self.broken = True
-                self.num_lost += 1
-        yield None
-
-
-def _open(path: Path) -> tuple[InputContainer, VideoStream, bool]:
-    """Also whether the file lacks the mark that ends its format (GIF's alone is sure to be there)."""
-    try:
-        with open(path, "rb") as file:
-            first = file.read(16)
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-            last = file.read()
-    except OSError as error:
-        raise Unreadable(f"cannot be read: {error.strerror}") from None
-    if not first:
-        raise Unreadable("empty file")
-    try:
-        # "file:" and the whitelist, so that no name, nor playlist inside, makes it open anything else or go online
-        container = av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
-    except av.FFmpegError:
-        was_video = any(magic in first for magic in KNOWN_STARTS)
-        raise Unreadable("truncated before the first frame" if was_video else "not a video") from None
-    if container.format.name == "tty":  # how it takes a text file
-        raise Unreadable("not a video")
-    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-    if not streams:
-        raise Unreadable("no video stream")
-    streams[0].codec_context.thread_count = 1  # on several, H.264 finds damage by chance or, in slices, never
-    return container, streams[0], container.format.name == "gif" and last != b";"
-
-
-def _declared_seconds(container: InputContainer, stream: VideoStream) -> float | None:
-    """How long the file says its video is; None where that could only be told from what is left of it."""
-    kind, unit = container.format.name, float(stream.time_base or 0)
-    if kind == "avi":
-        return stream.frames * unit
-    if kind.startswith("mov"):
-        return (stream.duration or 0) * unit
-    if kind.startswith("matroska"):
-        with suppress(KeyError, ValueError):  # the whole lasts longer where the sound does
-            hours, minutes, seconds = map(float, stream.metadata["DURATION"].split(":"))
-            return (hours * 60 + minutes) * 60 + seconds
-        return (container.duration or 0) / av.time_base
-    return None
-
-
-def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """xx, xy, yx, yy in -1, 0, 1: pixel (x, y) is to be shown at (x xx + y yx, x xy + y yy).
-
-    Ask one frame per file: its side data and a frame refer to each other, so it lives on until a garbage collection.
-    """
-    side_data: Any = frame.side_data.get("DISPLAYMATRIX")
-    if side_data is None:
-        return 1, 0, 0, 1
-    xx, xy, _, yx, yy = np.rint(np.frombuffer(side_data, np.int32)[:5] / 65536).astype(int).tolist()
-    return xx, xy, yx, yy
-
-
-def _place(
-    frame: av.VideoFrame,
-    matrix: tuple[int, int, int, int],
-    pixel_aspect: Fraction | None,
-    height_width: tuple[int, int],
-    fit: str,
-) -> np.ndarray:
-    """Scale a frame by area averaging, turn it upright, crop or pad it: uint8 [h w 3], full range."""
-    xx, xy, yx, yy = matrix
-    shape = frame.height, frame.width * float(pixel_aspect or 1)
-    ratios = [t / s for t, s in zip(height_width if xx else height_width[::-1], shape, strict=True)]
-    scale = max(ratios) if fit == "crop" else min(ratios)
-    height, width = (max(1, round(side * scale)) for side in shape)
-    has_alpha = any(component.is_alpha for component in frame.format.components)
-    if frame.colorspace not in COLOR_SPACES:
-        frame.colorspace = UNSPECIFIED
-    image = frame.reformat(
-        width=width,
-        height=height,
-        format="rgba" if has_alpha else "rgb24",
-        interpolation=(Interpolation.AREA if scale < 1 else Interpolation.BICUBIC) | EXACT,
-        dst_color_range=ColorRange.JPEG,
-        threads=1,
-    ).to_ndarray()
-    if has_alpha:  # over black
-        image = (image[..., :3] * (image[..., 3:] / 255) + 0.5).astype(np.uint8)
-    if not xx:
-        image, xx, yy = image.swapaxes(0, 1), yx, xy
-    image = image[:: -1 if yy < 0 else 1, :: -1 if xx < 0 else 1]
-    placed = np.zeros((*height_width, 3), np.uint8)
-    overlap = np.minimum(placed.shape, image.shape)
-    placed[_middle(placed, overlap)] = image[_middle(image, overlap)]
-    return placed
-
-
-def _middle(image: np.ndarray, shape: np.ndarray) -> tuple[slice, ...]:
-    return tuple(slice((side - n) // 2, (side - n) // 2 + n) for side, n in zip(image.shape, shape, strict=True))
+    def _is_hole(self, gap: float) -> bool:
+        """Far above the file's own: recordings that store a frame only when the screen changes have long gaps."""
+        return gap > max(1.0, 4 * self.source.period) and gap > HOLE_GAPS * self.source.median_gap
