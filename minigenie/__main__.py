@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,6 +23,7 @@ from minigenie.settings import (
     RecipeSettings,
     RolloutSettings,
     ServerSettings,
+    Tracker,
     WorldFolder,
 )
 
@@ -136,6 +138,7 @@ def train(
     max_minutes: float | None = None,
     shard: bool = False,
     device: Device = None,
+    track: Tracker | None = None,
     dry_run: bool = False,
 ) -> None:
     """Train a world: tokenizer, latent actions, dynamics. On the folder of an earlier run it goes on with that.
@@ -149,6 +152,7 @@ def train(
         labels: With --actions labels, take so many from the recorded actions instead of what `teach` wrote.
         max_minutes: At most so long training, all stages together; their schedules end in time.
         shard: Under torchrun, cut weights and optimizer state up over the processes instead of keeping all on each.
+        track: Show metrics and pictures in TensorBoard too, from OUT/tensorboard, or in Weights & Biases.
         dry_run: Print the recipe, its parameters and its memory, and stop.
     """
     from minigenie.console import note_precision, training
@@ -156,6 +160,7 @@ def train(
     from minigenie.pipeline import train_world, with_actions
     from minigenie.recipes import adjusted, describe
     from minigenie.runtime import pick_device, process_group
+    from minigenie.track import tracking
 
     if not dry_run and (not datasets or out is None):
         raise UserError("train needs a dataset and --out; only --dry-run goes without")
@@ -172,7 +177,9 @@ def train(
         raise UserError(f"max_minutes is {max_minutes}; give training some time")
     where = pick_device(device)
     note_precision(recipe.dynamics_fit.execution.precision, where)
-    with process_group(where) as (rank, _), training() as watcher:
+    with process_group(where) as (rank, _), training() as watcher, ExitStack() as stack:
+        if track and rank == 0:
+            watcher.also(stack.enter_context(tracking(track, out, recipe)))
         train_world(
             open_datasets(datasets, weights, verify=rank == 0), recipe, out, device=where, shard=shard,
             max_seconds=max_minutes and max_minutes * 60, watcher=watcher if rank == 0 else None,

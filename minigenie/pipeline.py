@@ -131,6 +131,16 @@ class Watcher:
     progress: Callable[[Progress], None] = lambda progress: None
     work: Callable[[str, int, int], None] = lambda what, done, total: None
 
+    def also(self, watch: Callable[[Progress], None]) -> None:
+        """Tell it of progress, too."""
+        shown = self.progress
+
+        def both(progress: Progress) -> None:
+            shown(progress)
+            watch(progress)
+
+        self.progress = both
+
 
 def train_world(
     dataset: Dataset,

@@ -11,6 +11,7 @@ from minigenie.errors import UserError
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Actions = Literal["latent", "found", "labels", "true"]
+Tracker = Literal["tensorboard", "wandb"]
 Device = Annotated[str | None, arg(help="cuda, mps or cpu; the best there is by default.")]
 WorldFolder = Annotated[
     Positional[Path], arg(help="Folder made by train, or coinrun, the world that comes with the package.")

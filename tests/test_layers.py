@@ -23,7 +23,7 @@ LAYERS = [
     ["world", "encode"],
     ["train", "finish"],
     ["pipeline"],
-    ["console"],
+    ["console", "track"],
     ["eval", "env", "play", "teach", "web"],
     ["recipes", "bench", "info"],
     ["demo"],

@@ -1,0 +1,77 @@
+"""Where runs are watched: their metrics and pictures in TensorBoard or Weights & Biases, as they come.
+
+Metrics are called by their stage, as in tokenizer/loss, and counted by its steps.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from minigenie.config import to_dict
+from minigenie.errors import UserError
+from minigenie.pipeline import STAGES, Recipe
+from minigenie.settings import Tracker
+from minigenie.train import Progress
+
+Log = Callable[[str, int, dict[str, float], np.ndarray | None], None]  # stage, step, metrics, picture
+
+
+@contextmanager
+def tracking(tracker: Tracker, out: Path, recipe: Recipe) -> Iterator[Callable[[Progress], None]]:
+    """A callback for the progress of the run in `out`, which begins to track with the first. ValueError, one line, if
+    the tracker is not installed."""
+    if find_spec(tracker) is None:
+        raise UserError(f"--track {tracker} needs {tracker}; run `pip install 'minigenie[{tracker}]'`")
+    log: Log | None = None
+    with ExitStack() as stack:
+
+        def watch(progress: Progress) -> None:
+            nonlocal log
+            log = log or stack.enter_context({"tensorboard": _tensorboard, "wandb": _wandb}[tracker](out, recipe))
+            path = out / "samples" / f"{progress.stage}-{progress.step:08d}.png"
+            log(progress.stage, progress.step, progress.metrics, np.array(Image.open(path)) if path.exists() else None)
+
+        yield watch
+
+
+@contextmanager
+def _tensorboard(out: Path, recipe: Recipe) -> Iterator[Log]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    def log(stage: str, step: int, metrics: dict[str, float], picture: np.ndarray | None) -> None:
+        for name, value in metrics.items():
+            writer.add_scalar(f"{stage}/{name}", value, step)
+        if picture is not None:
+            writer.add_image(f"{stage}/sample", picture, step, dataformats="HWC")
+
+    with SummaryWriter(str(out / "tensorboard")) as writer:
+        writer.add_text("recipe", f"```json\n{json.dumps(to_dict(recipe), indent=1)}\n```")
+        yield log
+
+
+@contextmanager
+def _wandb(out: Path, recipe: Recipe) -> Iterator[Log]:
+    """One run for one folder, whoever goes on with it."""
+    import wandb
+
+    def log(stage: str, step: int, metrics: dict[str, float], picture: np.ndarray | None) -> None:
+        line: dict[str, Any] = {f"{stage}/{name}": value for name, value in metrics.items()}
+        if picture is not None:
+            line[f"{stage}/sample"] = wandb.Image(picture)
+        if line:
+            run.log({f"{stage}/step": step, **line})
+
+    key = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
+    with wandb.init(
+        project="minigenie", name=out.resolve().name, id=key, resume="allow", config=to_dict(recipe), dir=out
+    ) as run:
+        for stage in STAGES:
+            run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+        yield log
