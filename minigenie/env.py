@@ -120,10 +120,11 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     ## Episode End
 
-    No episode terminates; a member is truncated after `max_episode_steps` (`-1`: never). The step after that takes no
-    notice of its action: it begins anew with reward 0 (Gymnasium's `AutoresetMode.NEXT_STEP`), from the prompt of the
-    last `reset` or, without one, a newly drawn one. `reset(options={"reset_mask": ...})`, booleans `[b]`, begins some
-    members anew while the others go on."""
+    No episode terminates; a member is truncated after `max_episode_steps` (`-1`: never), and begins anew from the
+    prompt of the last `reset` or, without one, a newly drawn one: by Gymnasium's `autoreset_mode`, at the next step,
+    which takes no notice of its action and gives reward 0 (`NEXT_STEP`, the default), at the same one (`SAME_STEP`,
+    with the last frame in `infos["final_obs"]`), or when told to (`DISABLED`). `reset(options={"reset_mask": ...})`,
+    booleans `[b]`, begins some members anew while the others go on."""
 
     metadata = {**WorldEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
@@ -135,6 +136,7 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         render_mode: str | None = None,
         device: str | None = None,
         max_episode_steps: int = 500,
+        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
     ) -> None:
         if num_envs < 1:
             raise UserError(f"num_envs is {num_envs}; it must be at least 1")
@@ -150,7 +152,8 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
-        self.metadata = {**self.metadata, "render_fps": self.world.fps}
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.metadata, "render_fps": self.world.fps, "autoreset_mode": self.autoreset_mode}
         self.prompts = [read_prompt(path, shape)[0].numpy() for path in sorted((self.folder / "prompts").glob("*.png"))]
         self.frames = np.zeros((num_envs, *shape), dtype=np.uint8)
         self._steps = np.zeros(num_envs, dtype=int)
@@ -179,17 +182,29 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self.frames.copy(), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        over = self._steps == self.max_episode_steps  # before this step
+        if over.any() and self.autoreset_mode == AutoresetMode.DISABLED:
+            members = np.flatnonzero(over).tolist()
+            raise UserError(f"members {members} are at their end; begin them anew with reset and a reset_mask")
         before, (frames, certainty) = self.frames, self.world.step(actions, certainty=True)
         self.frames = frames.numpy()
         rewards = np.array([self.reward(*pair) for pair in zip(before, self.frames, strict=True)], dtype=float)
-        over = self._steps == self.max_episode_steps
+        infos: dict[str, Any] = {"certainty": certainty.numpy()}
         self._steps += 1
         if over.any():
-            self.reset(options={"prompt": self._prompt, "reset_mask": over})
+            self._begin_anew(over)
             rewards[over] = 0
-        never = np.zeros(self.num_envs, dtype=bool)
-        infos = {"certainty": certainty.numpy()}
-        return self.frames.copy(), rewards, never, self._steps == self.max_episode_steps, infos
+        truncated = self._steps == self.max_episode_steps
+        if truncated.any() and self.autoreset_mode == AutoresetMode.SAME_STEP:
+            last = np.full(self.num_envs, None, dtype=object)
+            for member in np.flatnonzero(truncated):
+                last[member] = self.frames[member].copy()
+            infos |= {"final_obs": last, "_final_obs": truncated, "final_info": dict(infos), "_final_info": truncated}
+            self._begin_anew(truncated)
+        return self.frames.copy(), rewards, np.zeros(self.num_envs, dtype=bool), truncated, infos
+
+    def _begin_anew(self, some: np.ndarray) -> None:
+        self.reset(options={"prompt": self._prompt, "reset_mask": some})
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         return tuple(self.frames.copy()) if self.render_mode else None

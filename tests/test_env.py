@@ -11,9 +11,10 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
 from PIL import Image
 
-import minigenie.env  # noqa: F401  # registers minigenie/World-v0
+from minigenie.env import WorldVectorEnv  # which registers minigenie/World-v0
 
 ROOT = Path(__file__).parent.parent
 ID = "minigenie/World-v0"
@@ -227,3 +228,45 @@ def test_the_examples_reward_sees_the_view_move(pixels):
     moved_right = runpy.run_path(str(ROOT / "examples" / "plan.py"))["moved_right"]
     wide = np.random.default_rng(0).integers(0, 256, (64, 72, 3), np.uint8)
     assert moved_right(wide[:, 4:68], wide[:, 4 + pixels : 68 + pixels]) == pixels
+
+
+def made(trained, mode, **options):
+    return WorldVectorEnv(3, trained, device="cpu", max_episode_steps=4, autoreset_mode=mode, **options)
+
+
+def test_members_that_begin_anew_at_once_show_their_last_frame(trained, toy):
+    """The same frames as those of members that begin anew a step later."""
+    start = np.stack([toy.episode_frames(0)[:1]] * 3)
+    late, soon = (made(trained, mode, reward=lambda *frames: 1.0) for mode in ("NextStep", "SameStep"))
+    for envs in (late, soon):
+        envs.reset(seed=3, options={"prompt": start})
+    for _ in range(4):
+        wanted, _, _, over, _ = late.step(np.array([0, 1, 2]))
+        frames, rewards, _, truncated, infos = soon.step(np.array([0, 1, 2]))
+        np.testing.assert_array_equal(over, truncated)
+        assert rewards.tolist() == [1, 1, 1]
+        if not truncated.any():
+            np.testing.assert_array_equal(frames, wanted)
+            assert "final_obs" not in infos
+    np.testing.assert_array_equal(np.stack(infos["final_obs"]), wanted)
+    assert infos["_final_obs"].all()
+    np.testing.assert_array_equal(frames, start[:, 0])
+    assert not soon.step(np.array([0, 1, 2]))[3].any()
+
+
+def test_members_that_are_begun_anew_by_hand(trained):
+    envs = made(trained, AutoresetMode.DISABLED)
+    envs.reset(seed=0)
+    for _ in range(4):
+        *_, truncated, _ = envs.step(np.array([0, 1, 2]))
+    with pytest.raises(ValueError, match=r"members \[0, 1, 2\] are at their end; begin them anew with reset"):
+        envs.step(np.array([0, 1, 2]))
+    envs.reset(options={"reset_mask": truncated})
+    assert not envs.step(np.array([0, 1, 2]))[3].any()
+
+
+def test_how_sure_the_world_was_is_in_the_infos(env, envs):
+    env.reset(seed=0)
+    assert 0 < env.step(0)[4]["certainty"] <= 1
+    envs.reset(seed=0)
+    assert envs.step(np.zeros(envs.num_envs, int))[4]["certainty"].shape == (envs.num_envs,)
