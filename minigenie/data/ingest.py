@@ -25,9 +25,11 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
+from minigenie.data.controls import CONTROLS
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.duplicates import SIDE, ThumbnailIndex, thumbnails
-from minigenie.data.sidecars import read_sidecars, sidecar_paths
+from minigenie.data.robots import Recorded, recorded
+from minigenie.data.sidecars import Sidecars, read_sidecars, sidecar_paths
 from minigenie.data.source import Unreadable, numbered_pictures, stands_for_many
 from minigenie.data.video import EXTENSIONS, Reader, check_options, find_videos, split_takes
 from minigenie.data.workers import workers as start_workers
@@ -105,7 +107,7 @@ def ingest(
     """Turn videos and folders of videos into the dataset `out`, and what is held out into `<out>-test`.
 
     Whole videos are held out, chosen by a hash of their names; where `settings.split` comes to less than one video, the
-    last part of long takes. Files are decoded by so many processes, `workers`, or by all of the Ray cluster
+    last part of long takes, and whole short ones. Files are decoded by so many processes, `workers`, or by all of the Ray cluster
     at the address `ray`, whose machines must see `paths` and `out` under the same names. After a kill the same call
     goes on where it was and ends with the same bytes, whatever the workers. `progress(done, total, name)` counts
     videos, `done` in fractions if this process decodes them.
@@ -121,14 +123,20 @@ def ingest(
         raise UserError(f"workers is {workers}; it takes at least 1 to decode")
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     skipped: list[tuple[Path, str]] = []
-    videos = find_videos(paths, lambda path, why: skipped.append((path, why)))
+    videos = find_videos(paths, lambda path, why: skipped.append((path, why)), settings)
     others = _others(skipped, {sidecar for video in videos for sidecar in sidecar_paths(video)})
     if not videos:
         where = ", ".join(map(str, paths)) or "an empty list of paths"
         raise NoUsableVideo(f"no video in {where}; files in folders should end in {EXTENSIONS}", others)
+    known = recorded(videos, settings)
+    controls = {each.controls for each in known.values()}
+    if len(controls) > 1:
+        raise UserError("these robot datasets have not the same actions; ingest one at a time, or with --bins 0")
     root = os.path.commonpath([video.parent for video in videos])
     names = [_readable(os.path.relpath(video, root)) for video in videos]
-    listing = "\n".join(f"{name} {_contents(video)}" for name, video in zip(names, videos, strict=True))
+    listing = "\n".join(
+        f"{name} {_contents(video, known.get(video))}" for name, video in zip(names, videos, strict=True)
+    )
     digest = hashlib.sha256(listing.encode()).hexdigest()[:12]
     header: dict[str, Any] = {
         "frame_size": height_width,
@@ -141,6 +149,7 @@ def ingest(
             "held_out": split,
             "min_frames": min_frames,
             "duplicates": "kept" if settings.keep_duplicates else "dropped",
+            **({CONTROLS: each} if (each := next(iter(controls), ())) else {}),
         },
     }
 
@@ -169,7 +178,8 @@ def ingest(
 
         def begin(k: int) -> Callable[[], Staged]:
             reports = [partial(report, k, names[order[k]])] if ahead == 1 else []
-            return submit(stage, videos[order[k]], staging / str(k), settings, max_frames, *reports)
+            video = videos[order[k]]
+            return submit(stage, video, staging / str(k), settings, max_frames, known.get(video), *reports)
 
         beginning = map(begin, todo)
         begun = deque(islice(beginning, ahead))
@@ -235,10 +245,13 @@ def _readable(path: str | Path) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
-def _contents(video: Path) -> str:
+def _contents(video: Path, known: Recorded | None) -> str:
     """What tells that a file has changed: its size, that of its pictures, and what lies beside it."""
     contents = []
     with suppress(OSError):  # its row will say so
+        if known:
+            contents.append(hashlib.sha256(repr(known.notes).encode() + known.episodes.tobytes()).hexdigest())
+            contents += [] if known.actions is None else [hashlib.sha256(known.actions.tobytes()).hexdigest()]
         files = numbered_pictures(video) if stands_for_many(video) else [video]
         contents.append(str(sum(file.stat().st_size for file in files)))
         contents += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sidecar_paths(video)]
@@ -246,12 +259,17 @@ def _contents(video: Path) -> str:
 
 
 def stage(
-    video: Path, path: Path, settings: IngestSettings, max_frames: int, *report: Callable[[float], None]
+    video: Path,
+    path: Path,
+    settings: IngestSettings,
+    max_frames: int,
+    recorded: Recorded | None = None,
+    *report: Callable[[float], None],
 ) -> Staged:
     """Decode a file: the frames of its takes go to `path`, uint8 [t h w 3] without a header."""
     lengths, small, numbers = [], [np.empty((0, SIDE, SIDE, 3), np.uint8)], [np.empty(0, np.int64)]
     try:
-        sidecars = read_sidecars(video)
+        sidecars = Sidecars(*recorded[:2], (recorded.table, ""), recorded.notes) if recorded else read_sidecars(video)
         known = sidecars.episodes is not None
         reader = Reader(video, settings, *report)
         with open(path, "wb") as file:
@@ -307,7 +325,7 @@ def _hold_out(rows: list[Row], split: float, num_videos: int, min_frames: int) -
     """How many frames to hold out at the end of a take of given length, given the videos before it.
 
     With `num_videos`, whole videos: the first usable one is for training, the next ones are held out. Otherwise, the
-    share `split` in tails of a window or more, of takes that leave as much for training.
+    share `split` in tails of a window or more, of takes that leave as much for training, and whole shorter takes.
     """
     if num_videos:
         has_train, num_held_out = any(r.frames > r.test_frames for r in rows), sum(r.test_frames > 0 for r in rows)
@@ -317,7 +335,10 @@ def _hold_out(rows: list[Row], split: float, num_videos: int, min_frames: int) -
     def tail(length: int) -> int:
         nonlocal owed
         owed += split * length
-        count = min(max(int(owed), min_frames), length - min_frames) if owed > 0 and length >= 2 * min_frames else 0
+        if length < 2 * min_frames:
+            count = length if owed >= length else 0
+        else:
+            count = min(max(int(owed), min_frames), length - min_frames) if owed > 0 else 0
         owed -= count
         return count
 

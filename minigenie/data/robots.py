@@ -1,0 +1,351 @@
+"""Datasets that robots and agents recorded, LeRobot's and Minari's: videos that come with episodes and actions.
+
+    LeRobot v3   meta/info.json, and parquet: meta/episodes/* of episodes, data/* of frames;
+                 videos/CAMERA/chunk-000/file-000.mp4 each hold several episodes, one after another
+    Minari       data/main_data.hdf5: episode_0/observations, actions, infos, ...; a picture more than actions
+
+To ingest, a video of LeRobot is a video file with its episodes and actions beside it, and so is a whole Minari folder.
+
+Dimensions:  n frames of a dataset   d of a continuous action   h height   w width
+"""
+
+import importlib
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+from PIL import Image
+
+from minigenie.data.source import Source, Unreadable, as_frame
+from minigenie.errors import UserError
+from minigenie.files import parse_json
+from minigenie.settings import IngestSettings
+
+INFO, HDF5 = "meta/info.json", "data/main_data.hdf5"
+MOST_ACTIONS, MOST_COMBINATIONS = 2**16, 64
+LONGEST_NAME = 40
+SIGNS = {2: "-+", 3: "- +"}  # how bins are called, from the lowest; others have numbers
+
+
+class Recorded(NamedTuple):
+    """What a dataset says of one of its videos.
+
+    episodes: int64 [episodes 2], the first frame of each and the one after its last. actions: int64 [frames], None if
+    they are not known, or not wanted. controls: names of the actions, () if they have none. table: where the episodes
+    are from.
+    """
+
+    episodes: np.ndarray
+    actions: np.ndarray | None
+    controls: tuple[str, ...]
+    table: str
+    notes: list[str]
+
+
+def videos_in(folder: Path, settings: IngestSettings) -> list[Path]:
+    """The videos of the robot dataset in `folder`; none if it holds no such dataset.
+
+    UserError, one line, if there is one that cannot be read, or not as `settings` say.
+    """
+    if _is_minari(folder):
+        return [folder]
+    if not (info := _info(folder)):
+        return []
+    if not (version := str(info["codebase_version"])).startswith("v3."):
+        cure = "convert it with its convert_dataset_v21_to_v30, or name its folder videos, to read them without actions"
+        raise UserError(f"{folder / INFO} is of LeRobot {version}, not v3; {cure}")
+    return list(_episodes(folder, _chosen(folder, _cameras(folder, info), settings.camera), info))
+
+
+def recorded(videos: list[Path], settings: IngestSettings) -> dict[Path, Recorded]:
+    """What their datasets say of those videos that belong to one. UserError, one line, if that cannot be read."""
+    found = {video: _minari(video, settings) for video in videos if _is_minari(video)}
+    for folder, camera in sorted({(v.parents[3], v.parents[1].name) for v in videos if len(v.parents) > 3}):
+        info = _info(folder)
+        if info and camera in _cameras(folder, info):
+            found |= _lerobot(folder, camera, info, settings.bins)
+    return {video: found[video] for video in videos if video in found}
+
+
+def local_dataset(name: Path) -> Path:
+    """Where Minari keeps the dataset of that name on this machine, whether it does or not."""
+    root = os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari/datasets"
+    return Path(root, name)
+
+
+class MinariSource(Source):
+    """Pictures of all episodes of a Minari dataset, one after another, at `fps`."""
+
+    def __init__(self, folder: Path, settings: IngestSettings):
+        super().__init__()
+        self.folder, self.period = folder, 1 / settings.fps
+        with _hdf5(folder) as file:
+            self.camera = _chosen(folder, _pictures(file["episode_0"]), settings.camera)
+            self.total = self.period * sum(len(file[f"episode_{i}"][self.camera]) for i in range(len(file)))
+
+    def __iter__(self) -> Iterator[av.VideoFrame | None]:
+        number = 0
+        with _hdf5(self.folder) as file:
+            for i in range(len(file)):
+                for stored in file[f"episode_{i}"][self.camera]:
+                    try:
+                        frame = as_frame(_picture(stored), number * self.period)
+                    except (OSError, ValueError):
+                        frame = None
+                    yield frame
+                    number += 1
+
+
+def _is_minari(folder: Path) -> bool:
+    return (folder / "data/metadata.json").is_file() and (folder / HDF5).is_file()
+
+
+def _info(folder: Path) -> dict[str, Any]:
+    """What LeRobot says of a dataset; nothing if there is none."""
+    if not (folder / INFO).is_file():
+        return {}
+    try:
+        info = parse_json((folder / INFO).read_bytes())
+    except ValueError as error:
+        raise UserError(f"{folder / INFO} is damaged ({error}); copy the dataset again") from None
+    return info if isinstance(info, dict) and "codebase_version" in info else {}
+
+
+def _cameras(folder: Path, info: dict[str, Any]) -> list[str]:
+    features = info.get("features")
+    if not isinstance(features, dict) or not all(isinstance(each, dict) for each in features.values()):
+        raise UserError(f"{folder / INFO} has no features; copy the dataset again")
+    return sorted(key for key, feature in features.items() if feature.get("dtype") == "video")
+
+
+def _chosen(folder: Path, cameras: list[str], wanted: str | None) -> str:
+    if not cameras:
+        raise UserError(f"{folder} has no pictures: no camera with videos, no observation of uint8 [h w 3]")
+    if wanted and wanted not in cameras:
+        raise UserError(f"{folder} has no camera {wanted!r}; there are {', '.join(cameras)}")
+    return wanted or cameras[0]
+
+
+def _needed(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        cure = f"run `pip install '.[{extra}]'` to read {extra} datasets"
+        raise UserError(f"{module.partition('.')[0]} cannot be imported ({error}): {cure}") from None
+
+
+class _Episodes(NamedTuple):
+    """Of one video, int64 each [episodes]: their numbers, their first frames, and those after their last."""
+
+    number: np.ndarray
+    first: np.ndarray
+    end: np.ndarray
+
+
+def _episodes(folder: Path, camera: str, info: dict[str, Any]) -> dict[Path, _Episodes]:
+    """By video of that camera, its episodes in order. Their times count frames at the rate of the dataset."""
+    fps: Any = info.get("fps")
+    if type(fps) not in (int, float) or not 0 < fps < 1000:
+        raise UserError(f"{folder / INFO}: fps is {fps!r}, should be frames per second")
+    columns = ["chunk_index", "file_index", "from_timestamp", "to_timestamp"]
+    columns = ["episode_index", "length", *(f"videos/{camera}/{column}" for column in columns)]
+    table = np.stack(list(_table(folder / "meta/episodes", columns).values()), -1)
+    table = table[np.lexsort((table[:, 4], table[:, 3], table[:, 2]))]
+    number, length, chunk, file = table[:, :4].astype(np.int64).T
+    start, stop = table[:, 4:].T
+    first = np.rint(start * fps).astype(np.int64)
+    end = first + length
+    for i in np.flatnonzero((np.abs((stop - start) * fps - length) > 1.5) | (length < 1) | (first < 0)):
+        times = f"{start[i]:g} to {stop[i]:g} s of a video, at {fps:g} per second"
+        raise UserError(f"{folder}: episode {number[i]} has {length[i]} frames from {times}; copy the dataset again")
+    found = {}
+    for place in sorted({*zip(chunk.tolist(), file.tolist(), strict=True)}):
+        inside = (chunk == place[0]) & (file == place[1])
+        video = folder / f"videos/{camera}/chunk-{place[0]:03d}/file-{place[1]:03d}.mp4"
+        found[video] = _Episodes(number[inside], first[inside], end[inside])
+        for i in np.flatnonzero(found[video].first[1:] < found[video].end[:-1]):
+            both = " and ".join(map(str, found[video].number[i : i + 2]))
+            raise UserError(f"{folder}: episodes {both} overlap in {video.name} of {camera}; copy the dataset again")
+    return found
+
+
+def _lerobot(folder: Path, camera: str, info: dict[str, Any], bins: int | None) -> dict[Path, Recorded]:
+    """By video of that camera, what is known of it."""
+    episodes = _episodes(folder, camera, info)
+    feature = info["features"].get("action") if bins != 0 else None
+    actions, controls = _lerobot_actions(folder, episodes, feature, bins) if feature else ({}, ())
+    notes = _notes(f"LeRobot {info['codebase_version']}", camera, _cameras(folder, info), feature is not None)
+    return {
+        video: Recorded(np.stack([each.first, each.end], -1), actions.get(video), controls, "meta/episodes", notes)
+        for video, each in episodes.items()
+    }
+
+
+def _lerobot_actions(
+    folder: Path, episodes: dict[Path, _Episodes], feature: dict[str, Any], bins: int | None
+) -> tuple[dict[Path, np.ndarray], tuple[str, ...]]:
+    """By video, the actions at its frames, int64 [frames], 0 outside of episodes; and names of the controls."""
+    table = _table(folder / "data", ["episode_index", "frame_index"], "action")
+    order = np.lexsort((table["frame_index"], table["episode_index"]))
+    codes, controls = as_integers(table["action"][order], feature.get("names"), bins, folder)
+    found = {}
+    for video, each in episodes.items():
+        firsts, ends = np.searchsorted(table["episode_index"][order], [each.number, each.number + 1])
+        for i in np.flatnonzero(ends - firsts != each.end - each.first):
+            rows = f"{ends[i] - firsts[i]} rows, in meta/episodes {each.end[i] - each.first[i]}"
+            raise UserError(f"{folder / 'data'}: episode {each.number[i]} has {rows}; copy the dataset again")
+        found[video] = np.zeros(each.end[-1], np.int64)
+        for a, b, first, end in zip(firsts, ends, each.first, each.end, strict=True):
+            found[video][first:end] = codes[a:b]
+    return found, controls
+
+
+def _table(folder: Path, columns: list[str], values: str | None = None) -> dict[str, np.ndarray]:
+    """Columns of numbers, float64 [rows], in all parquet files there; and `values`, of any numbers [rows d] or [rows].
+
+    UserError with the file if one is damaged, lacks a column, or a number.
+    """
+    parquet = _needed("pyarrow.parquet", "lerobot")
+    wanted, tables = [*columns, *([values] if values else [])], []
+    for path in sorted(folder.glob("*/*.parquet")):
+        try:
+            table = parquet.ParquetFile(path).read(columns=wanted)
+            if missing := [name for name in wanted if name not in table.column_names]:
+                raise UserError(f"{path} has no column {missing[0]!r}; copy the dataset again")
+            if empty := [name for name in wanted if table[name].null_count]:
+                raise UserError(f"{path}: a row has no {empty[0]!r}; copy the dataset again")
+            arrays = {name: table[name].to_numpy().astype(np.float64) for name in columns}
+            if values:
+                stored = table[values].to_numpy()
+                arrays[values] = np.stack(stored) if stored.dtype == object else stored
+        except UserError:
+            raise
+        except (OSError, ValueError, TypeError) as error:  # Arrow's own are among these
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{path} cannot be read ({reason}); copy the dataset again") from None
+        tables.append(arrays)
+    if not any(len(table[wanted[0]]) for table in tables):
+        raise UserError(f"{folder} has no rows in parquet files; copy the dataset again")
+    try:
+        joined = {name: np.concatenate([table[name] for table in tables if len(table[name])]) for name in wanted}
+    except ValueError:
+        raise UserError(f"{folder}: not all of {values!r} have one shape; copy the dataset again") from None
+    if any(not np.isfinite(joined[name]).all() for name in columns):
+        raise UserError(f"{folder}: not all of {', '.join(columns)} are numbers; copy the dataset again")
+    return joined
+
+
+def _minari(folder: Path, settings: IngestSettings) -> Recorded:
+    minari = _needed("minari", "minari")
+    try:
+        dataset = minari.MinariDataset(folder / "data")  # which knows the versions that can be read
+        with _hdf5(folder) as file:
+            groups = [file[f"episode_{i}"] for i in dataset.episode_indices]
+            cameras = _pictures(groups[0])
+            camera = _chosen(folder, cameras, settings.camera)
+            lengths = np.array([len(group[camera]) for group in groups])
+            stored = [group["actions"][()] for group in groups] if settings.bins != 0 else []
+    except UserError:
+        raise
+    except Exception as error:  # whatever is in the files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{folder} cannot be read ({reason}); copy the dataset again") from None
+    for i, each in enumerate(stored):
+        if len(each) != lengths[i] - 1:
+            raise UserError(
+                f"{folder}: episode_{i} has {len(each)} actions, should be one less than {lengths[i]} frames"
+            )
+    ends = np.cumsum(lengths)
+    actions, controls = None, tuple[str, ...]()
+    if stored:
+        codes, controls = as_integers(np.concatenate(stored), None, settings.bins, folder)
+        actions = np.zeros(ends[-1], np.int64)
+        actions[np.setdiff1d(np.arange(ends[-1]), ends - 1)] = codes
+    episodes = np.stack([ends - lengths, ends], -1)
+    return Recorded(episodes, actions, controls, str(folder), _notes("Minari", camera, cameras, bool(stored)))
+
+
+def _hdf5(folder: Path) -> Any:
+    h5py = _needed("h5py", "minari")
+    try:
+        return h5py.File(folder / HDF5)
+    except OSError as error:
+        raise Unreadable(f"{folder / HDF5} cannot be read ({error})") from None
+
+
+def _pictures(episode: Any) -> list[str]:
+    """Names of what holds pictures in an episode: observations first."""
+    names: list[str] = []
+    episode.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
+    kinds = [name for name in names if re.match("(observations|infos)(/|$)", name)]
+    return sorted((name for name in kinds if _is_picture(episode[name])), key=lambda name: (name < "o", name))
+
+
+def _is_picture(stored: Any) -> bool:
+    first = np.asarray(stored[0]) if stored.shape and len(stored) else np.empty(0)
+    return first.dtype == np.uint8 and ((first.ndim == 3 and first.shape[-1] == 3) or first[:2].tolist() == [255, 216])
+
+
+def _picture(stored: np.ndarray) -> Image.Image:
+    """Newer Minari stores JPEG, older arrays."""
+    return Image.open(io.BytesIO(stored.tobytes())) if stored.ndim == 1 else Image.fromarray(stored)
+
+
+def _notes(kind: str, camera: str, cameras: list[str], actions: bool) -> list[str]:
+    notes = [f"episodes {'and actions of' if actions else 'of'} {kind}"]
+    return notes + ([f"camera {camera} of {', '.join(cameras)}"] if len(cameras) > 1 else [])
+
+
+def as_integers(values: np.ndarray, names: Any, bins: int | None, where: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Recorded actions [n] or [n d] as one integer each, int64 [n], and a name for each integer, () for plain ones.
+
+    Single integers stay as they are. Else each of d dimensions is cut into `bins` equal parts between its 1st and 99th
+    percentile; each combination of these that occurs is an action. UserError if there are no bins, or too many.
+    """
+    values = values.reshape(len(values), -1)
+    kind = f"{values.dtype} [{values.shape[1]}]"
+    if values.dtype.kind in "biu" and values.shape[1] == 1:
+        if len(beyond := values[(values < 0) | (values >= MOST_ACTIONS)]):
+            raise UserError(
+                f"{where}: action {beyond[0]} is outside of 0 to {MOST_ACTIONS - 1}; --bins 0 leaves them out"
+            )
+        return values[:, 0].astype(np.int64), ()
+    if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
+        raise UserError(f"{where}: not all actions ({kind}) are numbers; --bins 0 leaves them out")
+    if bins is None:
+        cure = "--bins 3 cuts each dimension into three, --bins 0 leaves actions out"
+        raise UserError(f"{where}: its actions are {kind}, no single integers; {cure}")
+    low, high = np.percentile(values, [1, 99], axis=0)
+    width = np.where(high > low, (high - low) / bins, np.inf)
+
+    def binned(values: np.ndarray) -> np.ndarray:
+        return np.clip((values - low) / width, 0, bins - 1).astype(np.int64)
+
+    found, codes = np.unique(binned(values), axis=0, return_inverse=True)
+    if len(found) > MOST_COMBINATIONS:
+        count = (
+            f"{bins} bins of {values.shape[1]} dimensions give {len(found)} actions, the most is {MOST_COMBINATIONS}"
+        )
+        raise UserError(f"{where}: {count}; take fewer bins, or --bins 0 to leave actions out")
+    used = np.flatnonzero(high > low)
+    dimensions, rest = _dimensions(names, values.shape[1]), binned(np.zeros(values.shape[1]))
+    controls = []
+    for action, bin_of in enumerate(found):
+        signs = SIGNS.get(bins) or [f":{number + 1}" for number in range(bins)]
+        name = " ".join(dimensions[i] + signs[bin_of[i]] for i in used if signs[bin_of[i]] != " ")
+        name = name or ("noop" if (bin_of[used] == rest[used]).all() else "middle")
+        controls.append(name if len(name) <= LONGEST_NAME else f"action {action}")
+    return codes.reshape(-1), tuple(controls)
+
+
+def _dimensions(names: Any, count: int) -> list[str]:
+    """Short names of an action's dimensions, numbers if the dataset gives no names."""
+    if isinstance(names, dict):
+        names = next((each for each in names.values() if isinstance(each, list)), list(names))
+    names = [re.sub(r"[^\w.]+", "_", str(name).removesuffix(".pos")) for name in names or []]
+    return names if len(set(names)) == len(names) == count else [f"a{i}" for i in range(count)]
