@@ -577,7 +577,8 @@ def test_actions_and_episodes_go_together(tmp_path, capsys):
     (tmp_path / "clip.actions.csv").write_text("\n".join(str(i % 5) for i in range(200)))
     main(["ingest", str(path), "--out", str(tmp_path / "out"), "--fps", "5"])
     assert "true actions  yes" in capsys.readouterr().out
-    dataset = ingest(path, tmp_path / "out", IngestSettings(fps=5)).dataset
+    dataset, _, (row,) = ingest(path, tmp_path / "out", IngestSettings(fps=5))
+    assert row.reason.endswith("23 of 100 frames left out: outside of its episodes, or in takes of fewer than 16")
     numbers = [range(0, 40, 2), range(46, 80, 2), range(120, 200, 2)]
     assert [e.length for e in dataset.episodes] == [len(each) for each in numbers]
     for i, each in enumerate(numbers):

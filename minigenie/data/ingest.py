@@ -80,8 +80,7 @@ class Staged(NamedTuple):
     """A decoded file: `lengths` of its takes, their thumbnails [t 16 16 3], how many frames it gave, at what `rate`.
 
     `damage` says what was lost, None if nothing was; `unreadable` why there is nothing, None if there is; `notes` how
-    it was read. `actions` at the frames of the takes, int64 [t], if they are known. `labelled`: something lies beside
-    it, so that it is no mere copy of what came before.
+    it was read. `actions` at the frames of the takes, int64 [t], and whether its `episodes` are, if they are known.
     """
 
     lengths: list[int]
@@ -92,7 +91,7 @@ class Staged(NamedTuple):
     unreadable: str | None = None
     notes: tuple[str, ...] = ()
     actions: np.ndarray | None = None
-    labelled: bool = False
+    episodes: bool = False
 
 
 def ingest(
@@ -107,10 +106,10 @@ def ingest(
     """Turn videos and folders of videos into the dataset `out`, and what is held out into `<out>-test`.
 
     Whole videos are held out, chosen by a hash of their names; where `settings.split` comes to less than one video, the
-    last part of long takes, and whole short ones. Files are decoded by so many processes, `workers`, or by all of the Ray cluster
-    at the address `ray`, whose machines must see `paths` and `out` under the same names. After a kill the same call
-    goes on where it was and ends with the same bytes, whatever the workers. `progress(done, total, name)` counts
-    videos, `done` in fractions if this process decodes them.
+    last part of long takes, and whole short ones. Files are decoded by so many processes, `workers`, or by all of the
+    Ray cluster at the address `ray`, whose machines must see `paths` and `out` under the same names. After a kill the
+    same call goes on where it was and ends with the same bytes, whatever the workers. `progress(done, total, name)`
+    counts videos, `done` in fractions if this process decodes them.
 
     NoUsableVideo, and nothing left on disk, if no file gives a take; FileNotFoundError for a missing path;
     FileExistsError if `out` holds anything else, be it this dataset from a different list of files.
@@ -133,10 +132,8 @@ def ingest(
     if len(controls) > 1:
         raise UserError("these robot datasets have not the same actions; ingest one at a time, or with --bins 0")
     root = os.path.commonpath([video.parent for video in videos])
-    names = [_readable(os.path.relpath(video, root)) for video in videos]
-    listing = "\n".join(
-        f"{name} {_contents(video, known.get(video))}" for name, video in zip(names, videos, strict=True)
-    )
+    names = [_readable(video.relative_to(root).as_posix()) for video in videos]
+    listing = "\n".join(f"{name} {_contents(v, known.get(v))}" for name, v in zip(names, videos, strict=True))
     digest = hashlib.sha256(listing.encode()).hexdigest()[:12]
     header: dict[str, Any] = {
         "frame_size": height_width,
@@ -190,8 +187,9 @@ def ingest(
             num_test_frames = _hold_out(rows, split, num_test_videos, min_frames)
             repeated: Counter[str] = Counter()
             for take, small, actions in _staged_takes(staged, height_width, decoded):
-                origin = seen.origin(small) if seen else None
-                if origin is not None and not decoded.labelled:
+                labelled = decoded.episodes or actions is not None  # and so no mere copy
+                origin = seen.origin(small) if seen and not labelled else None
+                if origin is not None:
                     repeated[names[order[origin]]] += len(take)
                     continue
                 if seen:
@@ -283,9 +281,9 @@ def stage(
     except Unreadable as reason:
         return Staged([], small[0], unreadable=str(reason))
     actions = None if sidecars.actions is None else sidecars.actions[np.concatenate(numbers)]
-    notes, labelled = (*reader.notes, *sidecars.notes), known or actions is not None
+    notes = (*reader.notes, *sidecars.notes)
     return Staged(
-        lengths, np.concatenate(small), reader.num_given, reader.rate, reader.damage(), None, notes, actions, labelled
+        lengths, np.concatenate(small), reader.num_given, reader.rate, reader.damage(), None, notes, actions, known
     )
 
 
@@ -389,7 +387,8 @@ def _row(
         reasons.append(f"{staged.num_given} frames at {fps:g} per second, a take needs {min_frames}")
     elif staged.num_given > frames + num_repeated:
         left_out = f"{staged.num_given - frames - num_repeated} of {staged.num_given} frames left out"
-        reasons.append(f"{left_out}: still, or in takes of fewer than {min_frames}")
+        where = "outside of its episodes" if staged.episodes else "still"
+        reasons.append(f"{left_out}: {where}, or in takes of fewer than {min_frames}")
     if staged.rate < 0.9 * fps:
         reasons.append(f"its {staged.rate:.3g} frames per second are below {fps:g}: each kept once")
     status = "skipped" if not frames else "partly" if staged.damage else "kept"
