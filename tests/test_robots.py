@@ -189,10 +189,10 @@ EPISODES, DATA = "meta/episodes/chunk-000/file-000.parquet", "data/chunk-000/fil
     [
         (DATA, remove("action"), "data/chunk-000/file-000.parquet has no column 'action'; copy the dataset again"),
         (EPISODES, remove("length"), "meta/episodes/chunk-000/file-000.parquet has no column 'length'; copy"),
-        (EPISODES, change(1, length=None), "file-000.parquet: a row has no 'length'; copy the dataset again"),
+        (EPISODES, change(1, length=None), "file-000.parquet: not all of 'length' are numbers; copy the dataset again"),
         (EPISODES, change(1, length=29), "arm/data: episode 1 has 30 rows, in meta/episodes 29; copy"),
         (EPISODES, change(1, length=50), "arm: episode 1 has 50 frames from 2 to 5 s of a video, at 10 per second"),
-        (EPISODES, change(0, **{f"videos/{FRONT}/from_timestamp": float("nan")}), "not all of episode_index, length"),
+        (EPISODES, change(0, **{f"videos/{FRONT}/from_timestamp": float("nan")}), "from_timestamp' are numbers"),
         (
             EPISODES,
             change(0, **{f"videos/{FRONT}/from_timestamp": 1.0, f"videos/{FRONT}/to_timestamp": 3.0}),
@@ -250,6 +250,9 @@ def test_a_bad_video_is_a_row(arm, tmp_path):
     rows = ingest(arm, tmp_path / "short").rows
     reason = "meta/episodes has an episode up to frame 66, the video has 65 frames"
     assert rows[0][1::3] == ("skipped", reason)
+    save(folder / "file-000.mp4", [scroll(i / 10, 48, 64) for i in range(70)], rate=20)
+    reason = "it has 20 frames per second, meta/episodes counts 10"
+    assert ingest(arm, tmp_path / "fast").rows[0][1::3] == ("skipped", reason)
     (folder / "file-000.mp4").unlink()
     rows = ingest(arm, tmp_path / "missing").rows
     assert rows[0][1::3] == ("skipped", "cannot be read: No such file or directory")
@@ -262,7 +265,7 @@ def test_frames_after_the_last_episode_are_left_out(arm, tmp_path):
     assert ingest(video, tmp_path / "out").rows[0].frames == 25
 
 
-@pytest.mark.parametrize(("module", "extra"), [("pyarrow", "lerobot"), ("minari", "minari"), ("h5py", "minari")])
+@pytest.mark.parametrize(("module", "extra"), [("pyarrow", "lerobot"), ("h5py", "minari")])
 def test_what_is_not_installed_is_named(arm, walk, tmp_path, capsys, monkeypatch, module, extra):
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.setitem(sys.modules, name, None)
@@ -385,9 +388,10 @@ def test_bad_minari_is_one_line(tmp_path, walk, capsys, minari_folder):
         del file["episode_1/actions"]
         file["episode_1/actions"] = actions
     assert "episode_1 has 19 actions, should be one less than 21 frames" in error_of(capsys, command)
-    metadata = walk / "data/metadata.json"
-    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"minari_version": "0.1"}))
-    assert "walk-v0 cannot be read (The installed Minari version" in error_of(capsys, command)
+    with h5py.File(walk / "data/main_data.hdf5", "a") as file:
+        del file["episode_2"]
+        file["episode_7"] = 0
+    assert "main_data.hdf5 cannot be read (" in error_of(capsys, command)
     (walk / "data/main_data.hdf5").write_bytes(b"junk")
-    assert "walk-v0 cannot be read (" in error_of(capsys, command)
+    assert "walk-v0/data/main_data.hdf5 cannot be read (" in error_of(capsys, command)
     assert not (tmp_path / "out").exists()

@@ -278,6 +278,8 @@ def stage(
                 small.append(thumbnails(take.frames))
                 numbers.append(take.numbers)
         sidecars.check(reader.num_frames)
+        if recorded and recorded.fps and abs(reader.rate / recorded.fps - 1) > 0.02:
+            raise Unreadable(f"it has {reader.rate:.4g} frames per second, {recorded.table} counts {recorded.fps:g}")
     except Unreadable as reason:
         return Staged([], small[0], unreadable=str(reason))
     actions = None if sidecars.actions is None else sidecars.actions[np.concatenate(numbers)]

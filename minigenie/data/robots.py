@@ -21,14 +21,15 @@ import av
 import numpy as np
 from PIL import Image
 
-from minigenie.data.source import Source, Unreadable, as_frame
+from minigenie.data.controls import MOST_ACTIONS
+from minigenie.data.labels import LONGEST, MOST_CONTROLS
+from minigenie.data.source import Source, as_frame, as_unreadable
 from minigenie.errors import UserError
 from minigenie.files import parse_json
 from minigenie.settings import IngestSettings
 
 INFO, HDF5 = "meta/info.json", "data/main_data.hdf5"
-MOST_ACTIONS, MOST_COMBINATIONS = 2**16, 64
-LONGEST_NAME = 40
+MOST_FRAMES = 2**24  # of one video, more than a day at any rate
 SIGNS = {2: "-+", 3: "- +"}  # how bins are called, from the lowest; others have numbers
 
 
@@ -37,13 +38,14 @@ class Recorded(NamedTuple):
 
     episodes: int64 [episodes 2], the first frame of each and the one after its last. actions: int64 [frames], None if
     they are not known, or not wanted. controls: names of the actions, () if they have none. table: where the episodes
-    are from.
+    are from. fps: of the video, by which frames were counted; None if none were.
     """
 
     episodes: np.ndarray
     actions: np.ndarray | None
     controls: tuple[str, ...]
     table: str
+    fps: float | None
     notes: list[str]
 
 
@@ -84,9 +86,9 @@ class MinariSource(Source):
     def __init__(self, folder: Path, settings: IngestSettings):
         super().__init__()
         self.folder, self.period = folder, 1 / settings.fps
-        with _hdf5(folder) as file:
+        with as_unreadable(), _hdf5(folder) as file:
             self.camera = _chosen(folder, _pictures(file["episode_0"]), settings.camera)
-            self.total = self.period * sum(len(file[f"episode_{i}"][self.camera]) for i in range(len(file)))
+            self.total = self.period * sum(len(episode[self.camera]) for episode in file.values())
 
     def __iter__(self) -> Iterator[av.VideoFrame | None]:
         number = 0
@@ -96,18 +98,19 @@ class MinariSource(Source):
                     try:
                         frame = as_frame(_picture(stored), number * self.period)
                     except (OSError, ValueError):
-                        frame = None
-                    yield frame
+                        yield None
+                    else:
+                        yield frame
                     number += 1
 
 
 def _is_minari(folder: Path) -> bool:
-    return (folder / "data/metadata.json").is_file() and (folder / HDF5).is_file()
+    return os.path.isfile(folder / "data/metadata.json") and os.path.isfile(folder / HDF5)
 
 
 def _info(folder: Path) -> dict[str, Any]:
     """What LeRobot says of a dataset; nothing if there is none."""
-    if not (folder / INFO).is_file():
+    if not os.path.isfile(folder / INFO):
         return {}
     try:
         info = parse_json((folder / INFO).read_bytes())
@@ -160,7 +163,8 @@ def _episodes(folder: Path, camera: str, info: dict[str, Any]) -> dict[Path, _Ep
     start, stop = table[:, 4:].T
     first = np.rint(start * fps).astype(np.int64)
     end = first + length
-    for i in np.flatnonzero((np.abs((stop - start) * fps - length) > 1.5) | (length < 1) | (first < 0)):
+    fits = (np.abs((stop - start) * fps - length) < 1.5) & (length > 0) & (first >= 0) & (end <= MOST_FRAMES)
+    for i in np.flatnonzero(~fits):
         times = f"{start[i]:g} to {stop[i]:g} s of a video, at {fps:g} per second"
         raise UserError(f"{folder}: episode {number[i]} has {length[i]} frames from {times}; copy the dataset again")
     found = {}
@@ -177,11 +181,13 @@ def _episodes(folder: Path, camera: str, info: dict[str, Any]) -> dict[Path, _Ep
 def _lerobot(folder: Path, camera: str, info: dict[str, Any], bins: int | None) -> dict[Path, Recorded]:
     """By video of that camera, what is known of it."""
     episodes = _episodes(folder, camera, info)
-    feature = info["features"].get("action") if bins != 0 else None
+    feature = info["features"].get("action") if bins != 0 else {}
     actions, controls = _lerobot_actions(folder, episodes, feature, bins) if feature else ({}, ())
-    notes = _notes(f"LeRobot {info['codebase_version']}", camera, _cameras(folder, info), feature is not None)
+    notes = _notes(f"LeRobot {info['codebase_version']}", camera, _cameras(folder, info), bool(feature))
     return {
-        video: Recorded(np.stack([each.first, each.end], -1), actions.get(video), controls, "meta/episodes", notes)
+        video: Recorded(
+            np.stack([each.first, each.end], -1), actions.get(video), controls, "meta/episodes", info["fps"], notes
+        )
         for video, each in episodes.items()
     }
 
@@ -206,76 +212,70 @@ def _lerobot_actions(
 
 
 def _table(folder: Path, columns: list[str], values: str | None = None) -> dict[str, np.ndarray]:
-    """Columns of numbers, float64 [rows], in all parquet files there; and `values`, of any numbers [rows d] or [rows].
+    """Columns of numbers, float64 [rows], in all parquet files there; and `values`, of any kind, [rows d] or [rows].
 
     UserError with the file if one is damaged, lacks a column, or a number.
     """
-    parquet = _needed("pyarrow.parquet", "lerobot")
-    wanted, tables = [*columns, *([values] if values else [])], []
-    for path in sorted(folder.glob("*/*.parquet")):
-        try:
-            table = parquet.ParquetFile(path).read(columns=wanted)
-            if missing := [name for name in wanted if name not in table.column_names]:
-                raise UserError(f"{path} has no column {missing[0]!r}; copy the dataset again")
-            if empty := [name for name in wanted if table[name].null_count]:
-                raise UserError(f"{path}: a row has no {empty[0]!r}; copy the dataset again")
-            arrays = {name: table[name].to_numpy().astype(np.float64) for name in columns}
-            if values:
-                stored = table[values].to_numpy()
-                arrays[values] = np.stack(stored) if stored.dtype == object else stored
-        except UserError:
-            raise
-        except (OSError, ValueError, TypeError) as error:  # Arrow's own are among these
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path} cannot be read ({reason}); copy the dataset again") from None
-        tables.append(arrays)
-    if not any(len(table[wanted[0]]) for table in tables):
+    tables = [_columns(path, columns, values) for path in sorted(folder.glob("*/*.parquet"))]
+    tables = [table for table in tables if len(table[columns[0]])]
+    if not tables:
         raise UserError(f"{folder} has no rows in parquet files; copy the dataset again")
     try:
-        joined = {name: np.concatenate([table[name] for table in tables if len(table[name])]) for name in wanted}
+        return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
     except ValueError:
         raise UserError(f"{folder}: not all of {values!r} have one shape; copy the dataset again") from None
-    if any(not np.isfinite(joined[name]).all() for name in columns):
-        raise UserError(f"{folder}: not all of {', '.join(columns)} are numbers; copy the dataset again")
-    return joined
+
+
+def _columns(path: Path, columns: list[str], values: str | None) -> dict[str, np.ndarray]:
+    parquet = _needed("pyarrow.parquet", "lerobot")
+    wanted = [*columns, *([values] if values else [])]
+    try:
+        table = parquet.ParquetFile(path).read(columns=wanted)
+        if missing := [name for name in wanted if name not in table.column_names]:
+            raise UserError(f"{path} has no column {missing[0]!r}; copy the dataset again")
+        arrays = {name: table[name].to_numpy() for name in wanted}
+        arrays |= {name: np.stack(array) for name, array in arrays.items() if array.dtype == object and len(array)}
+        arrays |= {name: arrays[name].astype(np.float64) for name in columns}
+    except (OSError, ValueError, TypeError) as error:  # Arrow's own are among these
+        if isinstance(error, UserError):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} cannot be read ({reason}); copy the dataset again") from None
+    for name in columns:
+        if not np.isfinite(arrays[name]).all():
+            raise UserError(f"{path}: not all of {name!r} are numbers; copy the dataset again")
+    return arrays
 
 
 def _minari(folder: Path, settings: IngestSettings) -> Recorded:
-    minari = _needed("minari", "minari")
     try:
-        dataset = minari.MinariDataset(folder / "data")  # which knows the versions that can be read
         with _hdf5(folder) as file:
-            groups = [file[f"episode_{i}"] for i in dataset.episode_indices]
-            cameras = _pictures(groups[0])
+            groups = [file[f"episode_{i}"] for i in range(len(file))]
+            cameras = _pictures(groups[0]) if groups else []
             camera = _chosen(folder, cameras, settings.camera)
             lengths = np.array([len(group[camera]) for group in groups])
             stored = [group["actions"][()] for group in groups] if settings.bins != 0 else []
+        for i, each in enumerate(stored):
+            if len(each) != lengths[i] - 1:
+                wrong = f"has {len(each)} actions, should be one less than {lengths[i]} frames"
+                raise UserError(f"{folder}: episode_{i} {wrong}; copy the dataset again")
+        values = np.concatenate(stored) if stored else None
     except UserError:
         raise
-    except Exception as error:  # whatever is in the files
+    except Exception as error:  # whatever is in the file
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{folder} cannot be read ({reason}); copy the dataset again") from None
-    for i, each in enumerate(stored):
-        if len(each) != lengths[i] - 1:
-            raise UserError(
-                f"{folder}: episode_{i} has {len(each)} actions, should be one less than {lengths[i]} frames"
-            )
+        raise UserError(f"{folder / HDF5} cannot be read ({reason}); copy the dataset again") from None
     ends = np.cumsum(lengths)
     actions, controls = None, tuple[str, ...]()
-    if stored:
-        codes, controls = as_integers(np.concatenate(stored), None, settings.bins, folder)
-        actions = np.zeros(ends[-1], np.int64)
-        actions[np.setdiff1d(np.arange(ends[-1]), ends - 1)] = codes
-    episodes = np.stack([ends - lengths, ends], -1)
-    return Recorded(episodes, actions, controls, str(folder), _notes("Minari", camera, cameras, bool(stored)))
+    if values is not None:
+        codes, controls = as_integers(values, None, settings.bins, folder)
+        actions = np.insert(codes, (ends - np.arange(1, len(ends) + 1)), 0)  # at the last frame of each episode
+    notes = _notes("Minari", camera, cameras, actions is not None)
+    return Recorded(np.stack([ends - lengths, ends], -1), actions, controls, HDF5, None, notes)
 
 
 def _hdf5(folder: Path) -> Any:
-    h5py = _needed("h5py", "minari")
-    try:
-        return h5py.File(folder / HDF5)
-    except OSError as error:
-        raise Unreadable(f"{folder / HDF5} cannot be read ({error})") from None
+    return _needed("h5py", "minari").File(folder / HDF5)
 
 
 def _pictures(episode: Any) -> list[str]:
@@ -309,37 +309,38 @@ def as_integers(values: np.ndarray, names: Any, bins: int | None, where: Path) -
     """
     values = values.reshape(len(values), -1)
     kind = f"{values.dtype} [{values.shape[1]}]"
-    if values.dtype.kind in "biu" and values.shape[1] == 1:
-        if len(beyond := values[(values < 0) | (values >= MOST_ACTIONS)]):
-            raise UserError(
-                f"{where}: action {beyond[0]} is outside of 0 to {MOST_ACTIONS - 1}; --bins 0 leaves them out"
-            )
-        return values[:, 0].astype(np.int64), ()
     if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
         raise UserError(f"{where}: not all actions ({kind}) are numbers; --bins 0 leaves them out")
+    if values.dtype.kind != "f" and values.shape[1] == 1:
+        if len(beyond := values[(values < 0) | (values >= MOST_ACTIONS)]):
+            most = MOST_ACTIONS - 1
+            raise UserError(f"{where}: action {beyond[0]} is outside of 0 to {most}; --bins 0 leaves them out")
+        return values[:, 0].astype(np.int64), ()
     if bins is None:
         cure = "--bins 3 cuts each dimension into three, --bins 0 leaves actions out"
         raise UserError(f"{where}: its actions are {kind}, no single integers; {cure}")
+    return _joined(values, _dimensions(names, values.shape[1]), bins, where)
+
+
+def _joined(values: np.ndarray, dimensions: list[str], bins: int, where: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     low, high = np.percentile(values, [1, 99], axis=0)
-    width = np.where(high > low, (high - low) / bins, np.inf)
+    moves = high > low
+    width = np.where(moves, (high - low) / bins, np.inf)
 
     def binned(values: np.ndarray) -> np.ndarray:
-        return np.clip((values - low) / width, 0, bins - 1).astype(np.int64)
+        return np.clip((values - low) / width, 0, bins - 1).astype(np.int64)[..., moves]
 
     found, codes = np.unique(binned(values), axis=0, return_inverse=True)
-    if len(found) > MOST_COMBINATIONS:
-        count = (
-            f"{bins} bins of {values.shape[1]} dimensions give {len(found)} actions, the most is {MOST_COMBINATIONS}"
-        )
+    if len(found) > MOST_CONTROLS:
+        count = f"{bins} bins of {moves.sum()} dimensions give {len(found)} actions, the most is {MOST_CONTROLS}"
         raise UserError(f"{where}: {count}; take fewer bins, or --bins 0 to leave actions out")
-    used = np.flatnonzero(high > low)
-    dimensions, rest = _dimensions(names, values.shape[1]), binned(np.zeros(values.shape[1]))
+    signs = SIGNS.get(bins) or [f":{number + 1}" for number in range(bins)]
+    rest, moving = binned(np.zeros(values.shape[1])), np.array(dimensions)[moves]
     controls = []
-    for action, bin_of in enumerate(found):
-        signs = SIGNS.get(bins) or [f":{number + 1}" for number in range(bins)]
-        name = " ".join(dimensions[i] + signs[bin_of[i]] for i in used if signs[bin_of[i]] != " ")
-        name = name or ("noop" if (bin_of[used] == rest[used]).all() else "middle")
-        controls.append(name if len(name) <= LONGEST_NAME else f"action {action}")
+    for action, each in enumerate(found):
+        name = " ".join(dimension + signs[i] for dimension, i in zip(moving, each, strict=True) if signs[i] != " ")
+        name = name or ("noop" if (each == rest).all() else "middle")
+        controls.append(name if len(name) <= LONGEST else f"action {action}")
     return codes.reshape(-1), tuple(controls)
 
 

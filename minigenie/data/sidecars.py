@@ -16,12 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minigenie.data.controls import MOST_ACTIONS
 from minigenie.data.source import Unreadable, as_unreadable, stands_for_many
 from minigenie.data.video import Kept
 from minigenie.errors import UserError
 from minigenie.files import load_npy
-
-MOST_ACTIONS = 2**16
 
 
 class Sidecars(NamedTuple):
