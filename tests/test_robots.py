@@ -148,6 +148,7 @@ def test_a_world_is_trained_on_the_actions_of_a_robot(tmp_path, capsys):
     ("bins", "names", "expected"),
     [
         (2, ["x", "x"], ("a0- a1-", "a0+ a1+")),
+        (2, 7, ("a0- a1-", "a0+ a1+")),
         (3, {"axes": ["x", "grip, or not"]}, ("x- grip_or_not-", "noop", "x+ grip_or_not+")),
         (4, None, ("a0:1 a1:1", "a0:2 a1:2", "a0:3 a1:3", "a0:4 a1:4")),
         (2, ["a" * 30, "b" * 30], ("action 0", "action 1")),

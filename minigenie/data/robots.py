@@ -123,7 +123,8 @@ def _cameras(folder: Path, info: dict[str, Any]) -> list[str]:
     features = info.get("features")
     if not isinstance(features, dict) or not all(isinstance(each, dict) for each in features.values()):
         raise UserError(f"{folder / INFO} has no features; copy the dataset again")
-    return sorted(key for key, feature in features.items() if feature.get("dtype") == "video")
+    videos = (key for key, feature in features.items() if feature.get("dtype") == "video")
+    return sorted(key for key in videos if re.fullmatch(r"[^/\\\0]+", key))
 
 
 def _chosen(folder: Path, cameras: list[str], wanted: str | None) -> str:
@@ -236,7 +237,7 @@ def _columns(path: Path, columns: list[str], values: str | None) -> dict[str, np
         arrays = {name: table[name].to_numpy() for name in wanted}
         arrays |= {name: np.stack(array) for name, array in arrays.items() if array.dtype == object and len(array)}
         arrays |= {name: arrays[name].astype(np.float64) for name in columns}
-    except (OSError, ValueError, TypeError) as error:  # Arrow's own are among these
+    except (OSError, ValueError, TypeError, NotImplementedError, MemoryError) as error:  # Arrow's own are among these
         if isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -348,5 +349,6 @@ def _dimensions(names: Any, count: int) -> list[str]:
     """Short names of an action's dimensions, numbers if the dataset gives no names."""
     if isinstance(names, dict):
         names = next((each for each in names.values() if isinstance(each, list)), list(names))
-    names = [re.sub(r"[^\w.]+", "_", str(name).removesuffix(".pos")) for name in names or []]
+    names = names if isinstance(names, list) else []
+    names = [re.sub(r"[^\w.]+", "_", str(name).removesuffix(".pos")) for name in names]
     return names if len(set(names)) == len(names) == count else [f"a{i}" for i in range(count)]
