@@ -125,8 +125,9 @@ def teach(dataset: Positional[str], server: Flat[ServerSettings], controls: str 
 
 def train(
     settings: Flat[RecipeSettings],
-    dataset: Positional[str | None] = None,
+    datasets: Positional[tuple[str, ...]] = (),
     out: Path | None = None,
+    weights: tuple[float, ...] = (),
     actions: Actions = "latent",
     labels: int = 0,
     max_minutes: float | None = None,
@@ -137,8 +138,9 @@ def train(
     """Train a world: tokenizer, latent actions, dynamics. On the folder of an earlier run it goes on with that.
 
     Args:
-        dataset: Folder made by collect or ingest, or its address in object storage, such as s3://bucket/folder.
+        datasets: Folders made by collect or ingest, or their addresses in object storage, such as s3://bucket/folder.
         out: Folder for the run, and the world that comes of it.
+        weights: What share of the clips each dataset gives, as in 1 3; by default each gives all that it has.
         actions: latent ones are found in the video alone, and so are found ones, by what a resting scene does next;
             labels makes them the controls of a few labelled frames; true takes those that were recorded.
         labels: With --actions labels, take so many from the recorded actions instead of what `teach` wrote.
@@ -147,19 +149,19 @@ def train(
         dry_run: Print the recipe, its parameters and its memory, and stop.
     """
     from minigenie.console import note_precision, training
-    from minigenie.data.dataset import Dataset
+    from minigenie.data.joined import open_datasets
     from minigenie.pipeline import train_world, with_actions
     from minigenie.recipes import adjusted, describe
     from minigenie.runtime import pick_device, process_group
 
-    recipe = adjusted(settings)
-    if dry_run and (dataset is None or actions == "latent"):
-        print(describe(recipe))
-        return
-    if dataset is None or (out is None and not dry_run):
+    if not dry_run and (not datasets or out is None):
         raise UserError("train needs a dataset and --out; only --dry-run goes without")
-    if actions != "latent" or labels:
-        recipe = with_actions(recipe, Dataset.open(dataset, verify=False), actions, labels)
+    footage = open_datasets(datasets, weights, verify=False) if datasets else None
+    recipe = adjusted(settings, footage.frame_size if footage else None)
+    if footage is not None:
+        recipe = with_actions(recipe, footage, actions, labels)
+    elif actions != "latent":
+        raise UserError(f"--actions {actions} depends on the dataset; name one")
     if dry_run or out is None:
         print(describe(recipe))
         return
@@ -169,7 +171,7 @@ def train(
     note_precision(recipe.dynamics_fit.execution.precision, where)
     with process_group(where) as (rank, _), training() as watcher:
         train_world(
-            Dataset.open(dataset, verify=rank == 0), recipe, out, device=where, shard=shard,
+            open_datasets(datasets, weights, verify=rank == 0), recipe, out, device=where, shard=shard,
             max_seconds=max_minutes and max_minutes * 60, watcher=watcher if rank == 0 else None,
         )  # fmt: skip
     if rank == 0:
@@ -217,28 +219,50 @@ def doctor(run: Positional[Path]) -> None:
     print("\n".join(summary(diagnose(read_run(locate(run))))))
 
 
-def info(folder: Positional[str] = ".") -> None:
+def info(folders: Positional[tuple[str, ...]] = (".",)) -> None:
     """Say what a folder is: a dataset (with a contact sheet), a run, or a world.
 
     Args:
-        folder: The folder; of a dataset also its address in object storage.
+        folders: The folder, or several; of a dataset also its address in object storage.
     """
     from minigenie.info import describe
 
-    describe(folder)
+    for folder in folders:
+        describe(folder)
 
 
-def export(world: WorldFolder, out: Path, unfinished: bool = False) -> None:
+def export(
+    world: WorldFolder, out: Path, unfinished: bool = False, web: bool = False, runtime: Path | None = None
+) -> None:
     """Copy what a player needs of a trained world into a small folder of its own, weights in half the bytes.
 
     Args:
         out: New folder for the copy, to play, share or keep.
         unfinished: Of a run that goes on, what there is: models that are trained, others as last saved.
+        web: Write a web page instead that plays the world in any browser, without a server of ours.
+        runtime: With --web, a folder of the npm package onnxruntime-web to copy into the page, which else loads it from
+            a public address.
     """
+    from minigenie.console import working
     from minigenie.finish import export_world
 
-    missing = export_world(world, out, unfinished)
+    missing: list[str] = []
+    if web and unfinished:
+        raise UserError("--web plays whole worlds; leave out --unfinished")
+    if runtime and not web:
+        raise UserError("--runtime is for --web; add that, or leave it out")
+    if web:
+        from minigenie.web.export import export_site
+
+        with working("export", "parts") as progress:
+            export_site(world, out, runtime, progress)
+    else:
+        missing = export_world(world, out, unfinished)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    if web:
+        print(f"{out} is a page of {size / 1e6:.1f} MB: put it on any web server, or try it with")
+        print(f"python -m http.server --directory {out}")
+        return
     rest = f", still without {', '.join(missing)}" if missing else f": minigenie play {out}"
     print(f"{out} is a world of {size / 1e6:.1f} MB{rest}")
 

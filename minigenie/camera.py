@@ -127,12 +127,16 @@ class Camera(nn.Module):
         return self.head(torch.cat((self.picture(picture), steps), dim=1)).float()
 
     def sample_motion(
-        self, history: History, action: Int[Tensor, " m"], uniform: Float[Tensor, " m"], temperature: float
+        self,
+        history: History,
+        action: Int[Tensor, " m"],
+        uniform: Float[Tensor, " m"],
+        temperature: float | Float[Tensor, ""] | None,
     ) -> Int[Tensor, " m"]:
-        """The code of the motion into the next frame. uniform: random numbers in [0, 1). temperature: 0 takes the
+        """The code of the motion into the next frame. uniform: random numbers in [0, 1). temperature: None takes the
         likeliest."""
         logits = self.logits(history, action)
-        if not temperature:
+        if temperature is None:
             return logits.argmax(-1)
         return sample_weighted((logits / temperature).softmax(-1)[:, None], uniform[:, None])[:, 0]
 

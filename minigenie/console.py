@@ -2,12 +2,13 @@
 
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -21,38 +22,49 @@ if TYPE_CHECKING:
 QUIET_SECONDS = 10  # between lines where there is no terminal to redraw
 
 
-class Line:
-    """A progress line: redrawn on a terminal, printed every few seconds elsewhere. rich estimates the time to go."""
+class Lines:
+    """Progress, a line for each thing that is worked on: redrawn on a terminal, printed now and then elsewhere."""
 
-    def __init__(self, what: str) -> None:
-        self.what, self.printed, self.remaining = what, time.monotonic(), TimeRemainingColumn(compact=True)
+    def __init__(self) -> None:
+        self.printed, self.remaining = time.monotonic(), TimeRemainingColumn(compact=True)
         self.bar = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(None),
             TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn(),
             self.remaining, console=Console(stderr=True), speed_estimate_period=600,
         )  # fmt: skip
         self.bar.disable = not self.bar.console.is_terminal
-        self.bar.add_task(what, total=None, note="")
-        (self.task,) = self.bar.tasks
 
-    def update(self, done: float, total: float, note: str) -> None:
-        self.bar.update(self.task.id, completed=done, total=total, note=note)
+    def task(self, what: str) -> Task:
+        """The line of `what`, which ends the one before it."""
+        tasks = self.bar.tasks
+        if tasks and tasks[-1].description == what:
+            return tasks[-1]
+        if tasks:
+            self.bar.stop_task(tasks[-1].id)
+        self.bar.add_task(what, total=None, note="")
+        return self.bar.tasks[-1]
+
+    def update(self, what: str, done: float, total: float, note: str) -> None:
+        task = self.task(what)
+        self.bar.update(task.id, completed=done, total=total, note=note)
         if self.bar.disable and (time.monotonic() - self.printed > QUIET_SECONDS or done >= total):
             self.printed = time.monotonic()
-            to_go = f", {self.remaining.render(self.task)} to go" if self.task.time_remaining else ""
-            print(f"{self.what}: {done / total:4.0%}  {note}{to_go}", file=sys.stderr, flush=True)
+            to_go = f", {self.remaining.render(task)} to go" if task.time_remaining else ""
+            print(f"{what}: {done / total:4.0%}  {note}{to_go}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def working(what: str, unit: str) -> Iterator[Callable[[float, float], None]]:
     """A callback (done, total) that shows the rate in `unit` a second and the time to go."""
-    line = Line(what)
+    lines = Lines()
 
     def progress(done: float, total: float) -> None:
-        rate = line.task.speed or 0
-        line.update(done, max(total, 1), f"{done:,.0f}/{total:,.0f} {unit}" + (f", {rate:,.0f}/s" if rate >= 1 else ""))
+        rate = lines.task(what).speed or 0
+        note = f"{done:,.0f}/{total:,.0f} {unit}" + (f", {rate:,.0f}/s" if rate >= 1 else "")
+        lines.update(what, done, max(total, 1), note)
 
-    with line.bar:
+    with lines.bar:
+        lines.task(what)
         yield progress
 
 
@@ -62,23 +74,13 @@ def training() -> Iterator["Watcher"]:
     from minigenie.pipeline import Watcher
     from minigenie.train import Progress as Step
 
-    lines: list[Line] = []
-    latest: dict[str, dict[str, float]] = {}
-    warned: set[str] = set()
-
-    def shown(what: str) -> Line:
-        if not lines or lines[-1].what != what:
-            for old in lines:
-                old.bar.stop()
-            lines.append(Line(what))
-            lines[-1].bar.start()
-        return lines[-1]
+    lines, latest, warned = Lines(), defaultdict[str, dict[str, float]](dict), set()
 
     def progress(step: Step) -> None:
-        seen = latest.setdefault(step.stage, {})
+        seen = latest[step.stage]
         seen.update(step.metrics)
         numbers = [f"{name} {seen[name]:.3g}" for name in SHOWN if name in seen]
-        shown(f"train {step.stage}").update(step.fraction, 1, ", ".join([f"step {step.step}", *numbers]))
+        lines.update(f"train {step.stage}", step.fraction, 1, ", ".join([f"step {step.step}", *numbers]))
         for name, (limit, warning) in COLLAPSES.items():
             value = step.metrics.get(name if step.stage == "lam" else f"lam_{name}")
             if value is not None and step.fraction > 0.6 and value < limit and name not in warned:
@@ -86,13 +88,10 @@ def training() -> Iterator["Watcher"]:
                 print(f"WARNING: {warning.format(step.step, value)}", file=sys.stderr, flush=True)
 
     def work(what: str, done: int, total: int) -> None:
-        shown(f"encode {what}").update(done, total, f"{done:,}/{total:,} frames")
+        lines.update(f"encode {what}", done, total, f"{done:,}/{total:,} frames")
 
-    try:
+    with lines.bar:
         yield Watcher(progress, work)
-    finally:
-        for each in lines:
-            each.bar.stop()
 
 
 COLLAPSES = {  # by metric of the LAM: below what value it is ill, and what to say
@@ -110,7 +109,7 @@ COLLAPSES = {  # by metric of the LAM: below what value it is ill, and what to s
 SHOWN = ("loss", "psnr", "cross_entropy", "accuracy", "perplexity", "control")
 
 
-def table(columns: list[str], rows: Iterable[Iterable[object]]) -> None:
+def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     """Cells are shown as they are: to rich, [names] and :names: in text would be styles and emoji."""
     out = Table(box=None, header_style="bold")
     for column in columns:

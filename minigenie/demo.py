@@ -4,15 +4,13 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from minigenie.console import table, training, working
 from minigenie.data.collect import available, collect
 from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
-from minigenie.eval.compare import rows
-from minigenie.eval.measure import evaluate
-from minigenie.eval.report import summary, write_report
+from minigenie.eval.run import measure, rows
 from minigenie.pipeline import Recipe, train_world, with_actions
 from minigenie.recipes import tiny
 from minigenie.runtime import pick_device
@@ -62,14 +60,15 @@ def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: i
             )  # fmt: skip
         stamps[f"train {name}"] = time.monotonic()
     clips = max(8, int(128 * scale))
-    reports = {given: _measure(out / name, footage["test"], clips, seed) for name, given in GIVEN.items()}
+    reports = {}
+    for name, given in GIVEN.items():
+        world = World.load(out / name, precision="auto")
+        reports[given] = measure(out / name, world, footage["test"], out / name, clips, seed)
     stamps["measure"] = time.monotonic()
-    print("\n".join(summary(reports[GIVEN["world"]])))
-    print(f"\nThe actions of this world were learnt from {labels:,} labelled frames. Beside it is one that had none:")
+    print(f"The actions of this world were learnt from {labels:,} labelled frames. Beside it is one that had none:")
     table(["", *reports], rows(reports))
     spent = [f"{name} {stamps[name] - stamps[before]:.0f} s" for before, name in pairwise(stamps)]
     print(f"time          {', '.join(spent)}, together {stamps['measure'] - stamps['start']:.0f} s")
-    print(f"reports       {', '.join(str(out / name / 'report.html') for name in SHARES)}")
     print(f"next          minigenie play {out / 'world'}")
 
 
@@ -89,12 +88,3 @@ def _collect(game: str, out: Path, split: Literal["train", "test"], frames: int,
             levels=500, seed=seed,
         )  # fmt: skip
         return collect(settings, out / split, progress=progress)
-
-
-def _measure(folder: Path, footage: Dataset, clips: int, seed: int) -> dict[str, Any]:
-    world = World.load(folder, precision="auto")
-    with working(f"measure {folder.name}", "frames") as progress:
-        report, scenes = evaluate(world, footage, clips=clips, seed=seed, watch=progress)
-    title = f"{folder.parent.resolve().name}/{folder.name}"
-    write_report(folder, report, scenes, title=title, metrics=folder / "metrics.jsonl")
-    return report

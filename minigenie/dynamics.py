@@ -28,10 +28,13 @@ from torch import Tensor, nn
 
 from minigenie.camera import PAST, Camera, History
 from minigenie.errors import UserError
+from minigenie.lam import LatentActionModel
 from minigenie.maskgit import fill_most_confident
-from minigenie.nn.patches import patch_grid
+from minigenie.nn.model import Model, Sample
+from minigenie.nn.patches import patch_grid, to_uint8
 from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache
-from minigenie.tokenizer import TokenizerConfig
+from minigenie.pictures import grid
+from minigenie.tokenizer import TokenizerConfig, VideoTokenizer
 
 SHOWN = -100  # a target that does not count
 
@@ -90,7 +93,7 @@ class Given(NamedTuple):
         return Given(torch.cat((self.action, coming.action[:, None]), dim=1), *joined)
 
 
-class Dynamics(nn.Module):
+class Dynamics(Model):
     """Frame tokens [b t n] in 0..num_codes-1 or `mask_id`, actions [b t-1] in 0..num_actions-1 -> logits."""
 
     def __init__(self, config: DynamicsConfig, tokenizer: TokenizerConfig, num_actions: int) -> None:
@@ -218,6 +221,18 @@ class Dynamics(nn.Module):
                 losses.append(self(batch | {"actions": choice})[0])
         return losses[1] - losses[0]
 
+    def control_metrics(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        return {"control": float(self.control(batch))}
+
+    def sample(self, batch: dict[str, Tensor], tokenizer: VideoTokenizer) -> Sample:  # type: ignore[override]
+        """The last frame of some clips, all of it masked and guessed in one pass, beside the truth."""
+        tokens, given = batch["tokens"][:8], self.given(batch).map(lambda each: each[:8])
+        masked = tokens.clone()
+        masked[:, -1] = self.mask_id
+        guess = torch.cat((tokens[:, :-1], self.logits(masked, given)[:, -1:].argmax(-1)), dim=1)
+        shown = (to_uint8(tokenizer.decode(each))[:, -1] for each in (tokens[:, :-1], tokens, guess))
+        return Sample({}, grid([*shown]))
+
     def _all_masked(self, tokens: Tensor, given: Given) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states of frames with masked tokens, what they should tell, and where."""
         rate = torch.empty(len(tokens), 1, 1, device=tokens.device).uniform_(self.config.min_mask, 1)
@@ -240,6 +255,36 @@ class Dynamics(nn.Module):
             (*tokens.shape[:2], 1), device=tokens.device
         )
         return torch.where(swap, torch.randint_like(tokens, self.num_codes), tokens)
+
+
+class Joint(Model):
+    """LAM and dynamics as one model (the paper's second phase): the LAM learns from its own loss alone, dynamics sees
+    the actions it chose as integers, through which no gradient flows back."""
+
+    def __init__(self, lam: LatentActionModel, dynamics: Dynamics) -> None:
+        super().__init__()
+        self.lam, self.dynamics = lam, dynamics
+
+    def forward(self, batch: dict[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+        lam_loss, lam_metrics, actions = self.lam.learn(batch, progress)
+        loss, metrics = self.dynamics({"tokens": batch["tokens"], "actions": actions}, progress)
+        if not self.ready:  # actions mean nothing yet
+            loss = 0 * loss
+        return loss + lam_loss, metrics | {f"lam_{name}": value for name, value in lam_metrics.items()}
+
+    def sample(self, batch: dict[str, Tensor], tokenizer: VideoTokenizer) -> Sample:  # type: ignore[override]
+        shown = self.dynamics.sample(self._with_actions(batch), tokenizer)
+        metrics = self.lam.sample(batch, tokenizer).metrics
+        return Sample({f"lam_{name}": value for name, value in metrics.items()}, shown.picture)
+
+    def control_metrics(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        if not self.ready:
+            return {}
+        of_lam, of_dynamics = self.lam.control(batch), self.dynamics.control(self._with_actions(batch))
+        return {"lam_control": float(of_lam), "control": float(of_dynamics)}
+
+    def _with_actions(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return batch | {"actions": self.lam.infer(self.lam.video(batch))}
 
 
 def select_hidden(

@@ -8,7 +8,6 @@ The processes of `torchrun` share the work: each encodes every n-th batch into t
 Dimensions:  f frames of the whole dataset   b batch   t frames of a piece   n patches per frame
 """
 
-import io
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from torch import Tensor
 from minigenie.camera import Camera
 from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
-from minigenie.files import load_npy, parse_json, write_atomic
+from minigenie.files import load_npy, npy_header, parse_json, to_json, write_atomic
 from minigenie.inverse import InverseDynamics
 from minigenie.lam import LatentActionModel
 from minigenie.nn.motion import clip_motions
@@ -50,14 +49,12 @@ def encode_tokens(
     context_frames: int,
     path: Path,
     watch: Watch = lambda done, total: None,
-    batch_frames: int | None = None,
 ) -> np.ndarray:
     """Tokens of every frame, [f n] of the smallest unsigned type, mapped from `path`, which is made if missing.
 
     A tokenizer with a sense of time sees them as a world does: one after another from the episode's first on, with a
     memory of `context_frames`. A long episode is begun in several places at once, each so far before the first frame
-    that counts that what was before makes no difference: every block looks back `context_frames` further.
-    """
+    that counts that what was before makes no difference: every block looks back `context_frames` further."""
     encoder, device = tokenizer.config.encoder, next(tokenizer.parameters()).device
     lead = encoder.num_blocks * (context_frames + 1) if encoder.attend_time else 0  # the cache then is at slot 0 again
 
@@ -69,12 +66,10 @@ def encode_tokens(
             [tokenizer.encode_next(_load_frames(dataset, column, device), past) for column in frames.T], dim=1
         )
 
-    pieces = _pieces(dataset, 8 * lead or CLIP, lead=lead)
     held = -(-lead // 4)  # every block keeps keys and values, which take a quarter of what its feed-forward does
-    batches = _batches(pieces, batch_frames or _batch_frames(device), held)
+    batches = _batches(dataset, 8 * lead or CLIP, _batch_frames(device), lead=lead, held=held)
     shape = (dataset.num_frames, tokenizer.config.num_patches)
-    _encode_to_file(path, _token_dtype(tokenizer.config.quantizer.num_codes), shape, batches, encode, watch)
-    return _load_integers(path, shape, tokenizer.config.quantizer.num_codes)
+    return _encode_to_file(path, shape, tokenizer.config.quantizer.num_codes, batches, encode, watch)
 
 
 def encode_actions(
@@ -84,7 +79,6 @@ def encode_actions(
     clip_frames: int,
     path: Path,
     watch: Watch = lambda done, total: None,
-    batch_frames: int | None = None,
     motions: np.ndarray | None = None,
     likeliest: bool = False,
 ) -> np.ndarray:
@@ -103,11 +97,8 @@ def encode_actions(
         return lam.infer(video, known) if likeliest else lam.label(video, known)
 
     before, after = lam.step_context
-    batches = _batches(
-        _pieces(dataset, clip_frames, overlap=1, lead=before, tail=after), batch_frames or _batch_frames(device)
-    )
-    _encode_to_file(path, np.dtype(np.uint8), (dataset.num_frames,), batches, encode, watch)
-    return _load_integers(path, (dataset.num_frames,), lam.config.num_actions)
+    batches = _batches(dataset, clip_frames, _batch_frames(device), overlap=1, lead=before, tail=after)
+    return _encode_to_file(path, (dataset.num_frames,), lam.config.num_actions, batches, encode, watch)
 
 
 def encode_motions(
@@ -119,10 +110,8 @@ def encode_motions(
     def encode(frames: np.ndarray) -> Tensor:
         return clip_motions(_load_frames(dataset, frames, device))
 
-    batches = _batches(_pieces(dataset, CLIP, overlap=1), _batch_frames(device))
-    shape = (dataset.num_frames, 2)
-    _encode_to_file(path, np.dtype(np.float32), shape, batches, encode, watch)
-    return load_motions(path, shape[0])
+    batches = _batches(dataset, CLIP, _batch_frames(device), overlap=1)
+    return _encode_to_file(path, (dataset.num_frames, 2), None, batches, encode, watch)
 
 
 def encode_moved(
@@ -136,7 +125,7 @@ def encode_moved(
 ) -> np.ndarray:
     """moved[i] are the tokens of frame i when it has moved as far as frame i + 1 has: [f n] of the smallest unsigned
     type, mapped from `path`. motions: those of `encode_motions`, [f 2], and the camera's codes for them, [f]."""
-    device, num_codes = next(tokenizer.parameters()).device, tokenizer.config.quantizer.num_codes
+    device = next(tokenizer.parameters()).device
 
     def encode(frames: np.ndarray) -> Tensor:
         video = _load_frames(dataset, frames, device)
@@ -147,13 +136,8 @@ def encode_moved(
 
     shape = (dataset.num_frames, tokenizer.config.num_patches)
     at_once = CUDA_MOSAICS if device.type == "cuda" else MOSAICS
-    batches = _batches(_pieces(dataset, REMEMBERED), at_once * REMEMBERED)
-    _encode_to_file(path, _token_dtype(num_codes), shape, batches, encode, watch)
-    return _load_integers(path, shape, num_codes)
-
-
-def _token_dtype(num_codes: int) -> np.dtype:
-    return np.dtype(np.uint16 if num_codes <= 65536 else np.uint32)
+    batches = _batches(dataset, REMEMBERED, at_once * REMEMBERED)
+    return _encode_to_file(path, shape, tokenizer.config.quantizer.num_codes, batches, encode, watch)
 
 
 def _batch_frames(device: torch.device) -> int:
@@ -166,25 +150,24 @@ def _load_frames(dataset: Dataset, frames: np.ndarray, device: torch.device) -> 
     return to_float(seen.view(*frames.shape, *seen.shape[2:]))
 
 
-def _pieces(dataset: Dataset, length: int, overlap: int = 0, lead: int = 0, tail: int = 0) -> np.ndarray:
+def _batches(
+    dataset: Dataset, length: int, at_once: int, overlap: int = 0, lead: int = 0, tail: int = 0, held: int = 0
+) -> list[np.ndarray]:
     """Every episode in pieces of `length` frames, the next beginning `overlap` before the end of the last, with up to
-    `lead` of the episode's frames before each and `tail` after: int [pieces 4]. Of a piece, from which frame of the
-    dataset on how many are read, and from which of these on how many are written. The longest come first, so that those
-    in a batch are about equally long."""
-    pieces = [
+    `lead` of the episode's frames before each and `tail` after; as many in a batch as hold `at_once` frames. held: how
+    many of a piece are in memory at once, 0 for all.
+
+    A batch is int [pieces 4]: of a piece, from which frame of the dataset on how many are read, and from which of these
+    on to which they are written. The longest come first, so that those in a batch are about equally long."""
+    found = [
         (first + begin, min(end + tail, episode.length) - begin, offset - begin, end - begin - overlap)
         for first, episode in zip(dataset.episode_starts.tolist(), dataset.episodes, strict=True)
         for offset in range(0, episode.length - overlap, length - overlap)
         for begin, end in [(max(0, offset - lead), min(offset + length, episode.length))]
     ]
-    return np.array(sorted(pieces, key=lambda piece: -piece[1]), np.int64).reshape(-1, 4)
-
-
-def _batches(pieces: np.ndarray, batch_frames: int, held: int = 0) -> list[np.ndarray]:
-    """As many pieces at once as hold `batch_frames`. held: how many of a piece are in memory at once, 0 for all."""
-    batches = []
+    pieces, batches = np.array(sorted(found, key=lambda piece: -piece[1]), np.int64).reshape(-1, 4), []
     while len(pieces):
-        size = max(1, batch_frames // (held or int(pieces[0, 1])))
+        size = max(1, at_once // (held or int(pieces[0, 1])))
         batches.append(pieces[:size])
         pieces = pieces[size:]
     return batches
@@ -193,16 +176,17 @@ def _batches(pieces: np.ndarray, batch_frames: int, held: int = 0) -> list[np.nd
 @torch.no_grad()
 def _encode_to_file(
     path: Path,
-    kind: np.dtype,
     shape: tuple[int, ...],
+    below: int | None,
     batches: list[np.ndarray],
     encode: Callable[[np.ndarray], Tensor],
     watch: Watch,
-) -> None:
+) -> np.ndarray:
     """Make the array at `path` if it is missing, in a file beside it, of which every process fills its share. Notes of
-    each say which batches are safely in it."""
+    each say which batches are safely in it. Integers are `below` that, in the smallest type; None for float32."""
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    unfinished, header = path.with_suffix(".part"), _header(kind, shape)
+    kind = np.dtype(np.float32) if below is None else np.min_scalar_type(below - 1)
+    unfinished, header = path.with_suffix(".part"), npy_header(kind, shape)
     plan = hash_text(json.dumps([str(header), [batch.tolist() for batch in batches]]))
 
     def begin() -> bool:
@@ -219,25 +203,25 @@ def _encode_to_file(
         frames = np.cumsum([int((batch[:, 3] - batch[:, 2]).sum()) for batch in batches]).tolist()
         with open(unfinished, "r+b") as file:  # not mapped: hosts would overwrite each other's part of a page
             saved = time.monotonic()
-            for number in range(rank, len(batches), processes):
+            mine = range(rank, len(batches), processes)
+            for number in mine:
                 if number not in done:
                     _write(file, header, batches[number], encode, kind)
                     done.add(number)
                     watch(frames[min(number + processes, len(batches)) - 1], frames[-1])  # as if the others kept pace
-                if time.monotonic() - saved > SAVE_EVERY:
+                if time.monotonic() - saved > SAVE_EVERY or number == mine[-1]:
                     file.flush()
                     os.fsync(file.fileno())
-                    note = json.dumps({"plan": plan, "done": sorted(done)})
-                    write_atomic(path.with_suffix(f".part.{rank}.json"), note.encode())
+                    note = to_json({"plan": plan, "done": sorted(done)})
+                    write_atomic(path.with_suffix(f".part.{rank}.json"), note)
                     saved = time.monotonic()
-            file.flush()
-            os.fsync(file.fileno())
         barrier()  # what each had to do is done
         if rank == 0:
             unfinished.replace(path)
     if rank == 0:
         _remove_notes(unfinished)
     barrier()
+    return _load(path, shape, below)
 
 
 def _write(
@@ -266,14 +250,6 @@ def _remove_notes(unfinished: Path) -> None:
         note.unlink()
 
 
-def _header(kind: np.dtype, shape: tuple[int, ...]) -> bytes:
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
-    )
-    return header.getvalue()
-
-
 def _reserve(path: Path, header: bytes, size: int) -> None:
     """An .npy file of zeros whose room on the disk is sure, so that it is found out before the work."""
     size += len(header)
@@ -292,19 +268,16 @@ def _reserve(path: Path, header: bytes, size: int) -> None:
 
 def load_motions(path: Path, number: int) -> np.ndarray:
     """[number 2], [down, right] in pixels. ValueError, one line, if these are others or none."""
-    array = load_npy(path, MAKE_AGAIN)
-    if array.shape != (number, 2) or array.dtype != np.float32 or not np.isfinite(array).all():
-        raise UserError(
-            f"{path} holds {array.dtype} {list(array.shape)}, not finite float32 {[number, 2]}; {MAKE_AGAIN}"
-        )
-    return array
+    return _load(path, (number, 2), None)
 
 
-def _load_integers(path: Path, shape: tuple[int, ...], below: int) -> np.ndarray:
+def _load(path: Path, shape: tuple[int, ...], below: int | None) -> np.ndarray:
     """What was encoded before. ValueError, one line, if it is not of this dataset and this model."""
     array = load_npy(path, MAKE_AGAIN)
-    if array.shape != shape or array.dtype.kind != "u" or array.max(initial=0) >= below:
-        raise UserError(
-            f"{path} holds {array.dtype} {list(array.shape)}, not {list(shape)} below {below}; {MAKE_AGAIN}"
-        )
+    if below is None:
+        expected, fits = f"finite float32 {list(shape)}", array.dtype == np.float32 and np.isfinite(array).all()
+    else:
+        expected, fits = f"{list(shape)} below {below}", array.dtype.kind == "u" and array.max(initial=0) < below
+    if array.shape != shape or not fits:
+        raise UserError(f"{path} holds {array.dtype} {list(array.shape)}, not {expected}; {MAKE_AGAIN}")
     return array

@@ -19,7 +19,6 @@ from minigenie.errors import UserError
 from minigenie.world import World, locate, read_prompt
 
 Reward = Callable[[np.ndarray, np.ndarray], float]  # a frame and the next one, uint8 [h w c]
-RENDER_MODES = (None, "rgb_array")
 
 
 def no_reward(frame: np.ndarray, next_frame: np.ndarray) -> float:
@@ -60,12 +59,7 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     ## Arguments
 
-    ```python
-    import gymnasium
-    import minigenie
-
-    env = gymnasium.make("minigenie/World-v0", world="worlds/toy", render_mode="rgb_array")
-    ```
+    After `import minigenie.env`, `gymnasium.make("minigenie/World-v0", world="worlds/toy")` takes:
 
     | Parameter | Type | Default | Description |
     |---|---|---|---|
@@ -86,28 +80,24 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.int64]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10.0}  # noqa: RUF012  # as Gymnasium has it
 
     def __init__(
-        self,
-        world: str | Path,
-        reward: Reward = no_reward,
-        render_mode: str | None = None,
-        device: str | None = None,
+        self, world: str | Path, reward: Reward = no_reward, render_mode: str | None = None, device: str | None = None
     ) -> None:
-        self._batch = BatchedWorld(1, world, reward, render_mode, device)
-        self.world = self._batch.world
-        self.observation_space, self.action_space = spaces(self.world)
-        self.render_mode = render_mode
+        self._batch = batch = WorldVectorEnv(1, world, reward, render_mode, device, max_episode_steps=-1)
+        self.world, self.render_mode = batch.world, render_mode
+        self.observation_space, self.action_space = batch.single_observation_space, batch.single_action_space
         self.metadata = {**self.metadata, "render_fps": self.world.fps}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        return self._batch.reset(self.np_random, options)[0], {}
+        self._batch.np_random = self.np_random
+        return self._batch.reset(options=options)[0][0], {}
 
     def step(self, action: int | np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if not self.action_space.contains(action):
             raise UserError(f"action {action!r} is out of range; use an integer 0 to {self.world.num_actions - 1}")
-        frames, rewards = self._batch.step(np.array([action]))
+        frames, rewards, *_ = self._batch.step(np.array([action]))
         return frames[0], float(rewards[0]), False, False, {}
 
     def render(self) -> np.ndarray | None:
@@ -131,14 +121,9 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     No episode terminates; a member is truncated after `max_episode_steps` (`-1`: never). The step after that takes no
     notice of its action: it begins anew with reward 0 (Gymnasium's `AutoresetMode.NEXT_STEP`), from the prompt of the
     last `reset` or, without one, a newly drawn one. `reset(options={"reset_mask": ...})`, booleans `[b]`, begins some
-    members anew while the others go on.
-    """
+    members anew while the others go on."""
 
-    metadata = {  # noqa: RUF012
-        "render_modes": ["rgb_array"],
-        "render_fps": 10.0,
-        "autoreset_mode": AutoresetMode.NEXT_STEP,
-    }
+    metadata = {**WorldEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
     def __init__(
         self,
@@ -153,14 +138,19 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise UserError(f"num_envs is {num_envs}; it must be at least 1")
         if max_episode_steps < 1 and max_episode_steps != -1:
             raise UserError(f"max_episode_steps is {max_episode_steps}; give at least 1, or -1 for no limit")
-        self._batch = BatchedWorld(num_envs, world, reward, render_mode, device)
-        self.world = self._batch.world
-        self.single_observation_space, self.single_action_space = spaces(self.world)
+        if render_mode not in (None, "rgb_array"):
+            raise UserError(f"render_mode is {render_mode!r}; use 'rgb_array' or None")
+        self.folder, self.reward, self.render_mode = locate(world), reward, render_mode
+        self.world = World.load(self.folder, device)
+        shape = self.world.frame_shape
+        self.single_observation_space = Box(0, 255, shape, np.uint8)
+        self.single_action_space = Discrete(self.world.num_actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
-        self.render_mode = render_mode
         self.metadata = {**self.metadata, "render_fps": self.world.fps}
+        self.prompts = [read_prompt(path, shape)[0].numpy() for path in sorted((self.folder / "prompts").glob("*.png"))]
+        self.frames = np.zeros((num_envs, *shape), dtype=np.uint8)
         self._steps = np.zeros(num_envs, dtype=int)
         self._prompt: Any = None
 
@@ -168,71 +158,46 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        frames = self._batch.reset(self.np_random, options)
-        self._prompt = (options or {}).get("prompt")
-        self._steps[(options or {}).get("reset_mask", slice(None))] = 0
-        return frames, {}
-
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        over = self._steps == self.max_episode_steps
-        frames, rewards = self._batch.step(actions)
-        self._steps += 1
-        if over.any():
-            frames, _ = self.reset(options={"prompt": self._prompt, "reset_mask": over})
-            rewards[over] = 0
-        never = np.zeros(self.num_envs, dtype=bool)
-        return frames, rewards, never, self._steps == self.max_episode_steps, {}
-
-    def render(self) -> tuple[np.ndarray, ...] | None:
-        return tuple(self._batch.frames.copy()) if self.render_mode else None
-
-
-class BatchedWorld:
-    """b agents in one world, which both environments wrap. `frames`: what they see, uint8 [b h w c]."""
-
-    def __init__(self, b: int, folder: str | Path, reward: Reward, render_mode: str | None, device: str | None) -> None:
-        if render_mode not in RENDER_MODES:
-            raise UserError(f"render_mode is {render_mode!r}; use 'rgb_array' or None")
-        self.folder, self.reward = locate(folder), reward
-        self.world = World.load(self.folder, device)
-        shape = self.world.frame_shape
-        self.prompts = [read_prompt(path, shape)[0].numpy() for path in sorted((self.folder / "prompts").glob("*.png"))]
-        self.frames = np.zeros((b, *shape), dtype=np.uint8)
-
-    def reset(self, rng: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
-        """Everyone anew, from options["prompt"] or prompts of the world's own; or only those in options["reset_mask"].
-        Frames are the caller's to keep."""
-        options = options or {}
+        options, b = options or {}, self.num_envs
         if unknown := options.keys() - {"prompt", "reset_mask"}:
             raise UserError(
                 f"unknown reset options {sorted(map(str, unknown))}; there are 'prompt' and, for a batch, 'reset_mask'"
             )
-        prompt, b = options.get("prompt"), len(self.frames)
         some = np.asarray(options.get("reset_mask", np.ones(b, dtype=bool)))
         if some.shape != (b,) or some.dtype != bool:
             raise UserError(f"the reset_mask is {some!r}; give {b} booleans, one for each member")
-        videos = self._draw_prompts(rng) if prompt is None else self._prompt_videos(prompt)
+        prompt = options.get("prompt")
+        videos = self._draw_prompts() if prompt is None else self._prompt_videos(prompt)
         if some.all():
-            self.world.reset(videos, seed=int(rng.integers(2**31)))
+            self.world.reset(videos, seed=int(self.np_random.integers(2**31)))
         elif some.any():
             self.world.reset_some(np.flatnonzero(some).tolist(), videos[some])
         self.frames = np.where(some[:, None, None, None], videos[:, -1], self.frames)
-        return self.frames.copy()
+        self._prompt, self._steps[some] = prompt, 0
+        return self.frames.copy(), {}
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The next frames, and the rewards of going there: actions int [b] -> uint8 [b h w c], float [b]."""
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         before, self.frames = self.frames, self.world.step(actions).numpy()
         rewards = np.array([self.reward(*pair) for pair in zip(before, self.frames, strict=True)], dtype=float)
-        return self.frames.copy(), rewards
+        over = self._steps == self.max_episode_steps
+        self._steps += 1
+        if over.any():
+            self.reset(options={"prompt": self._prompt, "reset_mask": over})
+            rewards[over] = 0
+        never = np.zeros(self.num_envs, dtype=bool)
+        return self.frames.copy(), rewards, never, self._steps == self.max_episode_steps, {}
 
-    def _draw_prompts(self, rng: np.random.Generator) -> np.ndarray:
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        return tuple(self.frames.copy()) if self.render_mode else None
+
+    def _draw_prompts(self) -> np.ndarray:
         if not self.prompts:
             raise UserError(f'{self.folder} has no pictures in prompts/; give one: reset(options={{"prompt": ...}})')
-        return np.stack([self.prompts[i] for i in rng.integers(len(self.prompts), size=len(self.frames))])
+        return np.stack([self.prompts[i] for i in self.np_random.integers(len(self.prompts), size=self.num_envs)])
 
     def _prompt_videos(self, prompt: Any) -> np.ndarray:
         """A path, [h w c], [t h w c] or, for each its own, [b t h w c] -> uint8 [b t h w c]."""
-        b, shape = len(self.frames), self.world.frame_shape
+        b, shape = self.num_envs, self.world.frame_shape
         given = read_prompt(prompt, shape)[0].numpy() if isinstance(prompt, str | Path) else np.array(prompt)
         video = given[None] if given.ndim == 3 else given
         videos = np.repeat(video[None], b, axis=0) if video.ndim == 4 else video
@@ -243,11 +208,6 @@ class BatchedWorld:
                 f"uint8 [{size}] or [t {size}]" + (f" or [{b} t {size}]" if b > 1 else "")
             )
         return videos
-
-
-def spaces(world: World) -> tuple[Box, Discrete]:
-    """What one agent sees, and what it can do."""
-    return Box(0, 255, world.frame_shape, np.uint8), Discrete(world.num_actions)
 
 
 gymnasium.register(

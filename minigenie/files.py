@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import reprlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +23,7 @@ import numpy as np
 from minigenie.errors import UserError
 
 CACHE = "MINIGENIE_CACHE"  # the environment variable that says where the cache is, if not in the home folder
+CACHE_GB = "MINIGENIE_CACHE_GB"  # the one that says how large it may get
 THREADS = 8  # files copied or hashed at once
 SETTLED = 2  # seconds; of a file that was changed later than that, its times need not show the next change
 
@@ -29,8 +31,7 @@ SETTLED = 2  # seconds; of a file that was changed later than that, its times ne
 def write_atomic(path: Path, *parts: Any) -> str:
     """Write bytes-like `parts` to `path` so that it holds all of them or is not there. Returns their sha256 in hex.
 
-    Makes the folder if it is missing. OSError, one line with the cure.
-    """
+    Makes the folder if it is missing. OSError, one line with the cure."""
     temporary = path.with_name(f".{path.name}.tmp")
     digest = hashlib.sha256()
     try:
@@ -72,8 +73,7 @@ def parse_json(data: bytes | str) -> Any:
 def convert(value: Any, kind: Any) -> Any:
     """`value`, as JSON gives it, as a `kind`: a msgspec.Struct or any other type that msgspec knows.
 
-    ValueError, one line, that says where it is of another kind, with the value there.
-    """
+    ValueError, one line, that says where it is of another kind, with the value there."""
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -84,7 +84,7 @@ def convert(value: Any, kind: Any) -> Any:
         fault = fault[:1].lower() + fault[1:]
         if isinstance(value, dict | list):
             raise UserError(f"{fault} in {place}" if place else fault) from None
-        raise UserError(f"{place or 'it'} is {value!r}, {fault}") from None
+        raise UserError(f"{place or 'it'} is {reprlib.repr(value)}, {fault}") from None
 
 
 def fits(value: Any, kind: Any) -> bool:
@@ -111,9 +111,14 @@ def load_npy(path: Path, cure: str) -> np.memmap:
 def npy_parts(array: np.ndarray) -> tuple[bytes, memoryview]:
     """The two parts of an .npy file: its header and its data, without a copy."""
     array = np.ascontiguousarray(array)
+    return npy_header(array.dtype, array.shape), array.data
+
+
+def npy_header(kind: np.dtype, shape: tuple[int, ...]) -> bytes:
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    return header.getvalue(), array.data
+    content = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, content)
+    return header.getvalue()
 
 
 def sha256_of(path: Path) -> str:
@@ -126,8 +131,7 @@ def damaged(address: str, files: list[tuple[Path, str]]) -> list[Path]:
 
     What was read is noted in the cache, not beside the files: that folder may be read-only, is compared byte by byte
     with another, and a note that is copied along with it would vouch for files that nobody has read. Without a cache
-    to write to, all is read every time.
-    """
+    to write to, all is read every time."""
     note, seen = None, {}
     with suppress(OSError, RuntimeError, TypeError, ValueError):  # no home folder, no note, or nonsense in it
         note = cache_folder(address) / "read.json"
@@ -155,11 +159,36 @@ def is_url(path: object) -> bool:
     return "://" in str(path)
 
 
+def cache_root() -> Path:
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "minigenie")
+
+
 def cache_folder(address: str) -> Path:
     """Where copies from this address, and notes of it, lie."""
-    root = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "minigenie")
     name = re.sub(r"[^A-Za-z0-9.]+", "-", address)[-60:].strip("-.")
-    return root / f"{name}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+    return cache_root() / f"{name}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+
+
+def trim_cache(newest: Path) -> None:
+    """If the cache has a limit, MINIGENIE_CACHE_GB, remove copies from it until it holds no more, those first whose
+    last use is longest ago, and never the `newest`. ValueError, one line, if the limit is none."""
+    if not (limit := os.environ.get(CACHE_GB)):
+        return
+    try:
+        most = 1e9 * float(limit)
+    except ValueError:
+        most = 0.0
+    if not 0 < most < float("inf"):
+        raise UserError(f"{CACHE_GB} is {limit!r}; it should be a number of gigabytes above 0")
+    found = []
+    for path in cache_root().glob("*/*.npy"):
+        with suppress(OSError):  # another process has removed it
+            found.append((path.stat().st_mtime, path.stat().st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total > most and path != newest:
+            path.unlink(missing_ok=True)
+            total -= size
 
 
 def read_url(url: str) -> bytes:

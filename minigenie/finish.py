@@ -40,10 +40,9 @@ def plain_actions(world: World) -> list[dict[str, Any]]:
 
 
 def export_world(folder: Path, out: Path, unfinished: bool = False) -> list[str]:
-    """A copy of the world in `folder` without the traces of its training: matrices as bfloat16, but codebooks as they
-    are, since codes lie close together. unfinished: of a run that goes on, models that are not trained yet as they were
-    last saved. Gives the names of those that are missing. Raises FileExistsError if `out` is there, or as World.load
-    does."""
+    """A copy of the world in `folder` without the traces of its training, its weights `halved`. unfinished: of a run
+    that goes on, models that are not trained yet as they were last saved. Gives the names of those that are missing.
+    Raises FileExistsError if `out` is there, or as World.load does."""
     folder = locate(folder)
     models = {name: _weights(folder, name, unfinished) for name in MODELS}
     if out.exists():
@@ -51,10 +50,8 @@ def export_world(folder: Path, out: Path, unfinished: bool = False) -> list[str]
     out.parent.mkdir(parents=True, exist_ok=True)
     unready = Path(mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     for name, weights in models.items():
-        exact = {key for key, value in weights.items() if "quantizer" in key or value.ndim < 2}
-        small = {key: value if key in exact else value.bfloat16() for key, value in weights.items()}
-        if small:
-            save_tensors(unready / f"{name}.safetensors", small)
+        if weights:
+            save_tensors(unready / f"{name}.safetensors", halved(weights))
     beside = ("config.json", "actions.json", "README.md", "report.json", "metrics.jsonl")
     for path in [folder / name for name in beside] + sorted((folder / "prompts").glob("*.png")):
         if path.exists():
@@ -64,6 +61,12 @@ def export_world(folder: Path, out: Path, unfinished: bool = False) -> list[str]
     unready.chmod(0o755)
     unready.rename(out)
     return [name for name, weights in models.items() if not weights]
+
+
+def halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices as bfloat16, but codebooks as they are, since codes lie close together."""
+    exact = {key for key, value in weights.items() if "quantizer" in key or value.ndim < 2}
+    return {key: value if key in exact else value.bfloat16() for key, value in weights.items()}
 
 
 def _weights(folder: Path, name: str, unfinished: bool) -> dict[str, Tensor]:

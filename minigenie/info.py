@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigenie.console import table
-from minigenie.data.dataset import MANIFEST, UNFINISHED, Dataset, contact_sheet
+from minigenie.data.dataset import MANIFEST, UNFINISHED, Dataset
 from minigenie.errors import UserError
 from minigenie.files import is_url
 
@@ -18,24 +18,19 @@ MAX_ROWS = 100  # of a table of files
 def describe(folder: str) -> None:
     """ValueError or FileNotFoundError, one line, if it is none of them."""
     path = Path(folder)
-    if is_url(folder):
-        describe_dataset(Dataset.open(folder))
-    elif (path / MANIFEST).exists() or (path / UNFINISHED).exists():
-        describe_dataset(Dataset.open(path))
-    elif (path / "config.json").exists():
-        describe_run(path)
-    elif path.exists():
-        raise UserError(f"{path} is neither a dataset nor a run nor a world; give the folder of one")
-    else:
-        from minigenie.world import locate
+    if is_url(folder) or (path / MANIFEST).exists() or (path / UNFINISHED).exists():
+        return describe_dataset(Dataset.open(folder))
+    from minigenie.world import locate
 
-        if (shipped := locate(path)) == path:
-            raise FileNotFoundError(f"{path} does not exist; give the folder of a dataset, a run or a world")
-        describe_run(shipped)
+    if (run := locate(path) / "config.json").exists():
+        return describe_run(run.parent)
+    if path.exists():
+        raise UserError(f"{path} is neither a dataset nor a run nor a world; give the folder of one")
+    raise FileNotFoundError(f"{path} does not exist; give the folder of a dataset, a run or a world")
 
 
 def describe_dataset(dataset: Dataset) -> None:
-    from minigenie.pictures import save_picture  # and with it torch
+    from minigenie.pictures import contact_sheet, save_picture  # and with it torch
 
     manifest, lengths = dataset.manifest, sorted(episode.length for episode in dataset.episodes)
     height, width = dataset.frame_size
@@ -70,17 +65,15 @@ def describe_run(folder: Path) -> None:
         sizes = ", ".join(f"{stage} {count_parameters(getattr(world, stage)) / 1e6:.2f} M" for stage in STAGES)
         print(f"parameters    {sizes}; {world.num_actions} actions, frames {world.frame_shape}")
     where = pick_device()
-    print(
-        f"precision     {str(dtype_of(where, 'auto')).removeprefix('torch.')} on this machine ({where.type}), by itself"
-    )
+    precision = str(dtype_of(where, "auto")).removeprefix("torch.")
+    print(f"precision     {precision} on this machine ({where.type}), by itself")
     if (folder / "report.json").exists():
         from minigenie.eval.doctor import as_damage, read_report
         from minigenie.eval.report import summary
 
         report = read_report(folder)
         with as_damage(folder / "report.json"):
-            lines = summary(report)
-        print("\n".join(lines))
+            print("\n".join(summary(report)))
 
 
 def describe_rows(rows: "list[Row]") -> None:

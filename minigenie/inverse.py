@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from minigenie.nn.model import Model
 from minigenie.nn.motion import motion, warp
 from minigenie.nn.patches import to_float
 
@@ -56,7 +57,7 @@ class InverseConfig:
         return [self.controls.index(name) for name in names] if known else None
 
 
-class InverseDynamics(nn.Module):
+class InverseDynamics(Model):
     """`infer(video) -> actions`, as the latent action model's: the control of each step, 0 to num_actions - 1."""
 
     focus: Tensor

@@ -24,9 +24,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from minigenie.errors import UserError
-from minigenie.nn.patches import patch_grid, patchify, to_float, unpatchify
+from minigenie.nn.model import Model, Sample
+from minigenie.nn.patches import patch_grid, patchify, to_float, to_uint8, unpatchify
 from minigenie.nn.quantize import LOSS_WEIGHT, QuantizerConfig, VectorQuantizer
 from minigenie.nn.st_transformer import STConfig, STTransformer
+from minigenie.pictures import grid
 from minigenie.tokenizer import TokenizerConfig
 
 MAX_ACTIONS = 64
@@ -62,7 +64,7 @@ class LAMConfig:
         return self.quantizer.num_codes
 
 
-class LatentActionModel(nn.Module):
+class LatentActionModel(Model):
     """`infer(video) -> actions`, the integers that lead from each frame to the next."""
 
     def __init__(self, config: LAMConfig, tokenizer: TokenizerConfig) -> None:
@@ -176,3 +178,19 @@ class LatentActionModel(nn.Module):
         patches = self._predict(seen[:, :-1], self.quantizer.lookup(self.quantizer.nearest(self._actions(seen))))
         frames = unpatchify(patches + 0.5, self.config.patch, self.frame_size[0])
         return frames.reshape(len(video), -1, *frames.shape[2:])
+
+    def sample(self, batch: dict[str, Tensor], tokenizer: Model) -> Sample:
+        """The share of transitions of its rarest and its commonest action, once there are actions."""
+        metrics = {}
+        if self.ready:
+            actions = self.infer(self.video(batch))
+            share = torch.bincount(actions.flatten(), minlength=self.config.num_actions) / actions.numel()
+            metrics = {"rarest_action": float(share.min()), "commonest_action": float(share.max())}
+        if self.config.input == "tokens":
+            return Sample(metrics)
+        frames = batch["frames"][:8]
+        predicted = to_uint8(self.predict_frames(to_float(frames)))
+        return Sample(metrics, grid([frames[:, -2], frames[:, -1], predicted[:, -1]]))
+
+    def control_metrics(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        return {"control": float(self.control(batch))} if self.ready else {}

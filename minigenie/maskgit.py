@@ -17,8 +17,8 @@ from minigenie.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """steps: passes per frame (the paper: 25). temperature: of the tokens, 0 takes the likeliest (the paper: 1).
-    choice_noise: Gumbel noise on which tokens are kept, annealed to 0 over the steps."""
+    """steps: passes per frame (the paper: 25). temperature: of the tokens (the paper: 1); 0 takes the likeliest, and
+    nothing is left to chance. choice_noise: Gumbel noise on which tokens are kept, annealed to 0 over the steps."""
 
     steps: int = 25
     temperature: float = 1.0
@@ -60,7 +60,7 @@ def fill_most_confident(
     confidence = centred.gather(-1, choice[..., None])[..., 0] - centred.exp_().sum(dim=-1).log()
     confidence = confidence - noise * (-uniform[1].clamp(min=1e-20).log()).clamp(min=1e-20).log()
     open_still = tokens == mask_id
-    order = confidence.masked_fill(~open_still, torch.inf).argsort(dim=-1, descending=True, stable=True)
+    order = confidence.masked_fill(~open_still, torch.inf).sort(dim=-1, descending=True).indices
     first = (torch.arange(tokens.shape[1], device=keep.device) < keep).expand(order.shape)
     chosen = torch.zeros_like(open_still).scatter(1, order, first)
     return torch.where(open_still & chosen, choice, tokens)
@@ -72,10 +72,10 @@ def sample_weighted(weights: Float[Tensor, "b n k"], uniform: Float[Tensor, "b n
     runs = weights.unflatten(-1, (-1, math.gcd(weights.shape[-1], 64)))
     ends = runs.sum(-1).cumsum(-1)
     at = uniform[..., None] * ends[..., -1:]
-    run = torch.searchsorted(ends, at, right=True).clamp(max=ends.shape[-1] - 1)
+    run = (ends <= at).sum(-1, keepdim=True).clamp(max=ends.shape[-1] - 1)
     inside = runs.gather(-2, run[..., None].expand(-1, -1, -1, runs.shape[-1]))[..., 0, :].cumsum(-1)
     at = at - ends.gather(-1, run) + inside[..., -1:]
-    place = torch.searchsorted(inside, at, right=True).clamp(max=runs.shape[-1] - 1)
+    place = (inside <= at).sum(-1, keepdim=True).clamp(max=runs.shape[-1] - 1)
     return (run * runs.shape[-1] + place)[..., 0]
 
 
@@ -91,6 +91,7 @@ def sample_frame(
     uniforms = torch.rand(len(keeps), 2, *masked.shape, generator=generator, device=masked.device)
     temperature = torch.full_like(noises[0], config.temperature) if config.temperature else None
     tokens = masked
-    for uniform, keep, noise in zip(uniforms, keeps, noises * config.choice_noise, strict=True):
+    left = noises * (config.choice_noise if config.temperature else 0.0)
+    for uniform, keep, noise in zip(uniforms, keeps, left, strict=True):
         tokens = fill(tokens, uniform, keep, noise, temperature)
     return tokens

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
+from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
 from minigenie.files import write_atomic
 
@@ -29,6 +30,13 @@ def grid(rows: list[UInt8[Tensor, "t h w c"]]) -> np.ndarray:
     return torch.cat([rearrange(row, "t h w c -> h (t w) c") for row in padded]).cpu().numpy()
 
 
+def contact_sheet(dataset: Dataset, rows: int = 6, columns: int = 10) -> np.ndarray:
+    """A picture of the dataset, as of `grid`: a row per episode, evenly spaced frames in it."""
+    episodes = np.random.default_rng(0).permutation(len(dataset.episodes))[:rows].tolist()
+    videos = [torch.from_numpy(np.array(dataset.episode_frames(i))) for i in episodes]
+    return grid([video[torch.linspace(0, len(video) - 1, columns).round().long()] for video in videos])
+
+
 def label(text: str, size: tuple[int, int], at: tuple[int, int]) -> np.ndarray:
     """Text in black on white, a picture of `size` (width, height): uint8 [H W 3]."""
     drawn = Image.new("RGB", size, "white")
@@ -38,32 +46,37 @@ def label(text: str, size: tuple[int, int], at: tuple[int, int]) -> np.ndarray:
 
 def save_picture(picture: np.ndarray, path: Path, zoom: int = ZOOM) -> Path:
     """Write uint8 [H W 3] as PNG, every pixel a square of `zoom`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = io.BytesIO()
-    _zoomed(picture, zoom).save(encoded, "PNG")
-    write_atomic(path, encoded.getvalue())
+    write_atomic(path, encode(picture.repeat(zoom, 0).repeat(zoom, 1), "PNG"))
     return path
+
+
+def encode(picture: np.ndarray, kind: str, **options: int) -> bytes:
+    """uint8 [H W 3] as a file of a kind and with options that Pillow knows."""
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, kind, **options)
+    return out.getvalue()
 
 
 def save_video(video: UInt8[Tensor, "t h w c"], path: Path, fps: float) -> Path:
     """Write `video` as .mp4 (H.264) or .gif, as the path's ending says. ValueError for any other ending."""
     if path.suffix not in (".mp4", ".gif"):
         raise UserError(f"cannot write {path}; choose a name that ends in .mp4 or .gif")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frames = [_zoomed(frame.numpy(), ZOOM) for frame in video]
-    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
-    try:
-        if path.suffix == ".gif":
-            # whole hundredths of a second that add up, none under two: a browser takes ten in the place of those
-            ends = np.arange(len(frames) + 1)
-            lasting = (10 * np.diff(np.maximum(100 * ends / fps, 2 * ends).astype(int))).tolist()
-            frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=lasting, loop=0)
-        else:
-            _write_mp4(frames, temporary, fps)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(path, encode_video(video, path.suffix[1:], fps))
     return path
+
+
+def encode_video(video: UInt8[Tensor, "t h w c"], kind: str, fps: float) -> bytes:
+    """The content of an "mp4" or "gif" file."""
+    frames = [Image.fromarray(frame.repeat(ZOOM, 0).repeat(ZOOM, 1)) for frame in video.numpy()]
+    encoded = io.BytesIO()
+    if kind == "gif":
+        # whole hundredths of a second that add up, none under two: a browser takes ten in the place of those
+        ends = np.arange(len(frames) + 1)
+        lasting = (10 * np.diff(np.maximum(100 * ends / fps, 2 * ends).astype(int))).tolist()
+        frames[0].save(encoded, "GIF", save_all=True, append_images=frames[1:], duration=lasting, loop=0)
+    else:
+        _write_mp4(frames, encoded, fps)
+    return encoded.getvalue()
 
 
 def fit_picture(
@@ -73,8 +86,7 @@ def fit_picture(
 
     source: a file, or what somebody uploaded, of which only the usual formats are read. Its size is looked up before
     anything is decoded: a small file can unpack to a huge picture. ValueError, one line that calls it `name`, if it is
-    no picture or too large.
-    """
+    no picture or too large."""
     height, width, _ = frame_shape
     file, formats = (io.BytesIO(source), FORMATS) if isinstance(source, bytes) else (source, None)
     try:
@@ -105,15 +117,10 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
     return Image.fromarray((values / white * 255).clip(0, 255).astype(np.uint8))
 
 
-def _zoomed(picture: np.ndarray, zoom: int) -> Image.Image:
-    image = Image.fromarray(picture)
-    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
-
-
-def _write_mp4(frames: list[Image.Image], path: Path, fps: float) -> None:
+def _write_mp4(frames: list[Image.Image], file: io.BytesIO, fps: float) -> None:
     import av
 
-    with av.open(str(path), "w") as container:
+    with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.width, stream.height = (side // 2 * 2 for side in frames[0].size)  # H.264 wants even sides
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "15"}

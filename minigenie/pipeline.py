@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from minigenie import __version__
 from minigenie.camera import PAST, Camera, typical_motions
@@ -24,9 +24,9 @@ from minigenie.checkpoint import load_model, save_model
 from minigenie.config import from_dict, to_dict
 from minigenie.data.controls import controls_of
 from minigenie.data.dataset import MANIFEST, Dataset, sample_batch
-from minigenie.data.labels import FILE as LABELS
-from minigenie.data.labels import Labels, check_labels, read_labels, recorded_labels
-from minigenie.dynamics import Dynamics
+from minigenie.data.joined import JoinedDataset
+from minigenie.data.labels import Labels, check_labels, label_files, read_labels, recorded_labels
+from minigenie.dynamics import Dynamics, Joint
 from minigenie.encode import CLIP, encode_actions, encode_motions, encode_moved, encode_tokens, load_motions
 from minigenie.errors import UserError
 from minigenie.files import write_atomic
@@ -35,13 +35,12 @@ from minigenie.found import found_controls
 from minigenie.inverse import InverseDynamics
 from minigenie.lam import LatentActionModel
 from minigenie.metrics import MetricsLog, read_metrics
+from minigenie.nn.model import Model, Sample
 from minigenie.nn.motion import clip_motions, motion
-from minigenie.nn.patches import to_float, to_uint8
-from minigenie.nn.quantize import VectorQuantizer
-from minigenie.pictures import grid
+from minigenie.nn.patches import to_float
 from minigenie.runtime import autocast, barrier
 from minigenie.tokenizer import VideoTokenizer
-from minigenie.train import ENDLESS, FitConfig, Progress, Sample, fit
+from minigenie.train import ENDLESS, FitConfig, Progress, fit
 from minigenie.world import FORMAT, VERSION, ActionModel, Actions, World, WorldConfig, read_config
 
 STAGES = ("tokenizer", "lam", "dynamics")
@@ -89,22 +88,6 @@ class Recipe(WorldConfig):
             raise UserError(f"seed {self.seed} must be 0 or more, shares {self.shares} above 0")
 
 
-class Joint(nn.Module):
-    """LAM and dynamics as one model (the paper's second phase): the LAM learns from its own loss alone, dynamics sees
-    the actions it chose as integers, through which no gradient flows back."""
-
-    def __init__(self, lam: LatentActionModel, dynamics: Dynamics) -> None:
-        super().__init__()
-        self.lam, self.dynamics = lam, dynamics
-
-    def forward(self, batch: dict[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
-        lam_loss, lam_metrics, actions = self.lam.learn(batch, progress)
-        loss, metrics = self.dynamics({"tokens": batch["tokens"], "actions": actions}, progress)
-        if not self.lam.quantizer.ready:  # actions mean nothing yet
-            loss = 0 * loss
-        return loss + lam_loss, metrics | {f"lam_{name}": value for name, value in lam_metrics.items()}
-
-
 def with_actions(recipe: Recipe, dataset: Dataset, source: Actions, labels: int = 0) -> Recipe:
     """The recipe with actions from where they are to come from. ValueError or FileNotFoundError, one line, if the
     dataset has none there."""
@@ -135,8 +118,8 @@ def with_actions(recipe: Recipe, dataset: Dataset, source: Actions, labels: int 
     elif labels:
         names, sidecar = recorded_labels(dataset, labels, recipe.seed).names, ""
     else:
-        names = check_labels(read_labels(dataset.folder, dataset)).names
-        sidecar = hashlib.sha256((dataset.folder / LABELS).read_bytes()).hexdigest()
+        names = check_labels(read_labels(dataset)).names
+        sidecar = hashlib.sha256(b"".join(path.read_bytes() for path in label_files(dataset))).hexdigest()
     inverse = replace(recipe.inverse, controls=names, held=0.0 if source == "true" else HELD)
     return replace(recipe, actions=source, inverse=inverse, labels=labels, sidecar=sidecar)
 
@@ -202,7 +185,7 @@ class Run:
             raise UserError("this recipe goes on until its time is over; give it some, as in --max-minutes 9")
         self.dataset, self.recipe, self.out, self.device, self.watcher = dataset, recipe, out, device, watcher
         self.max_seconds, self.shard = max_seconds, shard
-        self.windows = lru_cache(dataset.windows)
+        self.windows = lru_cache(dataset.training_windows)
         self.rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         for stage in STAGES:
             getattr(recipe, f"{stage}_fit").parts(processes)
@@ -214,7 +197,7 @@ class Run:
         barrier()
 
     def tokenizer(self) -> VideoTokenizer:
-        model = self._train("tokenizer", self.recipe.make_tokenizer, self._frames, sample_tokenizer)
+        model = self._train("tokenizer", self.recipe.make_tokenizer, self._frames)
         assert isinstance(model, VideoTokenizer)
         return model
 
@@ -229,7 +212,7 @@ class Run:
             return self.inverse()
         of_tokens = partial(self._integers, {"tokens": tokens})
         batch = self._frames if self.recipe.lam.input == "pixels" else of_tokens
-        model = self._train("lam", self.recipe.make_lam, batch, sample_lam, tokenizer)
+        model = self._train("lam", self.recipe.make_lam, batch, tokenizer)
         assert isinstance(model, LatentActionModel)
         return model
 
@@ -248,7 +231,7 @@ class Run:
             )[clips.start : clips.stop]
             return label_batch(self.dataset, self.labels, rows, self.motions_around_labels)
 
-        model = self._train("lam", make, batch, sample_inverse)
+        model = self._train("lam", make, batch)
         assert isinstance(model, InverseDynamics)
         return model
 
@@ -256,10 +239,10 @@ class Run:
     def labels(self) -> Labels:
         """What inverse dynamics learns from."""
         if self.recipe.actions == "labels" and not self.recipe.labels:
-            return check_labels(read_labels(self.dataset.folder, self.dataset))
+            return check_labels(read_labels(self.dataset))
         if self.recipe.actions == "found":
             return found_labels(self.dataset, self.recipe.seed)
-        most = min(MOST_LABELS, len(self.windows(2)))
+        most = min(MOST_LABELS, len(self.dataset.windows(2)))
         return recorded_labels(self.dataset, self.recipe.labels or most, self.recipe.seed)
 
     @cached_property
@@ -293,7 +276,7 @@ class Run:
     def _recorded(self) -> np.ndarray:
         """The control that leads on from every frame."""
         found = np.zeros(self.dataset.num_frames, np.uint8)
-        for frames in np.array_split(self.windows(2), -(-len(self.windows(2)) // 2**16)):
+        for frames in np.array_split(windows := self.dataset.windows(2), -(-len(windows) // 2**16)):
             found[frames] = recorded_controls(self.dataset, frames, 2)[:, 0]
         return found
 
@@ -318,7 +301,7 @@ class Run:
             steps = self._steps(tokens, actions, seen["motions"], camera, config, step, some) if camera else {}
             return clips(config, step, some) | steps
 
-        model = self._train("dynamics", make, batch, partial(sample_dynamics, tokenizer=tokenizer), tokenizer, lam)
+        model = self._train("dynamics", make, batch, tokenizer, lam)
         assert isinstance(model, Dynamics)
         return model
 
@@ -355,8 +338,7 @@ class Run:
         def batch(config: FitConfig, step: int, clips: range) -> dict[str, Tensor]:
             return {**self._frames(config, step, clips), **self._integers({"tokens": tokens}, config, step, clips)}
 
-        sample, shares = partial(sample_joint, tokenizer=tokenizer), self.recipe.shares[1:]
-        self._fit("dynamics", model, batch, sample, shares, tokenizer)
+        self._fit("dynamics", model, batch, self.recipe.shares[1:], tokenizer)
         if self.rank == 0:
             save_model(paths[0], lam)
             save_model(paths[1], dynamics)
@@ -366,18 +348,17 @@ class Run:
     def _train(
         self,
         stage: str,
-        make: Callable[[], nn.Module],
+        make: Callable[[], Model],
         batch: Callable,
-        sample: Callable[[Any, dict], Sample],
-        *before: nn.Module,
-    ) -> nn.Module:
+        *before: Model,
+    ) -> Model:
         """before: the models that make a batch of held-out frames, tokenizer and LAM."""
         path = self.out / f"{stage}.safetensors"
         torch.manual_seed(self.recipe.seed)
         model = make()
         if path.exists():
             return load_model(path, lambda: model).to(self.device)
-        self._fit(stage, model, batch, sample, self.recipe.shares[STAGES.index(stage) :][:1], *before)
+        self._fit(stage, model, batch, self.recipe.shares[STAGES.index(stage) :][:1], *before)
         if self.rank == 0:
             save_model(path, model)
         barrier()
@@ -386,11 +367,10 @@ class Run:
     def _fit(
         self,
         stage: str,
-        model: nn.Module,
+        model: Model,
         batch: Callable,
-        sample: Callable,
         shares: tuple[float, ...],
-        *before: nn.Module,
+        *before: Model,
     ) -> None:
         config: FitConfig = getattr(self.recipe, f"{stage}_fit")
         shown = self._to_device(batch(config, 0, config.parts()[0]))
@@ -398,10 +378,11 @@ class Run:
         # two passes a clip, where a step takes about three: at most 2 % of the time of training
         asked = min(HELD_OUT_CLIPS, max(1, 3 * config.batch_size * config.execution.sample_every // 100))
 
-        def sample_and_measure(model: nn.Module) -> Sample:
-            found = sample(model, shown)
+        def sample(model: Model) -> Sample:
+            found = model.sample(shown, before[0] if before else model)
+            some = {name: tensor[:asked] for name, tensor in (unseen or shown).items()}
             with autocast(self.device, config.execution.precision):
-                numbers = held_out_metrics(model, unseen) | control_metrics(model, unseen or shown, asked)
+                numbers = held_out_metrics(model, unseen) | model.control_metrics(some)
             return Sample(found.metrics | numbers, found.picture)
 
         fit(
@@ -414,12 +395,12 @@ class Run:
             device=self.device,
             max_seconds=self.max_seconds and self.max_seconds * sum(shares) / sum(self.recipe.shares),
             shard=self.shard,
-            sample=sample_and_measure,
+            sample=sample,
             watch=self.watcher.progress,
         )
 
     @torch.no_grad()
-    def _held_out_batch(self, model: nn.Module, config: FitConfig, *before: nn.Module) -> dict[str, Tensor] | None:
+    def _held_out_batch(self, model: Model, config: FitConfig, *before: Model) -> dict[str, Tensor] | None:
         """Some held-out clips, as a batch of what `model` learns from."""
         if self.held_out is None:
             return None
@@ -573,8 +554,8 @@ def check_fits(recipe: Recipe, dataset: Dataset) -> None:
     if dataset.frame_size != recipe.tokenizer.frame_size:
         here, wanted = ("x".join(map(str, size)) for size in (dataset.frame_size, recipe.tokenizer.frame_size))
         raise UserError(
-            f"{dataset.name} has frames of {here}, the recipe wants {wanted}; ingest with --size "
-            f"{recipe.tokenizer.frame_size[0]}, or --set 'tokenizer.frame_size={list(dataset.frame_size)}'"
+            f"{dataset.name} has frames of {here}, the recipe is for {wanted}; leave tokenizer.frame_size out, or "
+            f"ingest with --size {wanted}"
         )
     for stage in STAGES:
         dataset.windows(getattr(recipe, f"{stage}_fit").clip_frames)
@@ -658,80 +639,24 @@ def _differing_keys(there: Any, here: Any) -> list[str]:
     return [key for key in here if there.get(key) != here[key]] if both else []
 
 
-# What each model shows of itself while it trains.
-
-
 def held_out(dataset: Dataset) -> Dataset | None:
-    """The footage of unseen levels or videos beside a dataset, if there is some: NAME-test, or test beside train."""
-    folder = dataset.folder
-    for beside in (folder.with_name(f"{folder.name}-test"), folder.with_name(folder.name.replace("train", "test"))):
-        if dataset.url is None and beside != folder and (beside / MANIFEST).exists():
-            other = Dataset.open(beside, verify=False)
-            return other if other.frame_size == dataset.frame_size else None
-    return None
+    """The footage of unseen levels or videos beside a dataset, if there is some: NAME-test, or test beside train. Of
+    several that of those which have some."""
+    found = []
+    for part in dataset.parts:
+        folder = part.folder
+        for beside in (folder.with_name(f"{folder.name}-test"), folder.with_name(folder.name.replace("train", "test"))):
+            if part.url is None and beside != folder and (beside / MANIFEST).exists():
+                other = Dataset.open(beside, verify=False)
+                found += [other] if other.frame_size == dataset.frame_size else []
+                break
+    return JoinedDataset(found) if len(found) > 1 else found[0] if found else None
 
 
-def held_out_metrics(model: nn.Module, batch: dict[str, Tensor] | None) -> dict[str, float]:
+def held_out_metrics(model: Model, batch: dict[str, Tensor] | None) -> dict[str, float]:
     """The model's own metrics on clips that it never learns from, at the same random masks each time."""
-    quantizers = [part for part in model.modules() if isinstance(part, VectorQuantizer)]
-    if batch is None or not all(part.ready for part in quantizers):
+    if batch is None or not model.ready:
         return {}
     torch.manual_seed(0)
     _, metrics = model(batch, 1.0)
     return {f"held_out_{name}": float(metrics[name]) for name in MEASURES if name in metrics}
-
-
-def control_metrics(model: nn.Module, batch: dict[str, Tensor], clips: int) -> dict[str, float]:
-    """What the actions of the batch's first clips are worth to dynamics; nothing of other models, or while actions mean
-    nothing yet."""
-    batch = {name: tensor[:clips] for name, tensor in batch.items()}
-    if isinstance(model, Joint) and model.lam.quantizer.ready:
-        actions = model.lam.infer(model.lam.video(batch))
-        return {"control": float(model.dynamics.control(batch | {"actions": actions}))}
-    return {"control": float(model.control(batch))} if isinstance(model, Dynamics) else {}
-
-
-def sample_tokenizer(model: VideoTokenizer, batch: dict[str, Tensor]) -> Sample:
-    frames = batch["frames"][:8]
-    decoded = to_uint8(model.decode(model.encode(to_float(frames))))
-    return Sample({}, grid([frames[:, -1], decoded[:, -1]]))
-
-
-def sample_lam(model: LatentActionModel, batch: dict[str, Tensor]) -> Sample:
-    """delta-PSNR of the LAM's own decoder, and the share of transitions of its rarest and commonest action; neither
-    before there are actions."""
-    metrics = {}
-    if model.quantizer.ready:
-        actions = model.infer(model.video(batch))
-        share = torch.bincount(actions.flatten(), minlength=model.config.num_actions) / actions.numel()
-        metrics = {
-            "control": float(model.control(batch)),
-            "rarest_action": float(share.min()),
-            "commonest_action": float(share.max()),
-        }
-    if model.config.input == "tokens":
-        return Sample(metrics)
-    frames = batch["frames"][:8]
-    predicted = to_uint8(model.predict_frames(to_float(frames)))
-    return Sample(metrics, grid([frames[:, -2], frames[:, -1], predicted[:, -1]]))
-
-
-def sample_inverse(model: InverseDynamics, batch: dict[str, Tensor]) -> Sample:
-    return Sample({})
-
-
-def sample_dynamics(model: Dynamics, batch: dict[str, Tensor], tokenizer: VideoTokenizer) -> Sample:
-    """The last frame of some clips, all of it masked and guessed in one pass, beside the truth."""
-    tokens, given = batch["tokens"][:8], model.given(batch).map(lambda each: each[:8])
-    masked = tokens.clone()
-    masked[:, -1] = model.mask_id
-    guess = torch.cat((tokens[:, :-1], model.logits(masked, given)[:, -1:].argmax(-1)), dim=1)
-    decode = lambda tokens: to_uint8(tokenizer.decode(tokens))[:, -1]  # noqa: E731
-    return Sample({}, grid([decode(tokens[:, :-1]), decode(tokens), decode(guess)]))
-
-
-def sample_joint(model: Joint, batch: dict[str, Tensor], tokenizer: VideoTokenizer) -> Sample:
-    actions = model.lam.infer(model.lam.video(batch))
-    dynamics = sample_dynamics(model.dynamics, {**batch, "actions": actions}, tokenizer)
-    lam = sample_lam(model.lam, batch)
-    return Sample({f"lam_{name}": value for name, value in lam.metrics.items()} | dynamics.metrics, dynamics.picture)

@@ -2,8 +2,10 @@
 some of it."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from minigenie.errors import UserError
 from minigenie.finish import count_parameters
 from minigenie.lam import LAMConfig
 from minigenie.maskgit import SamplingConfig
+from minigenie.nn.model import Model
 from minigenie.nn.quantize import QuantizerConfig
 from minigenie.nn.st_transformer import Recompute, STConfig, STTransformer
 from minigenie.optim import OptimConfig
@@ -155,6 +158,7 @@ def paper() -> Recipe:
     )
 
 
+MOST_TOKENS, FEWEST_POSITIONS, MOST_POSITIONS = 1024, 48, 256  # of a frame, see `fitted`
 RECIPES = {"tiny": tiny, "laptop": laptop, "coinrun": coinrun, "speedrun": speedrun, "paper": paper}
 
 
@@ -162,6 +166,47 @@ def recipe_named(name: str) -> Recipe:
     if name not in RECIPES:
         raise UserError(f"recipe {name!r} does not exist; choose one of {', '.join(RECIPES)}")
     return RECIPES[name]()
+
+
+def fitted(recipe: Recipe, frame_size: tuple[int, int]) -> Recipe:
+    """The recipe for frames of any height and width: patches and groups that fill them, as like its own as can be, with
+    at most 1,024 tokens and 48 to 256 positions of dynamics a frame, fewer only if it is small. ValueError if there are
+    none."""
+    if frame_size == recipe.tokenizer.frame_size:
+        return recipe
+    height, width = frame_size
+    sides = [side for side in range(1, math.gcd(height, width) + 1) if height % side == 0 and width % side == 0]
+
+    def squares(side: int) -> int:
+        return height * width // side**2
+
+    def unlike(side: int, wanted: int) -> float:
+        return abs(math.log(side / wanted))
+
+    def cost(patch: int, group: int) -> tuple[int, float, float]:
+        few = max(0, FEWEST_POSITIONS - squares(patch * group))
+        return few, unlike(patch, recipe.tokenizer.patch), unlike(group, recipe.dynamics.group)
+
+    pairs = [
+        (patch, place // patch)
+        for patch, place in product(sides, sides)
+        if place % patch == 0 and squares(patch) <= MOST_TOKENS and squares(place) <= MOST_POSITIONS
+    ]
+    if not pairs:
+        raise UserError(
+            f"frames of {height}x{width} do not split into squares, few enough for a world; ingest with a --size whose "
+            "sides are multiples of 16"
+        )
+    patch, group = min(pairs, key=lambda pair: cost(*pair))
+    seen = min(
+        (side for side in sides if squares(side) <= MOST_POSITIONS), key=lambda side: unlike(side, recipe.lam.patch)
+    )
+    return replace(
+        recipe,
+        tokenizer=replace(recipe.tokenizer, frame_size=frame_size, patch=patch),
+        lam=replace(recipe.lam, patch=seen),
+        dynamics=replace(recipe.dynamics, group=group),
+    )
 
 
 IDLE: dict[str, tuple[Callable[[Recipe], bool], str]] = {  # fields that change nothing, and when
@@ -172,9 +217,11 @@ IDLE: dict[str, tuple[Callable[[Recipe], bool], str]] = {  # fields that change 
 }
 
 
-def adjusted(settings: RecipeSettings) -> Recipe:
-    """The recipe, with what is to change of it. ValueError, one line, if that cannot be, or would change nothing."""
-    recipe = override(recipe_named(settings.recipe), settings.set)
+def adjusted(settings: RecipeSettings, frame_size: tuple[int, int] | None = None) -> Recipe:
+    """The recipe, with what is to change of it. frame_size: of the dataset, if not the recipe's own. ValueError, one
+    line, if that cannot be, or would change nothing."""
+    recipe = recipe_named(settings.recipe)
+    recipe = override(fitted(recipe, frame_size or recipe.tokenizer.frame_size), settings.set)
     recipe = replace(recipe, joint=recipe.joint or settings.joint)
     for field in (assignment.partition("=")[0].strip().replace("-", "_") for assignment in settings.set):
         for idle, (condition, reason) in IDLE.items():
@@ -195,7 +242,9 @@ def describe(recipe: Recipe) -> str:
     """The resolved config; for each model its parameters, and an estimate of the memory that a training step takes."""
     with torch.device("meta"):
         models = {"tokenizer": recipe.make_tokenizer(), "lam": recipe.make_lam(), "dynamics": recipe.make_dynamics()}
-    lines, together = [json.dumps(to_dict(recipe), indent=1), ""], 0.0
+    tokens, positions = recipe.tokenizer.num_patches, recipe.tokenizer.num_patches // recipe.dynamics.group**2
+    cut = f"a frame is {tokens} patches of {recipe.tokenizer.patch} pixels, {positions} positions of dynamics"
+    lines, together = [json.dumps(to_dict(recipe), indent=1), "", cut], 0.0
     for name, model in models.items():
         joint = recipe.joint and name != "tokenizer"
         fit: FitConfig = recipe.dynamics_fit if joint else getattr(recipe, f"{name}_fit")
@@ -210,7 +259,7 @@ def describe(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def _step_bytes(recipe: Recipe, name: str, model: nn.Module, fit: FitConfig) -> float:
+def _step_bytes(recipe: Recipe, name: str, model: Model, fit: FitConfig) -> float:
     """Weights, gradients and AdamW's two moments in float32, the weights in bfloat16, what the transformers keep for
     the backward pass, and logits of dynamics in float32, as they are, normalised, and their gradient."""
     clips, frames, streams = len(fit.parts()[-1]), fit.clip_frames, 1
@@ -219,8 +268,7 @@ def _step_bytes(recipe: Recipe, name: str, model: nn.Module, fit: FitConfig) -> 
     if name == "lam" and recipe.lam.pairs:
         frames -= 1
     logits = 12 * clips * frames * recipe.tokenizer.num_patches * recipe.tokenizer.quantizer.num_codes
-    stacks = [part for part in model.modules() if isinstance(part, STTransformer)]
-    kept = sum(_kept_bytes(stack, clips, streams * frames, fit.execution.recompute) for stack in stacks)
+    kept = sum(_kept_bytes(stack, clips, streams * frames, fit.execution.recompute) for stack in model.stacks)
     return 18 * count_parameters(model) + kept + logits * (name == "dynamics")
 
 

@@ -30,12 +30,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 def pick_device(name: str | None = None) -> torch.device:
     """The device called `name`, or the first there is of CUDA, MPS, CPU. ValueError if it is not on this machine. On
     CUDA, float32 products of this process round as TF32 does from then on."""
-    local = int(os.environ.get("LOCAL_RANK", 0))
     if name is None:
-        if torch.cuda.is_available():
-            return pick_device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
+        local = int(os.environ.get("LOCAL_RANK", 0))
         device = torch.device("cuda", local) if name == "cuda" else torch.device(name)
         torch.empty(0, device=device)
         if device.type == "cuda":
@@ -154,8 +152,7 @@ def _glibc(function: str, *numbers: int) -> None:
 def seed_step(seed: int, stage: str, step: int, part: int = 0) -> None:
     """All of a step's randomness follows from (seed, stage, step, part of the batch): there is no random state to save,
     and it does not matter which process a part falls to."""
-    key = hash_text(f"{seed}/{stage}/{step}/{part}")
-    torch.manual_seed(key)
+    torch.manual_seed(hash_text(f"{seed}/{stage}/{step}/{part}"))
 
 
 def hash_text(text: str) -> int:

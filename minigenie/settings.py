@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from minigenie.errors import UserError
 
@@ -14,11 +15,26 @@ Device = Annotated[str | None, arg(help="cuda, mps or cpu; the best there is by 
 WorldFolder = Annotated[
     Positional[Path], arg(help="Folder made by train, or coinrun, the world that comes with the package.")
 ]
-if TYPE_CHECKING:
-    Size = int | tuple[int, int]  # one side, or height and width
-else:
-    Size = int  # on the command line
 
+
+def read_size(text: str) -> int | tuple[int, int]:
+    """One side of a square frame, or HEIGHTxWIDTH."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise ValueError(f"size is {text!r}; give one number of pixels, or height and width as in 96x160")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+Size = Annotated[
+    int | tuple[int, int],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT|HxW",
+        instance_from_str=lambda words: read_size(words[0]),
+        is_instance=lambda size: isinstance(size, int | tuple),
+        str_from_instance=lambda size: [str(size) if isinstance(size, int) else "x".join(map(str, size))],
+    ),
+]
 FIRST_TEST_LEVEL = 1_000_000
 
 
@@ -65,7 +81,7 @@ class IngestSettings:
     """All that decides which frames of videos come out.
 
     Args:
-        size: Side of the square frames in pixels.
+        size: Side of the square frames in pixels, or height and width, as in 96x160.
         fps: Frames a second to keep.
         fit: crop fills the square and loses the edges; letterbox keeps them and adds black.
         split: Share of the videos to hold out, in the folder OUT-test; of very few, the ends of long takes.
@@ -115,12 +131,14 @@ class ServerSettings:
     Args:
         port: Where to listen; 0 takes any free one.
         host: 127.0.0.1 is this machine only; 0.0.0.0 lets the network in, with the token of the printed address.
-        open: Open the browser.
+        open: Open the browser, where there is a display.
+        allow: Name of a proxy, as in --allow hub.example.org: pages of its may send requests here, and frame this page.
     """
 
     port: int = 8000
     host: str = "127.0.0.1"
     open: bool = True
+    allow: UseAppendAction[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +187,8 @@ class EvalSettings:
     """What to measure, or to compare.
 
     Args:
-        paths: A world and a dataset of levels or videos that it never saw; with --compare, worlds, or the folders that
-            eval --out wrote to.
+        paths: A world and a dataset of levels or videos that it never saw, or several; with --compare, worlds, or the
+            folders that eval --out wrote to.
         out: Folder for what is written; the (first) world's own by default. The world coinrun needs one.
         clips: How many clips to measure on.
         seed: Seed of the choice of clips and the sampling.

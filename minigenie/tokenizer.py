@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minigenie.nn.patches import patch_grid, patchify, to_float, unpatchify
+from minigenie.nn.model import Model, Sample
+from minigenie.nn.patches import patch_grid, patchify, to_float, to_uint8, unpatchify
 from minigenie.nn.quantize import LOSS_WEIGHT, QuantizerConfig, VectorQuantizer
 from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache
+from minigenie.pictures import grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class TokenizerConfig:
         return self.grid[0] * self.grid[1]
 
 
-class VideoTokenizer(nn.Module):
+class VideoTokenizer(Model):
     """Frames to integers and back: `encode(frames) -> tokens`, `decode(tokens) -> frames`."""
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -99,3 +101,8 @@ class VideoTokenizer(nn.Module):
         mse = F.mse_loss(self._pixels(quantized.vectors).float(), frames)
         metrics = {"psnr": -10 * mse.detach().log10(), "commitment": quantized.loss.detach()}
         return mse + LOSS_WEIGHT * quantized.loss, metrics | self.quantizer.usage()
+
+    def sample(self, batch: dict[str, Tensor], tokenizer: Model) -> Sample:
+        frames = batch["frames"][:8]
+        decoded = to_uint8(self.decode(self.encode(to_float(frames))))
+        return Sample({}, grid([frames[:, -1], decoded[:, -1]]))

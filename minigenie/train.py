@@ -21,7 +21,6 @@ from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -30,8 +29,8 @@ from torch.nn.parallel import DistributedDataParallel
 from minigenie.checkpoint import Checkpoints
 from minigenie.errors import UserError
 from minigenie.metrics import MetricsLog
-from minigenie.nn.quantize import VectorQuantizer
-from minigenie.nn.st_transformer import Recompute, STTransformer
+from minigenie.nn.model import Model, Sample
+from minigenie.nn.st_transformer import Recompute
 from minigenie.optim import OptimConfig, learning_rate_share, make_optimizers, set_learning_rate
 from minigenie.pictures import save_picture
 from minigenie.runtime import (
@@ -125,15 +124,8 @@ class Progress(NamedTuple):
     metrics: dict[str, float]
 
 
-class Sample(NamedTuple):
-    """What a model shows of itself while it trains: numbers, and a picture uint8 [h w 3] or None."""
-
-    metrics: dict[str, float]
-    picture: np.ndarray | None = None
-
-
 def fit(
-    model: nn.Module,
+    model: Model,
     batch_of: Callable[[int, range], dict[str, Tensor]],
     config: FitConfig,
     folder: Path,
@@ -143,7 +135,7 @@ def fit(
     device: torch.device,
     max_seconds: float | None = None,
     shard: bool = False,
-    sample: Callable[[nn.Module], Sample] | None = None,
+    sample: Callable[[Any], Sample] | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
     """Train `model` in place, resuming from `folder` what was begun there, be it by more processes or fewer.
@@ -174,7 +166,6 @@ def fit(
     prepare_stacks(trained, how, device)
     replicated = dist.is_initialized() and not shard
     runner = DistributedDataParallel(trained) if replicated else trained
-    quantizers = [part for part in trained.modules() if isinstance(part, VectorQuantizer)]
 
     def seconds() -> float:
         """Of training, breaks left out; after each start from the end of the first step on."""
@@ -209,18 +200,15 @@ def fit(
             checkpoints.save(step, trained, optimizers, {"seconds": seconds()}, write=rank == 0)
         saved = step
 
-    def gather() -> nn.Module:
+    def gather() -> Model:
         """The model with all of its latest weights."""
         if trained is not model:
             model.load_state_dict({name: full_tensor(tensor) for name, tensor in trained.state_dict().items()})
         return model
 
-    def unplaced() -> bool:
-        return not all(part.ready for part in quantizers)
-
     choosing = max_seconds is not None and device.type == "cpu" and not dist.is_initialized()
     with deferred_signals() as stopping, autotuned_threads(choosing) as lap, prefetch(make_batch, step) as batches:
-        while (fraction := _fraction(step, config.steps, seconds(), max_seconds)) < 1 or unplaced():
+        while (fraction := _fraction(step, config.steps, seconds(), max_seconds)) < 1 or not trained.ready:
             set_learning_rate(optimizers, config.optim, learning_rate_share(config.optim, step, fraction))
             try:
                 metrics = backward(runner, parts_of_step(next(batches)), how.precision, device, fraction)
@@ -251,7 +239,7 @@ def fit(
     release_memory()
 
 
-def shard_model(model: nn.Module) -> nn.Module:
+def shard_model(model: Model) -> Model:
     """A copy whose weights, gradients and optimizer state are sharded over the processes (FSDP2): a transformer is put
     together while it runs, the rest for the whole pass."""
     if not dist.is_initialized():
@@ -259,7 +247,7 @@ def shard_model(model: nn.Module) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     copy = deepcopy(model)
-    for part in [*(part for part in copy.modules() if isinstance(part, STTransformer)), copy]:
+    for part in [*copy.stacks, copy]:
         fully_shard(part)
     return copy
 
@@ -305,27 +293,24 @@ def prefetch(make: Callable[[int], Any], first: int) -> Iterator[Iterator[Any]]:
             pool.shutdown(cancel_futures=True)
 
 
-def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], config: FitConfig) -> Tensor:
+def update(model: Model, optimizers: list[torch.optim.Optimizer], config: FitConfig) -> Tensor:
     """One step of the optimizers along clipped gradients, whose norm it was before, and of the codebooks."""
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    for part in model.modules():
-        if isinstance(part, VectorQuantizer):
-            part.update_codebook()
+    model.after_step()
     return norm
 
 
-def prepare_stacks(model: nn.Module, how: Execution, device: torch.device) -> None:
+def prepare_stacks(model: Model, how: Execution, device: torch.device) -> None:
     """What the transformers recompute, and compile their blocks: blocks of one size share what is compiled."""
     if how.compile and not can_compile(device):
         raise UserError("there is nothing to compile with; install g++ and python3-dev, or leave compile false")
-    for part in model.modules():
-        if isinstance(part, STTransformer):
-            part.set_recompute(how.recompute)
-            for block in part.blocks if how.compile else ():
-                block.forward = compiled(block.forward)
+    for stack in model.stacks:
+        stack.set_recompute(how.recompute)
+        for block in stack.blocks if how.compile else ():
+            block.forward = compiled(block.forward)
 
 
 def _explain_memory_error(error: RuntimeError, stage: str, config: FitConfig) -> Exception:
@@ -346,7 +331,7 @@ def _fraction(step: int, steps: int, seconds: float, max_seconds: float | None) 
 
 
 def _sample(
-    model: nn.Module, sample: Callable[[nn.Module], Sample], path: Path, log: "MetricsLog", step: int, fraction: float
+    model: Model, sample: Callable[[Any], Sample], path: Path, log: "MetricsLog", step: int, fraction: float
 ) -> dict[str, float]:
     model.eval()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # a few shapes, seen now and then

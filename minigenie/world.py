@@ -32,7 +32,7 @@ from minigenie.maskgit import SamplingConfig, fill_most_confident, sample_frame
 from minigenie.nn.mosaic import Mosaic
 from minigenie.nn.motion import clip_motions
 from minigenie.nn.patches import patch_grid, to_float, to_uint8
-from minigenie.nn.st_transformer import STTransformer, TimeCache
+from minigenie.nn.st_transformer import TimeCache
 from minigenie.runtime import can_compile, compiled, dtype_of, pick_device
 from minigenie.settings import Actions, Precision
 from minigenie.tokenizer import TokenizerConfig, VideoTokenizer
@@ -116,16 +116,13 @@ class World:
         self.tokenizer = tokenizer.to(self.device).eval()
         self.lam = lam.to(self.device).eval()
         self.dynamics = dynamics.to(self.device).eval()
-        for parameter in (p for stack in self._stacks() for p in stack.parameters()):
+        stacks = (stack for model in (self.tokenizer, self.lam, self.dynamics) for stack in model.stacks)
+        for parameter in (p for stack in stacks for p in stack.parameters()):
             parameter.data = parameter.data.to(self.dtype)
         self._past: Past | None = None
         self._generator = torch.Generator(self.device)
         self._use_cuda_graph = False
         self._captured_step: CapturedStep | None = None
-
-    def _stacks(self) -> list[STTransformer]:
-        models = (self.tokenizer, self.lam, self.dynamics)
-        return [part for model in models for part in model.modules() if isinstance(part, STTransformer)]
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None, precision: Precision = "float32") -> "World":
@@ -169,7 +166,7 @@ class World:
     @torch.no_grad()
     def reset(self, frames: UInt8[Tensor, "b t h w c"] | np.ndarray, seed: int = 0) -> None:
         """Begin anew from true frames, uint8 [b t h w c] with t >= 1. seed: of all the sampling that follows."""
-        self._set_past(self._encode_past(self._check_frames(frames)))
+        self._set_past(self.encode_past(self._check_frames(frames)))
         self._generator.manual_seed(seed)
 
     @torch.no_grad()
@@ -179,7 +176,7 @@ class World:
         video = self._check_frames(frames)
         if len(set(worlds)) != len(video) or not all(0 <= world < past.b for world in worlds):
             raise UserError(f"worlds are {worlds}; give one of 0 to {past.b - 1} for each of {len(video)} clips")
-        past.put(torch.tensor(worlds, device=self.device), self._encode_past(video, int(past.dynamics.slot)))
+        past.put(torch.tensor(worlds, device=self.device), self.encode_past(video, int(past.dynamics.slot)))
 
     @torch.no_grad()
     def step(self, actions: Int[Tensor, " b"] | np.ndarray | list[int]) -> UInt8[Tensor, "b h w c"]:
@@ -196,23 +193,37 @@ class World:
         return self._captured_step(leading_in).cpu()
 
     def _imagine(self, action: Int[Tensor, " b"], past: "Past") -> UInt8[Tensor, "b h w c"]:
-        given = self._next_given(action, past.history, past.frame, past.mosaic)
+        given = self.next_given(action, past.history, past.frame, past.mosaic, *self._chance(past.b))
         tokens = self._sample(partial(self.dynamics.fill, given, past.dynamics), past.b)
+        return self.commit(tokens, given, past)
+
+    def commit(self, tokens: Int[Tensor, "b n"], given: Given, past: "Past") -> UInt8[Tensor, "b h w c"]:
+        """The frame of these tokens, which joins the past."""
         self.dynamics.commit(tokens, given, past.dynamics)
         past.frame.copy_(self.tokenizer.decode_next(tokens, past.decoder))
         self._go_on(past.mosaic, given, past.frame)
         past.remember(tokens, given)
         return to_uint8(past.frame)
 
-    def _next_given(
-        self, action: Int[Tensor, " b"], history: History, frame: Float[Tensor, "b h w c"], mosaic: Mosaic
+    def _chance(self, b: int) -> tuple[Float[Tensor, " b"], float | None]:
+        """What a motion is drawn by: a random number each, and a temperature."""
+        uniform = torch.rand(b, generator=self._generator, device=self.device)
+        return uniform, self.config.sampling.temperature or None
+
+    def next_given(
+        self,
+        action: Int[Tensor, " b"],
+        history: History,
+        frame: Float[Tensor, "b h w c"],
+        mosaic: Mosaic,
+        uniform: Float[Tensor, " b"],
+        temperature: float | Tensor | None,
     ) -> Given:
         """What is given of the next frame: the action, and what follows from it and from what was seen."""
         camera = self.dynamics.camera
         if camera is None:
             return Given(action)
-        uniform = torch.rand(len(action), generator=self._generator, device=self.device)
-        code = camera.sample_motion(history, action, uniform, self.config.sampling.temperature)
+        code = camera.sample_motion(history, action, uniform, temperature)
         moved = mosaic.look(frame, camera.motions[code])
         return Given(action, code, self.tokenizer.encode(moved[:, None])[:, 0])
 
@@ -255,7 +266,9 @@ class World:
         for column in actions.unbind(1):
             past = tokens[:, -keep:]
             chosen = self._check_actions(column, len(video))
-            coming = self._next_given(chosen, self._history(tokens[:, -1], given), frame, mosaic)
+            coming = self.next_given(
+                chosen, self._history(tokens[:, -1], given), frame, mosaic, *self._chance(len(video))
+            )
             given = given.then(coming)
             seen = given.map(lambda each: each[:, -keep - 1 :])
 
@@ -324,7 +337,7 @@ class World:
             raise UserError("the world has no frame to go on from; call reset(frames) first")
         return self._past
 
-    def _encode_past(self, video: UInt8[Tensor, "b t h w c"], slot: int = 0) -> "Past":
+    def encode_past(self, video: UInt8[Tensor, "b t h w c"], slot: int = 0) -> "Past":
         """The past that true frames make. slot: where the next frame is to be written."""
         video = video[:, -self.config.context_frames :]
         b, t = video.shape[:2]
@@ -348,7 +361,8 @@ class World:
         if camera is None:
             return Given(action), Mosaic.begin(frames[:, -1], 0)
         codes, seen = torch.full_like(action, camera.unknown), clip_motions(frames)
-        codes[:, 1:] = camera.nearest(seen)
+        if video.shape[1] > 1:
+            codes[:, 1:] = camera.nearest(seen)
         # what moved is of no account, as none of the tokens is hidden
         return Given(action, codes, moved=tokens), camera.remember(frames, seen)
 
@@ -392,9 +406,20 @@ class Past(NamedTuple):
             for steps, newest in ((self.motions, given.motion), (self.actions, given.action)):
                 steps.copy_(torch.cat((steps[:, 1:], newest[:, None]), dim=1))
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it is made of."""
+        return [*self.dynamics.tensors, *self.decoder.tensors, *self[2:]]
+
+    def made_of(self, tensors: list[Tensor]) -> "Past":
+        """Another past of this kind. tensors: as `tensors` lists them."""
+        first, second = len(self.dynamics.tensors), len(self.decoder.tensors)
+        dynamics, decoder = self.dynamics.made_of(tensors[:first]), self.decoder.made_of(tensors[first:][:second])
+        return Past(dynamics, decoder, *tensors[first + second :])
+
     def copy_(self, other: "Past") -> None:
-        for mine, its in zip(self, other, strict=True):
-            mine.copy_(its)  # type: ignore[attr-defined]
+        for mine, its in zip(self.tensors, other.tensors, strict=True):
+            mine.copy_(its)
 
     def put(self, worlds: Int[Tensor, " k"], other: "Past") -> None:
         self.dynamics.put(worlds, other.dynamics)
@@ -447,7 +472,7 @@ class Snapshot(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes."""
-        return self.generator.nbytes + sum(each.nbytes for each in self.past)
+        return self.generator.nbytes + sum(each.nbytes for each in self.past.tensors)
 
 
 def locate(world: str | Path) -> Path:

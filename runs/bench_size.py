@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import tyro
 
-from minigenie.bench.machine import HEADINGS, Call, Item, Measurement, describe_machine, measure, rows
+from minigenie.bench.machine import COLUMNS, Call, Item, Measurement, describe_machine, measure, rows
 from minigenie.bench.play import common_size, step_call
 from minigenie.bench.train import small, step_item
 from minigenie.console import table, working
@@ -106,7 +106,7 @@ def main(rounds: int = 7, device: str | None = None) -> None:
     with working("bench sizes", "rounds") as progress:
         measured = measure(size_items(where), where, rounds, progress)
     print(describe_machine(where))
-    table(HEADINGS, rows(measured))
+    table(COLUMNS, rows(measured))
     table(GROWTH, growth_rows(measured))
 
 

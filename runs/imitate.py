@@ -44,6 +44,7 @@ from minigenie.data.dataset import Dataset, sample_batch
 from minigenie.encode import CLIP, encode_actions, encode_tokens
 from minigenie.eval.controllability import confusion, mutual_information
 from minigenie.files import write_atomic
+from minigenie.nn.model import Model
 from minigenie.nn.patches import to_float
 from minigenie.optim import OptimConfig
 from minigenie.pictures import label, save_video
@@ -87,7 +88,7 @@ class Sizes:
                 raise ValueError(f"{name} is {getattr(self, name)}, should be at least 1")
 
 
-class Policy(nn.Module):
+class Policy(Model):
     """What would the expert do here?"""
 
     def __init__(self, num_choices: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-EVAL = ("control", "controllability", "drift", "evaluator", "fidelity", "measure", "networks", "perceptual")
+EVAL = ("control", "controllability", "drift", "evaluator", "fidelity", "measure", "perceptual")
 SHAPED = (
     "nn",
     "tokenizer",
@@ -24,7 +24,7 @@ SHAPED = (
     "pictures",
     *(f"eval.{name}" for name in EVAL),
 )
-install_import_hook([f"minigenie.{name}" for name in (*SHAPED, "teach.agreement")], "beartype.beartype")
+install_import_hook([f"minigenie.{name}" for name in (*SHAPED, "teach.session")], "beartype.beartype")
 
 from minigenie.data.collect import collect  # noqa: E402
 from minigenie.data.dataset import Dataset  # noqa: E402

@@ -9,8 +9,9 @@ import torch
 from conftest import small_recipe
 
 from minigenie.__main__ import main
-from minigenie.bench import data, machine, play, train
+from minigenie.bench import machine, play, run, train
 from minigenie.bench.machine import Call, Item, count_flops, measure
+from minigenie.settings import BenchSettings
 from minigenie.train import Execution
 
 CPU = torch.device("cpu")
@@ -29,7 +30,7 @@ def smaller(monkeypatch):
     monkeypatch.setattr(machine, "PRODUCTS", 1)
     monkeypatch.setattr(size, "AXES", {"batch": (1, 2)})
     monkeypatch.setattr(size, "CONTEXTS", (1, 2))
-    monkeypatch.setattr(data, "FRAMES", 300)
+    monkeypatch.setattr(run, "FRAMES", 300)
     monkeypatch.setattr(train, "recipe_named", lambda name: small_recipe())
     monkeypatch.setattr(train, "small", joint_recipe)
 
@@ -77,7 +78,7 @@ def test_a_cached_frame_takes_the_arithmetic_of_one_frame():
 def test_a_step_takes_thrice_the_arithmetic_of_its_forward_pass():
     """Every weight is used once forward and twice backward, but the codes forward only, and the first layer has no
     input to go back to; AdamW multiplies no matrices, and k-means is not of every step."""
-    items = train.train_items((), CPU, large=False)
+    items = train.train_items(BenchSettings(recipes=()), CPU)
     item = next(item for item in items if "W1s" in item.name and item.dtype == "float32")
     tokens, block = 4 * 16 * 64, 16 * 128**2
     time = 2 * 16 * 128  # products of queries, keys and values; within a frame the library's attention is not counted

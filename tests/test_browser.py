@@ -450,3 +450,29 @@ def test_the_readme_s_gif_is_the_page_being_played(browser, folder, tmp_path):
         seen = [np.asarray(frame.convert("RGB"))[:, :384] for frame in ImageSequence.Iterator(gif)]
     assert (seen[0] != seen[1]).any()
     assert (seen[1] != seen[2]).any()
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "wanted"),
+    [
+        ("ц", "KeyW", "ArrowUp"),  # Cyrillic: by its place
+        ("z", "KeyW", "ArrowUp"),  # AZERTY, whose Z is where W is elsewhere
+        ("q", "KeyA", "ArrowLeft"),
+        ("&", "Digit1", "1"),
+        ("d", "KeyD", "ArrowRight"),
+        ("к", "KeyR", "r"),
+        ("f", "KeyU", "f"),  # a letter that an action is on counts wherever it is
+        ("r", "KeyF", "r"),  # and so does a command's
+    ],
+)
+def test_any_keyboard_plays(visit, named, key, code, wanted):
+    page = visit(named)
+    arrived(page)
+    assert page.evaluate("event => named(event)", {"key": key, "code": code}) == wanted
+
+
+def test_keys_are_shown_as_ones_own_keyboard_has_them(visit, named):
+    page = visit(named)
+    arrived(page)
+    page.evaluate("layout = new Map([['KeyW', 'z'], ['KeyA', 'q'], ['KeyD', 'd']]); drawTiles()")
+    expect(page.locator("#legend")).to_contain_text("Z Q D")

@@ -36,7 +36,7 @@ def taught(made, lesson, steps=150):
     return made.eval()
 
 
-def told_right(made, lesson, temperature=0.0):
+def told_right(made, lesson, temperature=None):
     history, action, motions = lesson(200)
     return float((made.sample_motion(history, action, torch.rand(200), temperature) == motions).float().mean())
 
@@ -84,7 +84,7 @@ def test_a_motion_is_drawn_as_likely_as_it_is_told():
     for temperature in (0.5, 1.0, 2.0):
         share = torch.bincount(made.sample_motion(history, action, uniform, temperature), minlength=5) / 4096
         assert_close(share, (logits / temperature).softmax(-1), atol=2e-3, rtol=0)
-    assert made.sample_motion(history, action, uniform, 0.0).unique().tolist() == [int(logits.argmax())]
+    assert made.sample_motion(history, action, uniform, None).unique().tolist() == [int(logits.argmax())]
 
 
 @pytest.mark.parametrize("known", [0, 3, PAST, PAST + 2])

@@ -115,7 +115,7 @@ def test_a_control_is_played_by_the_action_of_its_name(game):
     assert [controls.of_recorded[procgen_action(name)] for name in controls.names] == list(range(len(controls)))
     if "jump" in controls.names:
         played = {name: procgen_action(name) for name in PROCGEN_ACTIONS}
-        assert played == PROCGEN_ACTIONS
+        assert played == {"noop": 4, "left": 1, "right": 7, "jump": 5, "jump-left": 2, "jump-right": 8}
 
 
 # Rest.
@@ -240,7 +240,7 @@ def test_eval_measures_and_shows_it(coinrun, tmp_path):
     assert "held-out levels of coinrun" in page
     assert headline(report)["control test"] in page
     assert "control test, jump-left" in headline(report)
-    assert any(line.startswith("control  ") for line in summary(report))
+    assert any(line.startswith("control test  ") for line in summary(report))
     assert report["actions"]["controls"] == list(CONTROLS.names)
     assert set(report["actions"]["information"]) == {"all", "sideways", "jump"}
 

@@ -68,10 +68,11 @@ def assert_same(found, expected) -> None:
 
 
 @pytest.mark.parametrize("batch_frames", [1, 16, 256])
-def test_a_tokenizer_with_a_sense_of_time_sees_episodes_as_play_does(footage, tmp_path, batch_frames):
+def test_a_tokenizer_with_a_sense_of_time_sees_episodes_as_play_does(footage, tmp_path, monkeypatch, batch_frames):
     """Each from its first frame on; a long one, begun in several places at once, as if it had been begun in one."""
+    monkeypatch.setattr(encode, "BATCH_FRAMES", batch_frames)
     model = tokenizer(attend_time=True)
-    tokens = encode_tokens(footage, model, CONTEXT, tmp_path / "tokens.npy", batch_frames=batch_frames)
+    tokens = encode_tokens(footage, model, CONTEXT, tmp_path / "tokens.npy")
     for i in range(len(footage.episodes)):
         assert_same(in_file(footage, tokens, i), by_hand(footage, model, i))
     longest = footage.episode_frames(int(np.argmax([episode.length for episode in footage.episodes])))
@@ -195,8 +196,9 @@ def test_batches_are_full_whatever_the_lengths_of_episodes(
     monkeypatch.setattr(
         encode, "_load_frames", lambda data, frames, to: seen.append(frames.size) or see(data, frames, to)
     )
+    monkeypatch.setattr(encode, "BATCH_FRAMES", batch_frames)
     path = tmp_path / "tokens.npy"
-    encode_tokens(footage, tokenizer(attend_time), CONTEXT, path, batch_frames=batch_frames)
+    encode_tokens(footage, tokenizer(attend_time), CONTEXT, path)
     assert np.mean(seen) > 0.7 * at_once
     assert attend_time or sum(seen) < 1.3 * footage.num_frames  # little is read in vain
 
@@ -212,7 +214,7 @@ from minigenie.data.dataset import Dataset
 from minigenie.runtime import process_group
 
 folder, path, strike = sys.argv[2], encode.Path(sys.argv[3]), int(sys.argv[4])
-encode.SAVE_EVERY = 0
+encode.SAVE_EVERY, encode.BATCH_FRAMES = 0, 8
 torch.set_num_threads(1)
 torch.manual_seed(0)
 with process_group(torch.device("cpu")) as (rank, _):
@@ -221,7 +223,7 @@ with process_group(torch.device("cpu")) as (rank, _):
         mine.append(done)
         if rank == 1 and len(mine) > strike:
             os.kill(os.getpid(), signal.SIGKILL)
-    encode.encode_tokens(Dataset.open(folder), tokenizer(True), CONTEXT, path, watch, batch_frames=8)
+    encode.encode_tokens(Dataset.open(folder), tokenizer(True), CONTEXT, path, watch)
     sys.stdout.write(f"{rank} {len(mine)}\\n")
 """
 
@@ -260,9 +262,10 @@ def test_what_is_half_there_of_another_plan_begins_anew(footage, tmp_path):
     expected = encode_tokens(footage, model, CONTEXT, tmp_path / "expected.npy").copy()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode, "SAVE_EVERY", -1)
+        patch.setattr(encode, "BATCH_FRAMES", 64)
         count = iter(range(3))
         with pytest.raises(StopIteration):
-            encode_tokens(footage, model, CONTEXT, path, lambda done, total: next(count) and None, batch_frames=64)
+            encode_tokens(footage, model, CONTEXT, path, lambda done, total: next(count) and None)
     assert list(tmp_path.glob("tokens.part*"))
     assert_same(encode_tokens(footage, model, CONTEXT, path), expected)
     assert not list(tmp_path.glob("*tokens.part*"))

@@ -13,10 +13,9 @@ from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.eval import measure, perceptual
 from minigenie.eval.controllability import effects, explained, meaning, mutual_information, probe, purity, usage
 from minigenie.eval.drift import SETS, gradient_energy, held_actions, measure_drift, play_long, stretches, true_clips
-from minigenie.eval.evaluator import BATCH
+from minigenie.eval.evaluator import BATCH, Evaluator, bootstrap, by_horizon, entropy, interval, perplexity
 from minigenie.eval.fidelity import decibels, mse, psnr, ssim
 from minigenie.eval.measure import evaluate
-from minigenie.eval.statistics import bootstrap, by_horizon, entropy, interval, perplexity
 from minigenie.world import World
 
 MOVES = torch.tensor([[0, 0], [0, 2], [0, -2], [2, 0], [-2, 0], [2, 2], [-2, -2], [2, -2]])
@@ -273,7 +272,8 @@ def test_a_world_that_keeps_its_pictures_does_not_drift_and_one_that_blurs_does(
     starts = torch.from_numpy(rolling.clips(rolling.windows(1)[::45], 1))[:, 0]
     truth = true_clips(rolling, 60, len(starts), seed=0)
     steady, fading = (
-        measure_drift(world, play_long(world, starts, 60, seed=0), truth) for world in (Rolling(), Blurring())
+        measure_drift(Evaluator(world, rolling, 8, 0), play_long(world, starts, 60, seed=0), truth, np.arange(8))
+        for world in (Rolling(), Blurring())
     )
     assert list(steady["stretches"]) == list(steady["real"]) == ["1-10", "11-50", "51-60"]
     for stretch in (*steady["stretches"].values(), *steady["real"].values()):

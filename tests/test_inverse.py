@@ -22,16 +22,15 @@ def test_a_mirror_swaps_left_and_right():
     assert InverseConfig(controls=("noop", "left")).mirrored is None
 
 
-def test_a_whole_video_at_once_or_in_pieces(toy, tmp_path):
+def test_a_whole_video_at_once_or_in_pieces(toy, tmp_path, monkeypatch):
     """What `encode` does in pieces, with the steps around them, is what the model says of every whole episode."""
     model = InverseDynamics(InverseConfig(controls=SIX), (64, 64)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    encoded = encode_actions(toy, model, np.zeros((toy.num_frames, 0)), 16, tmp_path / "actions.npy", batch_frames=64)
+    monkeypatch.setattr("minigenie.encode.BATCH_FRAMES", 64)
+    encoded = encode_actions(toy, model, np.zeros((toy.num_frames, 0)), 16, tmp_path / "actions.npy")
     motions = encode_motions(toy, tmp_path / "motions.npy", torch.device("cpu"))
-    known = encode_actions(
-        toy, model, np.zeros((toy.num_frames, 0)), 16, tmp_path / "known.npy", batch_frames=64, motions=motions
-    )
+    known = encode_actions(toy, model, np.zeros((toy.num_frames, 0)), 16, tmp_path / "known.npy", motions=motions)
     assert (known == encoded).mean() > 0.99
     same = []
     for i, first in enumerate(toy.episode_starts):

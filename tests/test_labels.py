@@ -32,14 +32,14 @@ def refused(data, **changed) -> str:
 
 def why(data) -> str:
     with pytest.raises(ValueError, match=f"^{re.escape(str(data.folder / FILE))}: ") as caught:
-        read_labels(data.folder, data)
+        read_labels(data)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_what_is_written_is_read_again_in_order(data):
     write_labels(data.folder, NAMES, {30: 1, 4: 2, 5: 0, 6: 2})
-    labels = read_labels(data.folder, data)
+    labels = read_labels(data)
     assert labels.names == NAMES
     assert labels.frames.tolist() == [4, 5, 6, 30]
     assert labels.controls.tolist() == [2, 0, 2, 1]
@@ -48,12 +48,12 @@ def test_what_is_written_is_read_again_in_order(data):
 
 def test_a_file_without_a_label_has_its_names(data):
     write_labels(data.folder, NAMES, {})
-    assert read_labels(data.folder, data).counts == {"noop": 0, "left": 0, "right": 0}
+    assert read_labels(data).counts == {"noop": 0, "left": 0, "right": 0}
 
 
 def test_a_dataset_without_labels_says_how_to_make_some(data):
     with pytest.raises(FileNotFoundError, match="has no labels.json; make some with `minigenie teach"):
-        read_labels(data.folder, data)
+        read_labels(data)
 
 
 def test_two_labels_for_one_frame(data):
@@ -108,7 +108,7 @@ def test_a_failed_write_leaves_the_old_file(data, monkeypatch):
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="cannot write"):
         write_labels(data.folder, NAMES, {4: 1})
-    assert read_labels(data.folder, data).frames.tolist() == [3]
+    assert read_labels(data).frames.tolist() == [3]
 
 
 def test_training_wants_enough_labels_and_some_of_every_control():

@@ -24,7 +24,7 @@ LAYERS = [
     ["train", "finish"],
     ["pipeline"],
     ["console"],
-    ["eval", "env", "play", "teach"],
+    ["eval", "env", "play", "teach", "web"],
     ["recipes", "bench", "info"],
     ["demo"],
     ["__main__"],

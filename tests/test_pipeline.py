@@ -22,15 +22,14 @@ from minigenie.camera import PAST
 from minigenie.checkpoint import load_tensors
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.labels import write_labels
+from minigenie.dynamics import Joint
 from minigenie.encode import encode_motions
 from minigenie.metrics import read_metrics
 from minigenie.nn.patches import to_float
 from minigenie.pipeline import (
     STEPS,
-    Joint,
     Run,
     Watcher,
-    control_metrics,
     motions_around,
     seen_by_camera,
     train_world,
@@ -357,13 +356,13 @@ def test_what_actions_are_worth_to_dynamics_is_the_same_number_for_the_same_mode
     recipe = without_camera(small_recipe())
     batch = {"tokens": torch.randint(32, (6, 5, 64)), "actions": torch.randint(8, (6, 4))}
     model, joint = recipe.make_dynamics(), Joint(recipe.make_lam(), recipe.make_dynamics())
-    one, again, fewer = (control_metrics(model, batch, clips)["control"] for clips in (6, 6, 3))
-    assert one == again != fewer
-    assert control_metrics(recipe.make_lam(), batch, 6) == {}
+    one, again = (model.control_metrics(batch)["control"] for _ in range(2))
+    assert one == again != model.control_metrics({name: each[:3] for name, each in batch.items()})["control"]
+    assert recipe.make_lam().control_metrics(batch) == {}
     frames = {"frames": torch.from_numpy(toy.clips(toy.windows(5)[:6], 5)), "tokens": batch["tokens"]}
-    assert control_metrics(joint, frames, 6) == {}
+    assert joint.control_metrics(frames) == {}
     joint.lam.quantizer.ready = True
-    assert set(control_metrics(joint, frames, 6)) == {"control"}
+    assert set(joint.control_metrics(frames)) == {"control", "lam_control"}
 
 
 def test_the_demo_of_the_toy_world(tmp_path, capsys):

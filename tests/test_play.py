@@ -20,7 +20,7 @@ from minigenie.data.toy import ToyWorld
 from minigenie.eval.controllability import mean_shift
 from minigenie.pictures import fit_picture
 from minigenie.play import connection as connection_module
-from minigenie.play import worker as worker_module
+from minigenie.play import session as session_module
 from minigenie.play.actions import describe, load_actions, resolve_actions, save_actions
 from minigenie.play.player import Clip, Player, View, footage_clip
 from minigenie.play.server import MAX_UPLOAD_BYTES, listen, make_app
@@ -143,8 +143,8 @@ def test_torch_gets_all_threads_where_they_help(folder, monkeypatch, seconds, ex
     threads = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    monkeypatch.setattr(worker_module, "timed", lambda call: (call(), seconds[threads[-1]]))
-    worker_module.choose_threads(World.load(folder, "cpu"))
+    monkeypatch.setattr(session_module, "timed", lambda call: (call(), seconds[threads[-1]]))
+    session_module.choose_threads(World.load(folder, "cpu"))
     assert threads[-1] == expected
 
 
@@ -264,7 +264,7 @@ def test_the_past_and_the_recording_are_bounded(folder, monkeypatch):
     for _ in range(12):
         player.step(0)
     assert 1 <= len(player.past) < 12
-    assert sum(moment.world.size for moment in player.past) <= 500_000
+    assert sum(before.size for _, before in player.past) <= 500_000
     assert len(player.recorded) == 5
     assert not player.recording
     while player.undo():
@@ -437,6 +437,9 @@ def test_actions_are_told_by_name_or_number_and_how_often():
     assert resolve_actions("right, 2 ,jump-right,Jump Left*2,noop,left*3,", actions) == [2, 2, 5, 4, 4, 0, 1, 1, 1]
     with pytest.raises(ValueError, match="no action 'up'; use 0 to 5, or a name: noop, left, right, jump, jump-left"):
         resolve_actions("up", actions)
+    for text in ("-1", "6", "right*0", "right*-1", "right*x", "right*1000000000"):
+        with pytest.raises(ValueError, match="there is no action|how often"):
+            resolve_actions(text, actions)
 
 
 def test_the_toy_world_s_actions_are_named_and_keyed_as_what_they_are():

@@ -6,7 +6,7 @@ import pytest
 
 from minigenie.config import from_dict, override, to_dict
 from minigenie.pipeline import Recipe
-from minigenie.recipes import RECIPES, adjusted, coinrun, describe, paper, recipe_named, tiny
+from minigenie.recipes import RECIPES, adjusted, coinrun, describe, fitted, paper, recipe_named, tiny
 from minigenie.settings import RecipeSettings
 
 # Genie (arXiv:2402.15391), appendix F, the CoinRun case study; and sections 2.1 to 2.3.
@@ -215,3 +215,25 @@ def test_a_field_that_would_change_nothing_is_refused(recipe, settings, reason):
 def test_an_unknown_recipe():
     with pytest.raises(ValueError, match="choose one of tiny, laptop, coinrun, speedrun, paper"):
         recipe_named("huge")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("size", [(96, 160), (128, 128), (90, 160), (256, 256), (100, 100), (32, 32)])
+def test_a_recipe_fits_itself_to_other_frames(name, size):
+    recipe = fitted(recipe_named(name), size)
+    positions = recipe.tokenizer.num_patches // recipe.dynamics.group**2
+    assert recipe.tokenizer.frame_size == size
+    assert 48 <= positions <= 256 or size == (32, 32)
+    assert recipe.tokenizer.num_patches <= 1024
+    assert f"{positions} positions of dynamics" in describe(recipe)
+
+
+def test_a_recipe_is_left_as_it_is_where_it_fits():
+    assert fitted(paper(), (64, 64)) == paper()
+    assert (fitted(tiny(), (128, 128)).tokenizer.patch, fitted(tiny(), (128, 128)).dynamics.group) == (8, 2)
+    assert adjusted(RecipeSettings(set=("tokenizer.patch=16",)), (96, 160)).tokenizer.patch == 16
+
+
+def test_frames_that_no_squares_fill():
+    with pytest.raises(ValueError, match=r"61x67 do not split into squares.* multiples of 16$"):
+        fitted(tiny(), (61, 67))

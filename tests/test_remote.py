@@ -19,6 +19,7 @@ from minigenie.__main__ import main
 from minigenie.data import dataset as datasets
 from minigenie.data.collect import collect
 from minigenie.data.dataset import Dataset
+from minigenie.data.joined import JoinedDataset
 from minigenie.files import cache_folder
 from minigenie.settings import CollectSettings
 
@@ -221,3 +222,34 @@ def test_damage_over_there_is_one_line(footage, tmp_path, capsys):
 def test_the_cache_is_in_the_home_folder_by_default(monkeypatch):
     monkeypatch.delenv("MINIGENIE_CACHE")
     assert cache_folder("s3://footage/toy").parent == Path.home() / ".cache" / "minigenie"
+
+
+def test_a_cache_with_a_limit_keeps_what_was_used_last(address, footage, monkeypatch):
+    """All is read all the same; a copy that has gone comes again."""
+    sizes = [path.stat().st_size for path in footage.folder.glob("shard-*.npy")]
+    monkeypatch.setenv("MINIGENIE_CACHE_GB", str((sum(sizes) - min(sizes) / 2) / 1e9))
+    remote = Dataset.open(address)
+    starts = footage.windows(3)[:: len(footage.windows(3)) // 50]
+    for _ in range(2):
+        for start in starts:
+            np.testing.assert_array_equal(remote.clips([start], 3), footage.clips([start], 3))
+    copies = [path for path in remote.folder.glob("*.npy") if path.stat().st_size > 100_000]
+    assert len(copies) == len(sizes) - 1
+    last = Dataset.open(address)._path("frames", len(sizes) - 1)
+    assert last in copies
+    again = Dataset.open(address)  # nothing is mapped yet: the first shard has gone, and comes again
+    np.testing.assert_array_equal(again.clips(starts[:1], 3), footage.clips(starts[:1], 3))
+
+
+@pytest.mark.parametrize("limit", ["much", "-1", "0", "nan", "inf"])
+def test_a_limit_that_is_none(address, monkeypatch, limit):
+    monkeypatch.setenv("MINIGENIE_CACHE_GB", limit)
+    remote = Dataset.open(address)
+    with pytest.raises(ValueError, match="MINIGENIE_CACHE_GB is .*; it should be a number of gigabytes above 0"):
+        remote.clips(remote.windows(3)[:1], 3)
+
+
+def test_parts_in_object_storage_and_here_are_joined(address, footage):
+    joined = JoinedDataset([Dataset.open(address), footage])
+    starts = np.array([0, footage.num_frames])
+    np.testing.assert_array_equal(joined.clips(starts, 2), footage.clips([0, 0], 2))

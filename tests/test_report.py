@@ -8,9 +8,9 @@ import pytest
 from test_eval import Rolling, footage
 
 from minigenie.__main__ import main
-from minigenie.eval.compare import differences, read_reports, rows
 from minigenie.eval.measure import evaluate
 from minigenie.eval.report import headline, summary, write_report
+from minigenie.eval.run import differences, read_reports, rows
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,10 @@ def test_pictures_for_documents(measured):
 def test_the_summary_has_the_numbers_of_the_report(measured, capsys):
     report = json.loads((measured / "report.json").read_text())
     text = "\n".join(summary(report))
-    assert f"{report['tokenizer']['psnr']:.2f} dB PSNR" in text
-    assert f"delta-PSNR {report['rollout']['delta_psnr']['4']['mean']:.2f} dB" in text
+    assert all(name in text and value in text for name, value in headline(report).items())
+    assert f"{report['tokenizer']['psnr']:.2f} [" in text
+    assert re.search(rf"delta-PSNR, frame 4 +{report['rollout']['delta_psnr']['4']['mean']:.2f} ", text)
+    assert " ".join(f"{share:.0%}" for share in report["actions"]["usage"]) in text
     main(["info", str(measured)])
     assert text in capsys.readouterr().out
 

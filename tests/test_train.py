@@ -16,13 +16,14 @@ from torch.testing import assert_close
 
 from minigenie.checkpoint import Checkpoints, load_tensors, save_tensors
 from minigenie.metrics import read_metrics
+from minigenie.nn.model import Model, Sample
 from minigenie.nn.st_transformer import STBlock
 from minigenie.optim import OptimConfig, learning_rate_share, make_optimizers, orthogonal, set_learning_rate
 from minigenie.runtime import autotuned_threads, can_compile, parallel_map
-from minigenie.train import Diverged, Execution, FitConfig, Interrupted, OutOfMemory, Sample, fit, prepare_stacks
+from minigenie.train import Diverged, Execution, FitConfig, Interrupted, OutOfMemory, fit, prepare_stacks
 
 
-class Line(torch.nn.Module):
+class Line(Model):
     """y = 2x, learnt with some randomness of its own. `at_step` sees the number of each step."""
 
     def __init__(self, at_step=lambda step: None):

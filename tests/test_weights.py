@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from minigenie.eval.networks import WeightFile
+from minigenie.eval.perceptual import WeightFile
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
@@ -26,7 +26,7 @@ def publish(tmp_path, monkeypatch):
         path = tmp_path / "some_nets" / "w.pth"
         torch.save(weights, path, _use_new_zipfile_serialization=zipped)
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-        return WeightFile("some-nets", "1.0", "some_nets/w.pth", checksum), path
+        return WeightFile("some-nets==1.0", "some_nets/w.pth", checksum), path
 
     return install
 
@@ -82,4 +82,4 @@ def test_a_file_that_is_not_there_is_one_line(publish):
     with pytest.raises(ValueError, match="^w.pth is not on this machine; pip install some-nets==1.0$"):
         file.load()
     with pytest.raises(ValueError, match="^w.pth is not on this machine; pip install nothing-like-it==1.0$"):
-        file._replace(package="nothing-like-it").load()
+        file._replace(release="nothing-like-it==1.0").load()

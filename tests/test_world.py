@@ -199,7 +199,7 @@ def test_a_snapshot_is_a_moment_to_come_back_to(world, video):
 
 
 def tensors(past):
-    return [*past.dynamics._tensors(), *past.decoder._tensors(), *past[2:]]
+    return past.tensors
 
 
 def test_a_worlds_past_stays_where_it_is(world, video):

@@ -1,8 +1,7 @@
-"""What the machine can do, and how long things take on it.
+"""What the machine can do, and how long things take on it: timed in turns within one run, as medians, since machines
+are shared and noisy."""
 
-Machines are shared and noisy: things to compare are timed in turns within one run, and medians are reported.
-"""
-
+import contextlib
 import platform
 import resource
 import statistics
@@ -12,24 +11,29 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from minigenie.eval.measure import made_with
 from minigenie.runtime import dtype_of, fast_bfloat16, keep_memory, release_memory
 
 Watch = Callable[[float, float], None]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PRODUCTS = 10  # a time: one is over too soon to be timed
 
 
-class Call(NamedTuple):
-    """Something to time. flops: of the matrix products in it. stages: runs it once more, with what each part took."""
+@dataclass
+class Call:
+    """Something to time. flops: of the matrix products in it. stages: runs it once more, with what each part took.
+    Measured: taken, wall and CPU seconds of each round; spent, seconds of each stage; peak, bytes of memory."""
 
     run: Callable[[], Any]
     flops: int = 0
     stages: Callable[[], dict[str, float]] = dict
+    taken: list[tuple[float, float]] = field(default_factory=list)
+    spent: list[dict[str, float]] = field(default_factory=list)
+    peak: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +49,9 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One item of `minigenie bench`. flops: of the matrix products, each product and sum counted. ceiling_share: of the
-    rate at which this machine, in this run, multiplied large matrices of that dtype; None for what multiplies none.
-    peak_gb: what the item and a run of it add to the memory of the process, or of the GPU. stages: share
-    of the time of each part."""
+    """One item of `minigenie bench`. flops: products and sums of matrix products. ceiling_share: of the rate at which
+    this machine, in this run, multiplied large matrices of that dtype; None for what multiplies none. peak_gb: what the
+    item adds to the memory of the process, or of the GPU. stages: share of the time of each part."""
 
     item: str
     device: str
@@ -66,14 +69,11 @@ class Measurement:
 
 
 def describe_machine(device: torch.device) -> str:
+    made = made_with(device)
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    known = Path("/proc/cpuinfo")
-    lines = known.read_text().splitlines() if known.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
+        return made["device"]
     auto = str(dtype_of(device, "auto")).removeprefix("torch.")
-    return f"{name}, {torch.get_num_threads()} threads; precision auto is {auto}"
+    return f"{made['cpu']}, {made['threads']} threads; precision auto is {auto}"
 
 
 def dtypes_of(device: torch.device) -> list[str]:
@@ -86,7 +86,7 @@ def ceilings(items: list[Item], device: torch.device) -> list[Item]:
     side = 1024 if device.type == "cpu" else 8192
 
     def product(dtype: str) -> Call:
-        a = torch.randn(side, side, device=device).to(DTYPES[dtype])
+        a = torch.randn(side, side, device=device).to(getattr(torch, dtype))
         return Call(lambda: [a @ a for _ in range(PRODUCTS)], PRODUCTS * 2 * side**3)
 
     def copy() -> Call:
@@ -108,25 +108,13 @@ def count_flops(call: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-@dataclass
-class Timing:
-    """An item as it is timed. taken: wall and CPU seconds of each round. peak: bytes. stages: seconds of each part."""
-
-    item: Item
-    call: Call
-    peak: int
-    taken: list[tuple[float, float]] = field(default_factory=list)
-    stages: list[dict[str, float]] = field(default_factory=list)
-
-
 def measure(
     items: list[Item], device: torch.device, rounds: int, watch: Watch = lambda done, total: None
 ) -> list[Measurement]:
-    """Time the machine's ceilings and the items in turns, `rounds` times after a first that does not count, all with
-    memory kept as in training."""
+    """The machine's ceilings and the items in turns, `rounds` times after a first one, memory kept as in training."""
     keep_memory()
     threads = torch.get_num_threads()
-    timings: list[Timing] = []
+    made: list[tuple[Item, Call]] = []
     try:
         for item in [*ceilings(items, device), *items]:
             torch.set_num_threads(item.threads)
@@ -139,25 +127,25 @@ def measure(
             except torch.OutOfMemoryError:
                 print(f"{item.name}, {item.dtype}: left out, it does not fit in memory", file=sys.stderr)
             else:  # the kernel counts in batches, so that a small item may seem to take less than nothing
-                timings.append(Timing(item, call, max(0, peak_bytes(device) - before)))
+                call.peak = max(0, peak_bytes(device) - before)
+                made.append((item, call))
         for done in range(rounds):
-            for timing in timings:
-                torch.set_num_threads(timing.item.threads)
-                timing.taken.append(timed(timing.call.run, device))
-                timing.stages.append(timing.call.stages())
+            for item, call in made:
+                torch.set_num_threads(item.threads)
+                call.taken.append(timed(call.run, device))
+                call.spent.append(call.stages())
             watch(done + 1, rounds)
     finally:
         torch.set_num_threads(threads)
     rates: dict[tuple[str, int], float] = {}  # of the large products, which come first
-    return [_summary(timing, device, rates) for timing in timings]
+    return [_summary(item, call, device, rates) for item, call in made]
 
 
-def _summary(timing: Timing, device: torch.device, rates: dict[tuple[str, int], float]) -> Measurement:
-    item, flops = timing.item, timing.call.flops
-    wall, cpu = (sorted(column) for column in zip(*timing.taken, strict=True))
+def _summary(item: Item, call: Call, device: torch.device, rates: dict[tuple[str, int], float]) -> Measurement:
+    wall, cpu = (sorted(column) for column in zip(*call.taken, strict=True))
     median = statistics.median(wall)
-    ceiling = rates.setdefault((item.dtype, item.threads), flops / median)
-    spent = {name: statistics.median(stage[name] for stage in timing.stages) for name in timing.stages[0]}
+    ceiling = rates.setdefault((item.dtype, item.threads), call.flops / median)
+    spent = {name: statistics.median(each[name] for each in call.spent) for name in call.spent[0]}
     return Measurement(
         item=item.name,
         device=device.type,
@@ -168,32 +156,29 @@ def _summary(timing: Timing, device: torch.device, rates: dict[tuple[str, int], 
         seconds_max=wall[-1],
         cpu_seconds_median=statistics.median(cpu),
         frames_per_s=item.frames / median,
-        flops=flops,
-        ceiling_share=flops / median / ceiling if flops else None,
-        peak_gb=timing.peak / 1e9,
+        flops=call.flops,
+        ceiling_share=call.flops / median / ceiling if call.flops else None,
+        peak_gb=call.peak / 1e9,
         stages={name: part / sum(spent.values()) for name, part in spent.items()},
     )
 
 
+COLUMNS: dict[str, Callable[[Measurement], str]] = {
+    "item": lambda m: m.item,
+    "threads": lambda m: f"{m.dtype} x{m.threads}",
+    "ms (range)": lambda m: f"{1e3 * m.seconds_median:.1f} ({1e3 * m.seconds_min:.1f} to {1e3 * m.seconds_max:.1f})",
+    "CPU s": lambda m: f"{m.cpu_seconds_median:.3f}",
+    "frames/s": lambda m: f"{m.frames_per_s:,.1f}" if m.frames_per_s else "",
+    "GFLOP": lambda m: f"{m.flops / 1e9:.2f}" if m.flops else "",
+    "GFLOP/s": lambda m: f"{m.flops / m.seconds_median / 1e9:,.1f}" if m.flops else "",
+    "of matmul peak": lambda m: "" if m.ceiling_share is None else f"{m.ceiling_share:.0%}",
+    "peak GB": lambda m: f"{m.peak_gb:.2f}",
+}
+
+
 def rows(measurements: Iterable[Measurement]) -> list[list[str]]:
-    """For `console.table` under `HEADINGS`."""
-    return [
-        [
-            m.item,
-            f"{m.dtype} x{m.threads}",
-            f"{1e3 * m.seconds_median:.1f} ({1e3 * m.seconds_min:.1f} to {1e3 * m.seconds_max:.1f})",
-            f"{m.cpu_seconds_median:.3f}",
-            f"{m.frames_per_s:,.1f}" if m.frames_per_s else "",
-            f"{m.flops / 1e9:.2f}" if m.flops else "",
-            f"{m.flops / m.seconds_median / 1e9:,.1f}" if m.flops else "",
-            "" if m.ceiling_share is None else f"{m.ceiling_share:.0%}",
-            f"{m.peak_gb:.2f}",
-        ]
-        for m in measurements
-    ]
-
-
-HEADINGS = ["item", "threads", "ms (range)", "CPU s", "frames/s", "GFLOP", "GFLOP/s", "of matmul peak", "peak GB"]
+    """For `console.table` under `COLUMNS`."""
+    return [[column(measured) for column in COLUMNS.values()] for measured in measurements]
 
 
 def stage_rows(measurements: Iterable[Measurement]) -> list[list[str]]:
@@ -221,11 +206,8 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         return
     release_memory()
-    if (own := Path("/proc/self/clear_refs")).exists():
-        try:
-            own.write_text("5")
-        except OSError:
-            return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -25,8 +25,7 @@ REFERENCE = STConfig(num_blocks=12)  # of the paper, at patch 4
 
 def play_items(folder: Path | None, device: torch.device, compiled: bool, large: bool) -> list[Item]:
     """One frame at the small size at which other implementations were measured, at several contexts and batches, and
-    as the naive reference computes it; at the reference size if `large`; and of the world in `folder`, if there is one.
-    """
+    as the naive reference computes it; at the reference size if `large`; and of the world in `folder`, if any."""
     most, dtypes, small = torch.get_num_threads(), dtypes_of(device), partial(common_size, device)
 
     def frame(name: str, world: Callable[..., World], b: int = 1, compiled: bool = False, **of: Any) -> Item:
@@ -54,17 +53,12 @@ def play_items(folder: Path | None, device: torch.device, compiled: bool, large:
 
 
 def common_size(
-    device: torch.device,
-    context_frames: int,
-    stack: STConfig = SMALL,
-    patch: int = 8,
-    precision: Precision = "float32",
+    device: torch.device, context_frames: int, stack: STConfig = SMALL, patch: int = 8, precision: Precision = "float32"
 ) -> World:
     """25 MaskGIT steps, random weights; small: width 128, 4 blocks, 4 heads, 64 tokens a frame."""
+    decoder = replace(stack, num_blocks=min(8, stack.num_blocks))
     config = WorldConfig(
-        tokenizer=TokenizerConfig(
-            patch=patch, encoder=SMALL, decoder=replace(stack, num_blocks=min(8, stack.num_blocks))
-        ),
+        tokenizer=TokenizerConfig(patch=patch, encoder=SMALL, decoder=decoder),
         lam=LAMConfig(patch=16, encoder=SMALL, decoder=SMALL),
         dynamics=DynamicsConfig(transformer=stack),
         sampling=SamplingConfig(steps=25),

@@ -1,35 +1,34 @@
 """What a training step costs: forward and backward of each part of the batch, and optimizer."""
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minigenie.bench.machine import Call, Item, Measurement, count_flops, dtypes_of, timed
 from minigenie.bench.play import REFERENCE, SMALL
 from minigenie.camera import PAST
-from minigenie.dynamics import DynamicsConfig
+from minigenie.dynamics import DynamicsConfig, Joint
 from minigenie.lam import LAMConfig, LatentActionModel
+from minigenie.nn.model import Model
 from minigenie.nn.quantize import QuantizerConfig
 from minigenie.nn.st_transformer import STConfig
-from minigenie.optim import OptimConfig, make_optimizers, set_learning_rate
-from minigenie.pipeline import STEPS, Joint, Recipe
+from minigenie.optim import make_optimizers, set_learning_rate
+from minigenie.pipeline import STEPS, Recipe
 from minigenie.recipes import paper, recipe_named
 from minigenie.runtime import autocast
+from minigenie.settings import BenchSettings
 from minigenie.tokenizer import TokenizerConfig
 from minigenie.train import Execution, FitConfig, Part, backward, prepare_stacks, update
 
 
-def train_items(
-    recipes: tuple[str, ...], device: torch.device, large: bool = False, parts: tuple[int, ...] = ()
-) -> list[Item]:
+def train_items(settings: BenchSettings, device: torch.device) -> list[Item]:
     """Steps of each recipe's stages, and of the sizes at which other implementations were measured: W1 and W2 are the
-    reference's, W1s and W2s small. Or, with `parts`, of the recipes alone, with so many clips at a time at most."""
-    sizes = {"s": small()} | ({"": reference()} if large else {})
+    reference's, W1s and W2s small. Or, with `settings.parts`, of the recipes alone, so many clips at a time at most."""
+    sizes = {"s": small()} | ({"": reference()} if settings.large else {})
     common = [
         step_item(f"{name}{suffix} {stage} step", recipe, stage, device, dtype, threads=1)
         for dtype in dtypes_of(device)
@@ -37,16 +36,16 @@ def train_items(
         for name, stage in (("W1", "tokenizer"), ("W2", "joint"))
     ]
     dtype = dtypes_of(device)[-1]  # what they are trained in
-    if large:
+    if settings.large:
         common.append(step_item("8 x 512 dynamics step", wide(), "dynamics", device, dtype))
     own = [
         step_item(f"{name} {stage} step", recipe_named(name), stage, device, dtype, part=part)
-        for name in recipes
+        for name in settings.recipes
         for stage in (("tokenizer", "joint") if recipe_named(name).joint else ("tokenizer", "lam", "dynamics"))
-        for part in parts or (None,)
+        for part in settings.parts or (None,)
     ]
     own = list({item.name: item for item in own}.values())  # batches may be cut alike
-    return own if parts else common + own
+    return own if settings.parts else common + own
 
 
 def fastest_parts(measurements: list[Measurement]) -> list[str]:
@@ -61,17 +60,13 @@ def fastest_parts(measurements: list[Measurement]) -> list[str]:
 
 
 def small() -> Recipe:
-    """4 clips of 16 frames of 64x64, patch 8, width 128, 4 heads, 4+4 blocks; dynamics and LAM alike, the LAM on pixels
-    at patch 16, both on histories."""
-    return _common(SMALL, SMALL, 8, 4)
+    """4 clips of 16 frames of 64x64, patch 8, width 128, 4 heads, 4+4 blocks; the LAM on pixels at patch 16."""
+    return _common(SMALL, SMALL, 8, 4, Execution())
 
 
 def reference() -> Recipe:
-    """2 clips of 16 frames of 64x64, patch 4, width 512, 8 heads, 8+8 blocks; dynamics 12 blocks. To save memory, one
-    clip after the other, and what is cheap computed twice."""
-    recipe = _common(STConfig(), REFERENCE, 4, 2)
-    saving = replace(recipe.tokenizer_fit, execution=Execution(part=1, recompute="cheap"))
-    return replace(recipe, tokenizer_fit=saving, lam_fit=saving, dynamics_fit=saving)
+    """2 clips of 16 frames of 64x64, patch 4, width 512, 8 heads, 8+8 blocks; dynamics 12; saving memory."""
+    return _common(STConfig(), REFERENCE, 4, 2, Execution(part=1, recompute="cheap"))
 
 
 def wide() -> Recipe:
@@ -81,44 +76,34 @@ def wide() -> Recipe:
     return replace(recipe, dynamics=dynamics, dynamics_fit=replace(recipe.dynamics_fit, batch_size=4))
 
 
-def _common(stack: STConfig, dynamics: STConfig, patch: int, clips: int) -> Recipe:
-    fit = FitConfig(steps=1, batch_size=clips, clip_frames=16, optim=OptimConfig())
+def _common(stack: STConfig, dynamics: STConfig, patch: int, clips: int, how: Execution) -> Recipe:
+    fit = FitConfig(steps=1, batch_size=clips, clip_frames=16, execution=how)
     codes = QuantizerConfig(num_codes=1024, code_dim=32)
-    return replace(
-        paper(),
-        tokenizer=TokenizerConfig(patch=patch, encoder=stack, decoder=stack, quantizer=codes),
-        lam=LAMConfig(pairs=False, relative=False, encoder=stack, decoder=stack),
-        dynamics=DynamicsConfig(transformer=dynamics, context="masked"),
-        tokenizer_fit=fit,
-        lam_fit=fit,
-        dynamics_fit=fit,
-    )
+    models: dict[str, Any] = {
+        "tokenizer": TokenizerConfig(patch=patch, encoder=stack, decoder=stack, quantizer=codes),
+        "lam": LAMConfig(pairs=False, relative=False, encoder=stack, decoder=stack),
+        "dynamics": DynamicsConfig(transformer=dynamics, context="masked"),
+    }
+    return replace(paper(), **models, tokenizer_fit=fit, lam_fit=fit, dynamics_fit=fit)
 
 
 def step_item(
-    name: str,
-    recipe: Recipe,
-    stage: str,
-    device: torch.device,
-    dtype: Any,
-    threads: int | None = None,
-    part: int | None = None,
+    name: str, recipe: Recipe, stage: str, device: torch.device, dtype: Any, threads: int = 0, part: int | None = None
 ) -> Item:
+    """threads: all, if it is 0. part: clips at a time, in place of the recipe's own."""
     config: FitConfig = getattr(recipe, f"{'dynamics' if stage == 'joint' else stage}_fit")
-    part = part or config.execution.part
-    config = replace(config, execution=replace(config.execution, precision=dtype, part=part))
-    parts = len(config.parts())
-    clips = len(config.parts()[0])
-    make: Callable[[], nn.Module] = {
-        "tokenizer": recipe.make_tokenizer,
-        "lam": recipe.make_lam,
-        "dynamics": recipe.make_dynamics,
-        "joint": lambda: Joint(LatentActionModel(recipe.lam, recipe.tokenizer), recipe.make_dynamics()),
-    }[stage]
-    frames = torch.Size((clips, config.clip_frames))
-    size = f"{clips} x {config.clip_frames} frames"
+    execution = replace(config.execution, precision=dtype, part=part or config.execution.part)
+    config = replace(config, execution=execution)
+
+    def make() -> Model:
+        if stage == "joint":
+            return Joint(LatentActionModel(recipe.lam, recipe.tokenizer), recipe.make_dynamics())
+        return getattr(recipe, f"make_{stage}")()
+
+    parts, frames = len(config.parts()), torch.Size((len(config.parts()[0]), config.clip_frames))
+    times = "" if parts == 1 else f"{parts} times "
     return Item(
-        name=f"{name}, {size}" if parts == 1 else f"{name}, {parts} times {size}",
+        name=f"{name}, {times}{frames[0]} x {frames[1]} frames",
         make=lambda: step_call(make(), _noise(recipe, frames, device), config, device),
         frames=parts * frames.numel(),
         threads=threads or torch.get_num_threads(),
@@ -126,21 +111,20 @@ def step_item(
     )
 
 
-def step_call(model: nn.Module, batch: dict[str, Tensor], config: FitConfig, device: torch.device) -> Call:
+def step_call(model: Model, batch: dict[str, Tensor], config: FitConfig, device: torch.device) -> Call:
     model.to(device).train()
     optimizers = make_optimizers(model, config.optim)
     set_learning_rate(optimizers, config.optim, 1e-3)
 
-    precision, parts = config.execution.precision, [Part(batch, 1 / len(config.parts()))] * len(config.parts())
+    precision, count = config.execution.precision, len(config.parts())
+    parts, one = [Part(batch, 1 / count)] * count, [Part({name: tensor[:1] for name, tensor in batch.items()})]
 
     def run() -> None:
         backward(model, parts, precision, device, 1.0)
         update(model, optimizers, config)
 
-    clips = config.batch_size
-    one = [Part({name: tensor[:1] for name, tensor in batch.items()})]
     for _ in range(2):  # the first step places codes by k-means
-        flops = clips * count_flops(lambda: backward(model, one, precision, device, 1.0))
+        flops = config.batch_size * count_flops(lambda: backward(model, one, precision, device, 1.0))
         flops += count_flops(lambda: update(model, optimizers, config))
     prepare_stacks(model, config.execution, device)
     run()
@@ -153,8 +137,8 @@ def step_call(model: nn.Module, batch: dict[str, Tensor], config: FitConfig, dev
                 losses.append(model(batch, 1.0)[0])
 
         return {
-            "forward": len(parts) * timed(forward, device)[0],
-            "backward": len(parts) * timed(lambda: losses[0].backward(), device)[0],
+            "forward": count * timed(forward, device)[0],
+            "backward": count * timed(lambda: losses[0].backward(), device)[0],
             "optimizer": timed(partial(update, model, optimizers, config), device)[0],
         }
 

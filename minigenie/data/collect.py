@@ -10,7 +10,6 @@ Dimensions:  n games played side by side   s steps   h w c a frame
 
 import contextlib
 import ctypes
-import importlib
 import importlib.metadata
 import io
 import platform
@@ -27,6 +26,7 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
+from minigenie.data.controls import PROCGEN_NAMES, TOY_NAMES, procgen_action
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.expert import Expert
 from minigenie.data.toy import ToyWorld
@@ -60,8 +60,8 @@ KEY_STEPS, WAIT_STEPS = (2, 12), (4, 30)  # that a key is held, or none, at leas
 TRIPS = {"on": (40, 120), "back": (15, 50)}  # steps; where no direction leads on, those on are as short as those back
 RUN_RIGHT = ("coinrun", "ninja", "toy")
 CLIMB = ("climber", "jumper")
-PROCGEN_ACTIONS = {"noop": 4, "left": 1, "right": 7, "jump": 5, "jump-left": 2, "jump-right": 8}  # 15 in all
-TOY_ACTIONS = {"noop": 0, "left": 1, "right": 2, "jump": 3, "jump-left": 4, "jump-right": 5}
+TOY_ACTIONS = {name: number for number, name in enumerate(TOY_NAMES)}
+PROCGEN_ACTIONS = {name: procgen_action(name) for name in TOY_NAMES}
 
 
 def collect(
@@ -75,8 +75,7 @@ def collect(
 
     `workers` is the number of threads, by default one per core up to 16; the frames do not depend on it.
     `progress(frames done, frames in all)` is called after each shard, in their order. Raises ValueError for settings
-    that cannot be, FileExistsError if `out` holds anything else.
-    """
+    that cannot be, FileExistsError if `out` holds anything else."""
     check(settings)
     writer = DatasetWriter(
         out,
@@ -125,7 +124,7 @@ def action_plan(game: str, policy: str, steps: int, num_envs: int, rng: np.rando
     """Actions of a policy that looks at nothing: int [s n]."""
     shape = (steps, num_envs)
     if policy == "random":
-        return rng.integers(len(TOY_ACTIONS) if game == "toy" else 15, size=shape)
+        return rng.integers(len(TOY_NAMES if game == "toy" else PROCGEN_NAMES), size=shape)
     choices = rng.integers(10, size=shape)  # the nine directions and the fire button
     changed = rng.random(shape) < 1 / HOLD
     since = np.maximum.accumulate(np.where(changed, np.arange(steps)[:, None], 0), axis=0)
@@ -170,7 +169,11 @@ class Explorer:
 def _play(settings: CollectSettings, k: int, n: int, steps: int) -> tuple[np.ndarray, list[Episode], np.ndarray]:
     """Shard `k`: at least `steps` frames from each of `n` games in turn [f h w c], their episodes, and actions [f]."""
     seeds = np.random.SeedSequence([settings.seed, settings.split == "test", k])
-    game = _start(settings, n, int(seeds.generate_state(1)[0]) % 2**31)
+    seed = int(seeds.generate_state(1)[0]) % 2**31
+    if settings.game == "toy":
+        game: ToyWorld | ProcgenGame = ToyWorld(n, seed, settings.levels, settings.first_level)
+    else:
+        game = procgen_game(settings, n, seed)
     played, rng = steps + SPARE, np.random.default_rng(seeds)
     act, plan = player_for(settings, game, rng, played), np.empty((played, n), np.int64)
     frames = np.empty((n, played, 64, 64, 3), np.uint8)
@@ -192,8 +195,8 @@ def _play(settings: CollectSettings, k: int, n: int, steps: int) -> tuple[np.nda
                 pieces.append((i, slice(start, start + length)))
                 episodes.append(Episode(k, total, length, level_seed=int(level_seed[i, start])))
                 total += length
-    shard_actions = np.concatenate([plan[piece, i] for i, piece in pieces]).astype(np.uint8)
-    return np.concatenate([frames[piece] for piece in pieces]), episodes, shard_actions
+    actions = np.concatenate([plan[piece, i] for i, piece in pieces]).astype(np.uint8)
+    return np.concatenate([frames[piece] for piece in pieces]), episodes, actions
 
 
 def _shard_sizes(settings: CollectSettings) -> list[tuple[int, int]]:
@@ -232,12 +235,6 @@ def generator_of(game: str) -> str:
     return f"{package} {importlib.metadata.version(package)}"
 
 
-def _start(settings: CollectSettings, n: int, seed: int) -> "ToyWorld | ProcgenGame":
-    if settings.game == "toy":
-        return ToyWorld(n, seed=seed, num_levels=settings.levels, start_level=settings.first_level)
-    return procgen_game(settings, n, seed)
-
-
 def player_for(
     settings: CollectSettings, game: "ToyWorld | ProcgenGame", rng: np.random.Generator, steps: int
 ) -> Callable[[], np.ndarray]:
@@ -265,13 +262,25 @@ class ProcgenGame:
     """n Procgen games side by side, from procgen-mirror; one that ends starts its next level by itself.
 
     first: bool [n], this frame begins an episode. reward: float [n], of the last step. level_seed: int [n], the level
-    that this frame shows.
-    """
+    that this frame shows."""
 
     def __init__(self, settings: CollectSettings, n: int, seed: int):
-        self._env = _import_procgen().ProcgenGym3Env(n, **_procgen_options(settings, seed))
-        self._buffer = self._env._ffi.new("char[]", MAX_STATE)
+        options = {
+            "env_name": settings.game,
+            "rand_seed": seed,
+            "distribution_mode": settings.mode,
+            "num_levels": settings.levels,  # never 0, with which start_level would be ignored
+            "start_level": settings.first_level,
+            "use_backgrounds": settings.backgrounds,
+            "restrict_themes": not settings.themes,
+            "num_threads": 0,
+        }
+        self._open(n, options)
         self._observe()
+
+    def _open(self, n: int, options: dict[str, Any]) -> None:
+        self._env = _import_procgen().ProcgenGym3Env(n, **options)
+        self._buffer = self._env._ffi.new("char[]", MAX_STATE)
 
     def frames(self) -> np.ndarray:
         """What all show now: uint8 [n h w c]."""
@@ -300,10 +309,9 @@ class ProcgenGame:
 class ProcgenGymGame(ProcgenGame):
     """The same from procgen-gym, which calls the same library another way."""
 
-    def __init__(self, settings: CollectSettings, n: int, seed: int):
-        self._env = _import_procgen().ProcgenVecEnv(n, **_procgen_options(settings, seed))
+    def _open(self, n: int, options: dict[str, Any]) -> None:
+        self._env = _import_procgen().ProcgenVecEnv(n, **options)
         self._buffer = ctypes.create_string_buffer(MAX_STATE)
-        self._observe()
 
     def step(self, actions: np.ndarray) -> None:
         self._env._clib.act(actions)  # its own `step` would not say which frames are first
@@ -315,19 +323,6 @@ class ProcgenGymGame(ProcgenGame):
     def _observe(self) -> None:
         first, observation, self.reward, info = self._env._clib.observe()
         self.first, self._frames, self.level_seed = first.astype(bool), observation["rgb"], info["level_seed"]
-
-
-def _procgen_options(settings: CollectSettings, seed: int) -> dict[str, Any]:
-    return {
-        "env_name": settings.game,
-        "rand_seed": seed,
-        "distribution_mode": settings.mode,
-        "num_levels": settings.levels,  # never 0, with which start_level would be ignored
-        "start_level": settings.first_level,
-        "use_backgrounds": settings.backgrounds,
-        "restrict_themes": not settings.themes,
-        "num_threads": 0,
-    }
 
 
 def _procgen_module() -> str | None:

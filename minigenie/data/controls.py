@@ -24,14 +24,8 @@ ONE_AT_A_TIME = ("leaper", "maze", "miner")  # left with up is left
 FOLLOWED = ("caveflyer", "climber", "coinrun", "jumper", "ninja")  # by the camera; climber's only up and down
 FIRES = {"bossfight": 1, "caveflyer": 1, "dodgeball": 1, "fruitbot": 1, "plunder": 1, "starpilot": 2, "ninja": 4}
 TOY_NAMES = ("noop", "left", "right", "jump", "jump-left", "jump-right")
-KEYS = {
-    "left": "ArrowLeft",
-    "right": "ArrowRight",
-    "up": "ArrowUp",
-    "jump": "ArrowUp",
-    "down": "ArrowDown",
-    "fire": "f",
-}
+ARROWS = {"left": "ArrowLeft", "right": "ArrowRight", "up": "ArrowUp", "down": "ArrowDown"}
+KEYS = {**ARROWS, "jump": "ArrowUp", "fire": "f"}
 
 
 @dataclass(frozen=True)
@@ -43,11 +37,6 @@ class Controls:
 
     def __len__(self) -> int:
         return len(self.names)
-
-    @property
-    def noop(self) -> int | None:
-        """The control of a player who presses nothing, if it is known."""
-        return self.names.index("noop") if "noop" in self.names else None
 
     @property
     def parts(self) -> dict[str, np.ndarray]:
@@ -64,13 +53,12 @@ class Controls:
 
 def entries(names: tuple[str, ...]) -> list[dict[str, Any]]:
     """Controls as a world's actions.json lists them: on the keys of a keyboard that mean each, or on a digit."""
-    keys = ["" if name == "noop" else key_of(name) or str(number) for number, name in enumerate(names, 1)]
-    return [{"name": name, "key": key, "noop": name == "noop"} for name, key in zip(names, keys, strict=True)]
-
-
-def key_of(name: str) -> str | None:
-    parts = [KEYS.get(part) for part in name.split("-")]
-    return "+".join(part for part in parts if part) if all(parts) else None
+    found = []
+    for number, name in enumerate(names, 1):
+        keys, is_noop = [KEYS.get(part, "") for part in name.split("-")], name == "noop"
+        key = "" if is_noop else "+".join(keys) if all(keys) else str(number)
+        found.append({"name": name, "key": key, "noop": is_noop})
+    return found
 
 
 def controls_of(dataset: Dataset) -> Controls | None:
@@ -78,6 +66,8 @@ def controls_of(dataset: Dataset) -> Controls | None:
     if not dataset.has_actions:
         return None
     source = dataset.manifest["source"]
+    if names := dataset.manifest["settings"].get("controls"):
+        return Controls(tuple(names), tuple(range(len(names))))
     if source == "toy":
         return Controls(TOY_NAMES, tuple(range(len(TOY_NAMES))))
     if dataset.manifest["generator"].startswith("procgen"):
@@ -99,8 +89,7 @@ def procgen_controls(game: str) -> Controls:
 def procgen_action(control: str) -> int:
     """The Procgen action that has the control's name. Others that count as the same may do more: down, which is a noop
     nearly everywhere, drops CoinRun's player through a crate."""
-    platformer = {"jump": "up", "jump-left": "left-up", "jump-right": "right-up"}
-    return PROCGEN_NAMES.index(platformer.get(control, control))
+    return PROCGEN_NAMES.index({"jump": "up", "jump-left": "left-up", "jump-right": "right-up"}.get(control, control))
 
 
 def _joined(game: str, action: int) -> str:

@@ -14,6 +14,7 @@ Dimensions:  b batch   t frames of a clip   h height   w width   c channels (3, 
 """
 
 import hashlib
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -37,6 +38,7 @@ from minigenie.files import (
     parse_json,
     read_url,
     to_json,
+    trim_cache,
     write_atomic,
 )
 
@@ -104,8 +106,7 @@ class DatasetWriter:
 
     `header` has the fields of `Header`. Raises FileExistsError if `folder` holds anything but the same dataset,
     finished (then `finished` is true) or begun. A writer may be copied to other processes: each index is to be written
-    by one of them.
-    """
+    by one of them."""
 
     def __init__(self, folder: str | Path, **header: Any):
         self.folder = Path(folder)
@@ -137,17 +138,11 @@ class DatasetWriter:
     def write(self, index: int, frames: np.ndarray, episodes: list[Episode], actions: np.ndarray | None = None) -> None:
         """Store shard `index`: uint8 frames [f h w 3], integer actions [f] or None, episodes by offset within it.
 
-        The `shard` of the episodes is filled in here. No episodes: the shard is noted as done and takes no room.
-        """
-        if frames.dtype != np.uint8 or frames.shape[1:] != (*self.header["frame_size"], 3):
-            expected = f"uint8 [frames {' '.join(map(str, self.header['frame_size']))} 3]"
-            raise UserError(f"shard {index}: frames are {frames.dtype} {list(frames.shape)}, should be {expected}")
-        if actions is not None and actions.shape != frames.shape[:1]:
-            raise UserError(
-                f"shard {index}: actions are {list(actions.shape)}, should be [{len(frames)}] as the frames"
-            )
-        if any(e.offset < 0 or e.length < 1 or e.offset + e.length > len(frames) for e in episodes):
-            raise UserError(f"shard {index}: an episode reaches outside of its {len(frames)} frames")
+        The `shard` of the episodes is filled in here. No episodes: the shard is noted as done and takes no room."""
+        assert frames.dtype == np.uint8
+        assert frames.shape[1:] == (*self.header["frame_size"], 3)
+        assert actions is None or actions.shape == frames.shape[:1]
+        assert all(0 <= e.offset < e.offset + e.length <= len(frames) for e in episodes)
         shard = None
         if episodes:
             shard = Shard(f"shard-{index:05d}.npy", len(frames), "", None, None)
@@ -186,8 +181,7 @@ class Dataset:
     """Frames and episodes of a finished folder. Frames are counted through all shards, in the manifest's order.
 
     `folder` is where its files lie: of a dataset at `url`, copies of those that were read. `name` is what it was opened
-    by.
-    """
+    by."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any], url: str | None = None):
         self.folder, self.url = folder, url
@@ -195,6 +189,8 @@ class Dataset:
         self.manifest = manifest
         checked = _check_manifest(f"{self.name}/{MANIFEST}", manifest)
         self.frame_size, self.fps, self.episodes = checked.frame_size, manifest["fps"], checked.episodes
+        self.shards = checked.shards
+        self.parts: tuple[Dataset, ...] = (self,)
         self.has_actions = all(shard.actions for shard in checked.shards)
         self._ends = np.cumsum([shard.frames for shard in checked.shards])
         self._firsts = np.concatenate([[0], self._ends[:-1]])
@@ -216,8 +212,7 @@ class Dataset:
         `verify` is for earlier copies: a damaged one is made again.
 
         FileNotFoundError if it is not there or unfinished, ValueError if it is damaged, OSError if storage cannot be
-        read: one line, with the cure.
-        """
+        read: one line, with the cure."""
         if is_url(folder):
             url = str(folder).rstrip("/")
             dataset = cls(cache_folder(url), _read_object(f"{url}/{MANIFEST}"), url)
@@ -240,7 +235,7 @@ class Dataset:
         if verify and (bad := damaged(str(folder.resolve()), files)):
             raise UserError(f"{bad[0]} is damaged (its sha256 is not the manifest's); {COPY_AGAIN}")
         for name, _, shape in dataset._files.values():
-            _check_shape(folder / name, shape)
+            _load(folder / name, shape)
         return dataset
 
     @cached_property
@@ -267,6 +262,10 @@ class Dataset:
             )
         before = np.cumsum(counts) - counts  # windows of all earlier episodes
         return np.repeat(firsts - before, counts) + np.arange(counts.sum())
+
+    def training_windows(self, length: int) -> np.ndarray:
+        """Those that an epoch of training is made of."""
+        return self.windows(length)
 
     def episodes_of(self, frames: np.ndarray) -> np.ndarray:
         """Which episode each of `frames` lies in, counted through all shards."""
@@ -308,12 +307,17 @@ class Dataset:
         return self._map(kind, episode.shard)[episode.offset : episode.offset + episode.length]
 
     def _map_file(self, kind: str, shard: int) -> np.ndarray:
-        # a plain view: slicing the memmap class itself is several times slower
-        return load_npy(self._path(kind, shard), COPY_AGAIN).view(np.ndarray)
+        while True:
+            path = self._path(kind, shard)
+            try:
+                return _load(path, self._files[kind, shard][2])
+            except UserError:
+                if path.exists() or not self.url:  # else another process has just made room in the cache
+                    raise
 
     def _path(self, kind: str, shard: int) -> Path:
         """The file of a shard. Of a dataset at a URL its copy, under its checksum: that name cannot be out of date."""
-        name, sha256, shape = self._files[kind, shard]
+        name, sha256, _ = self._files[kind, shard]
         if not self.url:
             return self.folder / name
         path = self.folder / f"{sha256}.npy"
@@ -322,7 +326,9 @@ class Dataset:
             with FileLock(self.folder / f".{sha256}.lock"):  # what one process copies the others wait for
                 if not path.exists():
                     _copy(f"{self.url}/{name}", path, sha256)
-            _check_shape(path, shape)
+                    trim_cache(path)
+        with suppress(OSError):
+            os.utime(path)  # what was used last is kept longest
         return path
 
     def __reduce__(self) -> tuple:
@@ -337,29 +343,13 @@ def sample_batch(windows_count: int, *, seed: int, step: int, batch_size: int) -
     if windows_count < 1:
         raise UserError("there are no windows to sample from; use shorter clips or a larger dataset")
     first = step * batch_size
-    epochs, positions = np.divmod(np.arange(first, first + batch_size), windows_count)
-    batch = np.empty(batch_size, np.int64)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        batch[here] = _permutation(windows_count, seed, int(epoch))[positions[here]]
-    return batch
+    places = (divmod(i, windows_count) for i in range(first, first + batch_size))
+    return np.array([_permutation(windows_count, seed, epoch)[position] for epoch, position in places])
 
 
 @lru_cache(maxsize=2)
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
-
-
-def contact_sheet(dataset: Dataset, rows: int = 6, columns: int = 10) -> np.ndarray:
-    """A picture of the dataset: a row per episode, evenly spaced frames in it, 2 px gaps. uint8 [H W 3]."""
-    rows, gap = min(rows, len(dataset.episodes)), 2
-    height, width = dataset.frame_size
-    sheet = np.full((rows, height + gap, columns, width + gap, 3), 255, np.uint8)
-    for row, episode in enumerate(np.random.default_rng(0).choice(len(dataset.episodes), rows, replace=False)):
-        frames = dataset.episode_frames(int(episode))
-        chosen = frames[np.linspace(0, len(frames) - 1, columns).round().astype(int)]
-        sheet[row, :height, :, :width] = chosen.swapaxes(0, 1)
-    return sheet.reshape(rows * (height + gap), columns * (width + gap), 3)[:-gap, :-gap]
 
 
 def _mappable(files: int) -> int:
@@ -410,9 +400,11 @@ def _check_manifest(path: str, manifest: dict[str, Any]) -> Manifest:
         raise UserError(f"{path} is damaged: {error}; make the dataset again in another folder") from None
 
 
-def _check_shape(path: Path, shape: tuple[int, ...]) -> None:
+def _load(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Frames or actions of a shard: a view, since slicing the memmap class itself is several times slower."""
     array = load_npy(path, COPY_AGAIN)
     if array.shape != shape or (array.dtype != np.uint8 if len(shape) > 1 else array.dtype.kind not in "iu"):
         raise UserError(
             f"{path} holds {array.dtype} {list(array.shape)}, the manifest says {list(shape)}; {COPY_AGAIN}"
         )
+    return array.view(np.ndarray)

@@ -77,8 +77,7 @@ class ThumbnailIndex:
         return max(sorted(set(videos)), key=videos.count)
 
     def _enter(self, thumbnails: np.ndarray) -> None:
-        keys = _keys(thumbnails)
-        keys, firsts = np.unique(keys, return_index=True)
+        keys, firsts = np.unique(_keys(thumbnails), return_index=True)
         new = self.table[keys] == 0
         self.table[keys[new]] = self.count + 1 + firsts[new]
         self.count += len(thumbnails)

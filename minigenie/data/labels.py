@@ -44,25 +44,34 @@ class Labels(NamedTuple):
         return dict(zip(self.names, np.bincount(self.controls, minlength=len(self.names)).tolist(), strict=True))
 
 
-def read_labels(folder: Path, dataset: Dataset) -> Labels:
-    """The labels beside a dataset. FileNotFoundError if there are none, ValueError, one line, if they make no sense."""
-    path = folder / FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {FILE}; make some with `minigenie teach {folder}`")
-    try:
-        return _parse(parse_json(path.read_bytes()), dataset)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+def label_files(dataset: Dataset) -> list[Path]:
+    """Those beside the dataset, or beside the parts that it is made of."""
+    return [part.folder / FILE for part in dataset.parts if (part.folder / FILE).is_file()]
+
+
+def read_labels(dataset: Dataset) -> Labels:
+    """The labels of a dataset. FileNotFoundError if there are none, ValueError, one line, if they make no sense."""
+    found: list[Labels] = []
+    first = 0
+    for part in dataset.parts:
+        if (path := part.folder / FILE).is_file():
+            try:
+                labels = _parse(parse_json(path.read_bytes()), part)
+            except ValueError as error:
+                raise UserError(f"{path}: {error}") from None
+            if found and found[0].names != labels.names:
+                raise UserError(f"{path} has other controls than {label_files(dataset)[0]}; label both with the same")
+            found.append(labels._replace(frames=labels.frames + first))
+        first += part.num_frames
+    if not found:
+        raise FileNotFoundError(f"{dataset.name} has no {FILE}; make some with `minigenie teach {dataset.name}`")
+    frames, controls = (np.concatenate([getattr(each, name) for each in found]) for name in ("frames", "controls"))
+    return Labels(found[0].names, frames, controls)
 
 
 def write_labels(folder: Path, names: tuple[str, ...], labels: dict[int, int]) -> None:
     """labels: control by frame. Atomic."""
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "controls": list(names),
-        "labels": sorted([frame, control] for frame, control in labels.items()),
-    }
+    content = {"format": FORMAT, "version": VERSION, "controls": names, "labels": sorted(labels.items())}
     write_atomic(folder / FILE, json.dumps(content).encode())
 
 

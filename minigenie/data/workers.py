@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
@@ -27,20 +27,14 @@ class Workers(NamedTuple):
     ahead: int
 
 
-@contextmanager
-def workers(count: int, ray: str | None = None) -> Iterator[Workers]:
+def workers(count: int, ray: str | None = None) -> AbstractContextManager[Workers]:
     """`count` processes, for one this one; or with `ray` all cores of the cluster at that address, "auto" or "local".
 
     However the block ends, or the process dies, nothing runs on. OSError if a worker is killed; ValueError without Ray.
     """
     if ray:
-        with _cluster(ray) as cluster:
-            yield cluster
-    elif count == 1:
-        yield Workers(partial, 1)
-    else:
-        with _pool(count) as pool:
-            yield pool
+        return _cluster(ray)
+    return _pool(count) if count > 1 else nullcontext(Workers(partial, 1))
 
 
 def cores() -> int:

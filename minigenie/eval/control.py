@@ -9,27 +9,20 @@ Dimensions:  n states   k keys   a actions   t frames   h w c a frame
 Paths are pixels [right, up] from the start, where the player goes: the picture goes the other way.
 """
 
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import fields, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from minigenie.data.collect import (
-    ProcgenGame,
-    available,
-    generator_of,
-    player_for,
-    procgen_game,
-)
+from minigenie.data.collect import ProcgenGame, available, generator_of, player_for, procgen_game
 from minigenie.data.controls import FOLLOWED, procgen_action, procgen_controls
 from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
 from minigenie.eval.controllability import Rollout, hold_actions, shifts
-from minigenie.eval.evaluator import PROMPT, UNMEASURED, Evaluator
-from minigenie.eval.statistics import bootstrap, interval_of_columns
+from minigenie.eval.evaluator import PROMPT, UNMEASURED, Evaluator, Report, bootstrap, interval_of_columns
 from minigenie.inverse import InverseDynamics, controls_seen
 from minigenie.runtime import parallel_map
 from minigenie.settings import CollectSettings
@@ -45,7 +38,11 @@ JUMPS_LATE = ("ninja",)  # when the key is let go: held, it is like none, and wh
 PROBED = 8  # pairs of each rollout that the inverse dynamics see
 SHOWN = 10  # frames of each key in the picture
 
+Trajectory = Float[np.ndarray, "n t 2"]
 Paths = Float[np.ndarray, "n x steps 2"]
+Videos = UInt8[Tensor, "n _ t h w c"]
+Counted = Bool[np.ndarray, "n k"]  # by state and key
+Some = Bool[np.ndarray, " n"]  # of the states
 
 
 class Scene(NamedTuple):
@@ -86,7 +83,7 @@ def frames_to_imagine(evaluator: Evaluator) -> int:
     return min(evaluator.max_clips, STATES) * (evaluator.world.num_actions * HELD + UP + DOWN)
 
 
-def measure(evaluator: Evaluator, inverse: InverseDynamics | None) -> tuple[dict[str, Any], Scene | None]:
+def measure(evaluator: Evaluator, inverse: InverseDynamics | None) -> tuple[Report, Scene | None]:
     """The report's part on the control test, where there can be one."""
     world, states = evaluator.world, min(evaluator.max_clips, STATES)
     try:
@@ -101,18 +98,19 @@ def measure(evaluator: Evaluator, inverse: InverseDynamics | None) -> tuple[dict
 
 def settings_of(dataset: Dataset) -> CollectSettings:
     """The game as in the dataset, on held-out levels."""
-    settings = dataset.manifest["settings"]
-    held_out = {} if settings["split"] == "test" else {"split": "test", "start_level": None}
-    return CollectSettings(**(settings | held_out))
+    names = [each.name for each in fields(CollectSettings)]
+    settings = {name: value for name, value in dataset.manifest["settings"].items() if name in names}
+    held_out = {} if settings.get("split") == "test" else {"split": "test", "start_level": None}
+    return CollectSettings(**({"game": dataset.manifest["source"]} | settings | held_out))
 
 
 def find_rest(game: ProcgenGame, settings: CollectSettings, count: int, seed: int) -> Start:
     """Up to `count` states in which the player stands still: each `game` wanders for a while, then nothing is pressed
-    until the last frames are equal. Levels differ as far as there are enough."""
-    n, rng, found = len(game.first), np.random.default_rng([seed, 6]), Start([], torch.empty(0), [])
-    stills: list[np.ndarray] = []
+    until the last frames are equal. Levels differ as far as there are enough. Raises Impossible if hardly one rests."""
+    n, rng = len(game.first), np.random.default_rng([seed, 6])
+    found: list[tuple[bytes, np.ndarray, int]] = []
     for _ in range(ROUNDS):
-        if len(stills) == count:
+        if len(found) == count:
             break
         wander = rng.integers(*WANDER, size=n, endpoint=True)
         steps = WANDER[1] + PATIENCE
@@ -125,18 +123,18 @@ def find_rest(game: ProcgenGame, settings: CollectSettings, count: int, seed: in
             equal, before = np.where(same, equal + 1, 0), now
             for i in np.flatnonzero((equal >= REST) & ~taken & (step < wander + PATIENCE)):
                 level = int(game.level_seed[i])
-                if len(stills) < count and found.levels.count(level) < -(-count // settings.levels):
+                of_level = sum(level == other for _, _, other in found)
+                if len(found) < count and of_level < -(-count // settings.levels):
                     taken[i] = True
-                    found.states.append(game.save(int(i)))
-                    found.levels.append(level)
-                    stills.append(now[i])
-    frames = torch.from_numpy(np.stack(stills))[:, None].expand(-1, PROMPT, -1, -1, -1) if stills else found.frames
-    return found._replace(frames=frames)
+                    found.append((game.save(int(i)), now[i], level))
+    if len(found) < FEWEST:
+        raise Impossible(f"{len(found)} resting states found, {FEWEST} wanted")
+    states, stills, levels = zip(*found, strict=True)
+    frames = torch.from_numpy(np.stack(stills))[:, None].expand(-1, PROMPT, -1, -1, -1)
+    return Start(list(states), frames, list(levels))
 
 
-def play(
-    game: ProcgenGame, start: Start, actions: list[int]
-) -> tuple[UInt8[Tensor, "n t h w c"], Bool[np.ndarray, " n"]]:
+def play(game: ProcgenGame, start: Start, actions: list[int]) -> tuple[UInt8[Tensor, "n t h w c"], Some]:
     """What the game shows from each state, the first frame included, and in which of them no episode ended."""
     game.restore(start.states)
     seen, whole = [game.frames().copy()], np.ones(len(start.states), bool)
@@ -166,9 +164,9 @@ class Fit(NamedTuple):
 
     agrees: Bool[np.ndarray, "n k a"]
     distance: Float[np.ndarray, "n k a"]  # of the paths: it decides between actions that agree as often
-    counts: Bool[np.ndarray, "n k"]  # where no episode ends under the key
+    counts: Counted  # where no episode ends under the key
 
-    def best_action(self, key: int, states: Bool[np.ndarray, " n"]) -> int | None:
+    def best_action(self, key: int, states: Some) -> int | None:
         """The action that fits best on some states; None if the key counts in none of them."""
         some = states & self.counts[:, key]
         if not some.any():
@@ -177,12 +175,12 @@ class Fit(NamedTuple):
         return int(np.lexsort((distance, -share))[0])
 
 
-def compare(game: Paths, world: Float[np.ndarray, "n a steps 2"], counts: Bool[np.ndarray, "n k"]) -> Fit:
+def compare(game: Paths, world: Float[np.ndarray, "n a steps 2"], counts: Counted) -> Fit:
     true, seen = game[:, :, None], world[:, None]
     return Fit(agree(true, seen), abs(true - seen).mean(axis=(-2, -1)), counts)
 
 
-def halves(n: int) -> list[Bool[np.ndarray, " n"]]:
+def halves(n: int) -> list[Some]:
     return [np.arange(n) % 2 == half for half in (0, 1)]
 
 
@@ -190,16 +188,14 @@ def judge(fit: Fit) -> Float[np.ndarray, "n k"]:
     """1 or 0 for every state and key: the action chosen on the other half; NaN where the key does not count."""
     scores = np.full(fit.counts.shape, np.nan)
     for half in halves(len(scores)):
-        for key in range(scores.shape[1]):
+        for key in range(fit.counts.shape[1]):
             if (action := fit.best_action(key, ~half)) is not None:
                 mine = half & fit.counts[:, key]
                 scores[mine, key] = fit.agrees[mine, key, action]
     return scores
 
 
-def same_jump(
-    game: Float[np.ndarray, "n t 2"], world: Float[np.ndarray, "n t 2"], counts: Bool[np.ndarray, " n"]
-) -> Float[np.ndarray, " n"]:
+def same_jump(game: Trajectory, world: Trajectory, counts: Some) -> Float[np.ndarray, " n"]:
     """1 or 0: does the world go up as the game does, and end as high? NaN where the game does not go up."""
     up, also_up = (path[:, :, 1].max(axis=1) >= HEIGHT for path in (game, world))
     back = abs(game[:, -1, 1] - world[:, -1, 1]) <= HEIGHT
@@ -207,74 +203,54 @@ def same_jump(
 
 
 def measure_control(
-    rollout: Rollout,
-    num_actions: int,
-    dataset: Dataset,
-    states: int,
-    seed: int,
-    inverse: InverseDynamics | None = None,
-) -> tuple[dict[str, Any], Scene]:
+    rollout: Rollout, num_actions: int, dataset: Dataset, states: int, seed: int, inverse: InverseDynamics | None = None
+) -> tuple[Report, Scene]:
     """The control test from up to `states` states. inverse: trained on this footage, it then looks at the frames too.
-
-    Raises Impossible if this footage does not allow it.
-    """
+    Raises Impossible if this footage does not allow it."""
     if why := why_impossible(dataset):
         raise Impossible(why)
     settings = settings_of(dataset)
     start = find_rest(procgen_game(settings, states, seed), settings, states, seed)
-    if len(start.states) < FEWEST:
-        raise Impossible(f"{len(start.states)} resting states found, {FEWEST} wanted")
-    game, controls = procgen_game(settings, len(start.states), seed), procgen_controls(settings.game)
-    keys = [[procgen_action(name)] * HELD for name in controls.names]
-    real, whole = zip(*(play(game, start, held) for held in keys), strict=True)
+    game, names = procgen_game(settings, len(start.states), seed), procgen_controls(settings.game).names
+    real, whole = zip(*(play(game, start, [procgen_action(name)] * HELD) for name in names), strict=True)
     played, counts = torch.stack(real, dim=1), np.stack(whole, axis=1)
-    imagined = hold_actions(rollout, start.frames, num_actions, HELD)
-    true = paths(played)
-    fit = compare(true, paths(imagined), counts)
-    everywhere = np.ones(len(counts), bool)
-    best_actions = [fit.best_action(key, everywhere) for key in range(len(controls))]
+    imagined, true = hold_actions(rollout, start.frames, num_actions, HELD), paths(played)
+    fit, still = compare(true, paths(imagined), counts), agree(true, np.zeros_like(true))
+    best_actions = [fit.best_action(key, np.ones(len(counts), bool)) for key in range(len(names))]
     scores = judge(fit)
-    shares = _shares(scores, agree(true, np.zeros_like(true)), controls.names, best_actions)
+    judged = ~np.isnan(scores)
+    keys: dict[str, Report] = {
+        name: {
+            "share": float(scores[mine, key].mean()),
+            "still": float(still[mine, key].mean()),
+            "states": int(mine.sum()),
+            "action": best_actions[key],
+        }
+        for key, (name, mine) in enumerate(zip(names, judged.T, strict=True))
+        if mine.any()
+    }
     report = {
         "game": settings.game,
         "states": len(counts),
         "levels": len(set(start.levels)),
         "frames": HELD,
-        "share": float(np.mean([key["share"] for key in shares.values()])),
-        "share_ci95": interval_of_columns(scores[:, ~np.isnan(scores).all(axis=0)], seed),
-        "still": float(np.mean([key["still"] for key in shares.values()])),
-        "keys": shares,
+        "share": float(np.mean([key["share"] for key in keys.values()])),
+        "share_ci95": interval_of_columns(scores[:, judged.any(axis=0)], seed),
+        "still": float(np.mean([key["still"] for key in keys.values()])),
+        "keys": keys,
     }
-    if "jump" in controls.names and settings.game not in JUMPS_LATE:
-        report["gravity"] = _gravity(rollout, game, start, fit, controls.names, seed)
+    if "jump" in names and settings.game not in JUMPS_LATE:
+        report["gravity"] = _gravity(rollout, game, start, fit, names, seed)
     if inverse:
         report |= _probe(inverse, played, imagined, counts, best_actions)
-    apart = np.where(counts.all(axis=1), true[:, :, -1].std(axis=1).sum(axis=1), -1)
-    shown = int(apart.argmax())
+    shown = int(np.where(counts.all(axis=1), true[:, :, -1].std(axis=1).sum(axis=1), -1).argmax())
     world = imagined[shown, [action or 0 for action in best_actions]]
-    return report, Scene(list(controls.names), played[shown], world)
-
-
-def _shares(
-    scores: Float[np.ndarray, "n k"], still: Bool[np.ndarray, "n k"], names: tuple[str, ...], actions: list[int | None]
-) -> dict[str, dict[str, Any]]:
-    """For each key that is judged, by name: the share that agrees, and that of a picture that stands still."""
-    judged = ~np.isnan(scores)
-    return {
-        names[key]: {
-            "share": float(scores[mine, key].mean()),
-            "still": float(still[mine, key].mean()),
-            "states": int(mine.sum()),
-            "action": actions[key],
-        }
-        for key, mine in enumerate(judged.T)
-        if mine.any()
-    }
+    return report, Scene(list(names), played[shown], world)
 
 
 def _gravity(
     rollout: Rollout, game: ProcgenGame, start: Start, fit: Fit, names: tuple[str, ...], seed: int
-) -> dict[str, Any] | None:
+) -> Report | None:
     """Up with the jump key, then nothing pressed: is the player where the game's is? None if it never goes up."""
     keys, steps = ("jump", "noop"), [UP, DOWN]
     actions = torch.zeros(len(start.states), UP + DOWN, dtype=torch.long)
@@ -290,11 +266,7 @@ def _gravity(
 
 
 def _probe(
-    inverse: InverseDynamics,
-    played: UInt8[Tensor, "n k t h w c"],
-    imagined: UInt8[Tensor, "n a t h w c"],
-    counts: Bool[np.ndarray, "n k"],
-    best_actions: list[int | None],
+    inverse: InverseDynamics, played: Videos, imagined: Videos, counts: Counted, best_actions: list[int | None]
 ) -> dict[str, float]:
     """Mean over the keys of how often the inverse dynamics see the key that is held: in the world, and in the game."""
 

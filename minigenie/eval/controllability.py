@@ -5,7 +5,6 @@ Dimensions:  b clips   t transitions   a latent actions   u true actions   m sta
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +12,14 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from minigenie.data.controls import Controls
-from minigenie.eval.evaluator import PROMPT, UNMEASURED, Evaluator
-from minigenie.eval.statistics import bootstrap, entropy
+from minigenie.eval.evaluator import PROMPT, UNMEASURED, Clips, Evaluator, Report, bootstrap, entropy
 from minigenie.inverse import InverseDynamics, controls_seen, fit_pairs
 from minigenie.nn.motion import motion
 from minigenie.nn.patches import to_float
 
 Rollout = Callable[[Tensor, Tensor], Tensor]  # true frames [b p h w c], actions [b t] -> frames [b t h w c]
+Actions = Int[np.ndarray, "b t"]
+Counts = Int[np.ndarray, "a u"]
 STARTS, HELD = 8, 4  # start frames for the actions' effects, and how long an action is held
 GALLERY = 12  # frames of the action gallery
 INVERSE_PAIRS, INVERSE_STEPS = 6000, 400  # at most
@@ -41,15 +41,10 @@ def frames_to_imagine(evaluator: Evaluator) -> int:
 
 
 def measure_actions(
-    evaluator: Evaluator,
-    actions: Int[np.ndarray, "b t"],
-    truth: Int[np.ndarray, "b t"] | None,
-    controls: Controls | None,
-    episodes: Int[np.ndarray, " b"],
-) -> dict[str, Any]:
-    num_actions = evaluator.world.num_actions
-    share = usage(actions, num_actions)
-    report: dict[str, Any] = {
+    evaluator: Evaluator, actions: Actions, truth: Actions | None, controls: Controls | None, episodes: Clips
+) -> Report:
+    share = usage(actions, evaluator.world.num_actions)
+    report: Report = {
         "usage": share.tolist(),
         "above_2_percent": int((share > 0.02).sum()),
         "entropy": entropy(share),
@@ -68,21 +63,21 @@ def measure_actions(
     return report | {
         "controls": list(controls.names),
         "information": {name: information(actions, part[keys]) for name, part in controls.parts.items()},
-        **meaning(actions, keys, num_actions, evaluator.seed, episodes),
+        **meaning(actions, keys, len(share), evaluator.seed, episodes),
     }
 
 
-def measure_inverse(evaluator: Evaluator, controls: Controls | None) -> tuple[dict[str, Any], InverseDynamics | None]:
+def measure_inverse(evaluator: Evaluator, controls: Controls | None) -> tuple[Report, InverseDynamics | None]:
     """What could be known of the keys from a pair of frames: learnt on three quarters of the episodes, judged on the
     others. Returns what learnt it, too."""
     if controls is None:
         return {}, None
     starts = evaluator.clips(min(INVERSE_PAIRS, 64 * evaluator.max_clips), 2, salt=5)
-    judged = evaluator.episodes(starts) % min(4, len(evaluator.dataset.episodes)) == 0
+    parts = min(4, len(evaluator.dataset.episodes))
+    judged = evaluator.dataset.episodes_of(starts) % parts == parts - 1
     if judged.all() or not judged.any():
-        evaluator.notes.append(
-            f"{UNMEASURED}what a pair of frames tells of the keys (the dataset has too few episodes)"
-        )
+        why = "the dataset has too few episodes"
+        evaluator.notes.append(f"{UNMEASURED}what a pair of frames tells of the keys ({why})")
         return {}, None
     pairs, truth = evaluator.frames(starts, 2), evaluator.dataset.clip_actions(starts, 2)
     assert truth is not None
@@ -101,13 +96,10 @@ def measure_inverse(evaluator: Evaluator, controls: Controls | None) -> tuple[di
     return {"inverse_dynamics": {"pairs": len(keys), "steps": steps, **report}}, model
 
 
-def confusion(
-    actions: np.ndarray, truth: np.ndarray, num_actions: int = 0, num_true: int = 0
-) -> Int[np.ndarray, "a u"]:
+def confusion(actions: np.ndarray, truth: np.ndarray, num_actions: int = 0, num_true: int = 0) -> Counts:
     """How often each latent action stands for each true one; at least so many of both."""
-    counts = np.zeros((max(num_actions, int(actions.max()) + 1), max(num_true, int(truth.max()) + 1)), np.int64)
-    np.add.at(counts, (actions.ravel(), truth.ravel()), 1)
-    return counts
+    rows, columns = max(num_actions, int(actions.max()) + 1), max(num_true, int(truth.max()) + 1)
+    return np.bincount((actions * columns + truth).ravel(), minlength=rows * columns).reshape(rows, columns)
 
 
 def _entropies(actions: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
@@ -118,8 +110,7 @@ def _entropies(actions: np.ndarray, truth: np.ndarray) -> tuple[float, float, fl
 
 
 def mutual_information(actions: np.ndarray, truth: np.ndarray) -> float:
-    """Normalised mutual information of two labellings, over the geometric mean of their entropies: 0 unrelated, 1 the
-    same up to names."""
+    """Mutual information over the geometric mean of both entropies: 0 unrelated, 1 the same up to names."""
     rows, columns, shared = _entropies(actions, truth)
     return float(shared / np.sqrt(rows * columns)) if rows * columns > 0 else 0.0
 
@@ -135,34 +126,22 @@ def purity(actions: np.ndarray, truth: np.ndarray) -> float:
     return float(confusion(actions, truth).max(axis=1).sum() / actions.size)
 
 
-def probe(
-    actions: Int[np.ndarray, "b t"], truth: Int[np.ndarray, "b t"], episodes: Int[np.ndarray, " b"] | None = None
-) -> Float[np.ndarray, " b"]:
-    """Accuracy on each clip of the best map from latent to true action, learnt on the other half of the clips; of the
-    episodes, if it is told which these are and there are several. With one latent action as its input that map is what
-    a linear probe converges to."""
+def probe(actions: Actions, truth: Actions, episodes: Clips | None = None) -> Float[np.ndarray, " b"]:
+    """Accuracy on each clip of the best map from latent to true action, learnt on the other half of the clips, or of
+    the episodes if they are told and several. With one latent action as input a linear probe converges to that map."""
     which = np.arange(len(actions)) if episodes is None else np.unique(episodes, return_inverse=True)[1]
     half = (which if which.any() else np.arange(len(actions))) % 2
-    sizes = int(actions.max()) + 1, int(truth.max()) + 1
     scores = np.zeros(len(actions))
-    for mine in (0, 1):
-        best = confusion(actions[half != mine], truth[half != mine], *sizes).argmax(axis=1)
-        scores[half == mine] = (best[actions[half == mine]] == truth[half == mine]).mean(axis=1)
+    for mine in (half == 0, half == 1):
+        best = confusion(actions[~mine], truth[~mine], int(actions.max()) + 1).argmax(axis=1)
+        scores[mine] = (best[actions[mine]] == truth[mine]).mean(axis=1)
     return scores
 
 
-def meaning(
-    actions: Int[np.ndarray, "b t"],
-    truth: Int[np.ndarray, "b t"],
-    num_actions: int,
-    seed: int,
-    episodes: Int[np.ndarray, " b"] | None = None,
-) -> dict[str, Any]:
-    """Every relation of latent and true actions, each beside what chance gives: the true actions shuffled. episodes:
-    which one each clip is of."""
+def meaning(actions: Actions, truth: Actions, num_actions: int, seed: int, episodes: Clips | None = None) -> Report:
+    """Every relation of latent and true actions, each beside what chance gives: the true actions shuffled."""
     shuffled = np.random.default_rng(seed).permutation(truth.ravel()).reshape(truth.shape)
-    counts = confusion(actions, truth, num_actions)
-    names = np.unique(truth)
+    counts, names = confusion(actions, truth, num_actions), np.unique(truth)
     return {
         "mutual_information": mutual_information(actions, truth),
         "mutual_information_chance": mutual_information(actions, shuffled),
@@ -179,14 +158,16 @@ def meaning(
 # What they do to the picture.
 
 
-def measure_effects(evaluator: Evaluator) -> tuple[dict[str, Any], UInt8[Tensor, "a t h w c"]]:
+def measure_effects(evaluator: Evaluator) -> tuple[Report, UInt8[Tensor, "a t h w c"]]:
     """What each action does to the picture, from frames at rest: in the middle of a jump gravity decides. Returns a
     gallery too, from where the actions lead furthest apart: not every place has room for left, right and up."""
     candidates = evaluator.clips(256, PROMPT, salt=2)
     clips = evaluator.frames(candidates, PROMPT)
     moving = clips.float().std(dim=1).mean(dim=(1, 2, 3)).numpy()
     order = np.argsort(moving, kind="stable")
-    _, first = np.unique(evaluator.episodes(candidates)[order], return_index=True)  # the stillest of each episode
+    _, first = np.unique(
+        evaluator.dataset.episodes_of(candidates)[order], return_index=True
+    )  # the stillest of each episode
     rest = clips[order[np.sort(first)[: min(evaluator.max_clips, STARTS)]]]
     num_actions = evaluator.world.num_actions
     held = hold_actions(evaluator.rollout, rest, num_actions, HELD)
@@ -202,13 +183,11 @@ def shifts(video: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n steps 2"]:
 
     The centre is painted over from both of its sides: a player who stands there does not move with the rest. Against
     CoinRun's own positions paths of 24 frames end 0.3 pixels off on average (0.1 with backgrounds); 0.4 and 0.3 with
-    the centre.
-    """
+    the centre."""
     frames = to_float(video)
-    (top, bottom), (left, right) = (
-        (start := round(side * (1 - share) / 2), side - start)
-        for side, share in zip(video.shape[2:4], CENTRE, strict=True)
-    )
+    height, width = video.shape[2:4]
+    top, left = (round(side * (1 - share) / 2) for side, share in zip((height, width), CENTRE, strict=True))
+    bottom, right = height - top, width - left
     before, after = frames[:, :, top:bottom, left - 1 : left], frames[:, :, top:bottom, right : right + 1]
     across = torch.linspace(0, 1, right - left + 2, device=frames.device)[1:-1, None]
     frames[:, :, top:bottom, left:right] = before + across * (after - before)
@@ -231,23 +210,22 @@ def hold_actions(
     return frames.unflatten(0, (len(clips), num_actions))
 
 
-def effects(held: UInt8[np.ndarray, "m a t h w c"], seed: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def effects(held: UInt8[np.ndarray, "m a t h w c"], seed: int) -> tuple[list[Report], dict[str, float]]:
     """held: from each of m start frames every action held.
 
     -> for every action its mean motion, change (mean difference of neighbouring frames, 0 to 1) and consistency (how
     far the starts agree on a direction: 0 not at all, 1 fully, None if nothing moves); and the share of the motion's
-    variance that the choice of action explains, beside chance.
-    """
+    variance that the choice of action explains, beside chance."""
     shifts = np.array([[mean_shift(frames) for frames in start] for start in held])
     change = np.abs(np.diff(held.astype(np.float32), axis=2)).mean(axis=(0, 2, 3, 4, 5)) / 255
-    rng = np.random.default_rng(seed)
-    flat = shifts.reshape(-1, 2)
+    lengths, together = np.hypot(*shifts.T).mean(1), np.hypot(*shifts.mean(0).T)
+    columns = zip(shifts.mean(0).tolist(), change.tolist(), lengths.tolist(), together.tolist(), strict=True)
+    rng, flat = np.random.default_rng(seed), shifts.reshape(-1, 2)
     shuffled = [explained(rng.permutation(flat).reshape(shifts.shape)) for _ in range(200)]
-    each = [
-        {"motion": shifts[:, a].mean(0).tolist(), "change": float(change[a]), "consistency": _agreement(shifts[:, a])}
-        for a in range(held.shape[1])
-    ]
-    return each, {
+    return [
+        {"motion": motion, "change": changed, "consistency": common / length if length > STILL else None}
+        for motion, changed, length, common in columns
+    ], {
         "explained": explained(shifts),
         "explained_chance": float(np.mean(shuffled)),
         "starts": len(held),
@@ -260,8 +238,3 @@ def explained(shifts: Float[np.ndarray, "m a 2"]) -> float:
     total = ((shifts - shifts.mean((0, 1))) ** 2).sum()
     between = len(shifts) * ((shifts.mean(0) - shifts.mean((0, 1))) ** 2).sum()
     return float(between / total) if total > 0 else 0.0
-
-
-def _agreement(shifts: Float[np.ndarray, "m 2"]) -> float | None:
-    length = float(np.hypot(*shifts.T).mean())
-    return float(np.hypot(*shifts.mean(0)) / length) if length > STILL else None

@@ -8,8 +8,9 @@ Real ones means true clips that are as many and as long: frames of one clip are 
 Dimensions:  b clips   t frames   m frames measured of each clip   r true clips   h w c a frame   d features
 """
 
+from collections.abc import Callable
 from itertools import count, pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +18,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from minigenie.data.dataset import Dataset
-from minigenie.eval.evaluator import Evaluator, Watch
-from minigenie.eval.perceptual import Features, frechet
-from minigenie.eval.statistics import bootstrap, perplexity
+from minigenie.eval.evaluator import Clips, Evaluator, Report, bootstrap, perplexity
+from minigenie.eval.perceptual import frechet
 from minigenie.nn.patches import to_float
 from minigenie.world import World
 
@@ -28,6 +28,9 @@ ENDS = (10, 50, 100, 200, 500, 1000)  # of the stretches of horizon: 1-10, 11-50
 MEASURED = 10  # frames of each clip in a stretch: equal counts, since perplexity and Frechet distance depend on them
 LEAST_GRADIENT = 1e-8  # footage of nothing but flat colour
 HOLD = 8  # frames that an action is held on average, as a player holds a key
+Advance = Callable[[int], None]  # told of so many new frames
+Frames = UInt8[Tensor, "b h w c"]
+Played = dict[int, UInt8[Tensor, "b h w c"]]  # frames, by horizon
 SETS = 8  # of true clips: one to show what true clips score, the others to compare with
 
 
@@ -35,47 +38,36 @@ def frames_to_imagine(evaluator: Evaluator) -> int:
     return min(evaluator.max_clips, CLIPS) * min(10 * evaluator.max_clips, HORIZON)
 
 
-def measure(evaluator: Evaluator) -> tuple[dict[str, Any], dict[int, UInt8[Tensor, "b h w c"]]]:
+def measure(evaluator: Evaluator) -> tuple[Report, Played]:
     """The report's part on drift, and frames to show, by horizon."""
     clips, horizon = min(evaluator.max_clips, CLIPS), min(10 * evaluator.max_clips, HORIZON)
     at = evaluator.clips(clips, 1, salt=3)
     starts, truth = evaluator.frames(at, 1)[:, 0], true_clips(evaluator.dataset, horizon, len(at), evaluator.seed)
-    spans = {name: picks[-1] - picks[0] + 1 for name, picks in stretches(horizon).items()}
-    if short := [name for name, span in spans.items() if truth[name].length < span]:
-        name = max(short, key=spans.__getitem__)
-        evaluator.notes.append(
-            f"drift over frames {name} stands beside true clips of {truth[name].length} frames: too few episodes are "
-            "longer"
-        )
-
-    def play(some: Tensor, seed: int) -> dict[int, Tensor]:
-        watch = lambda done, total: evaluator.advance(len(some))  # noqa: E731
-        return play_long(evaluator.world.fresh_copy(), some, horizon, seed, watch)
-
+    short = {p[-1] - p[0]: name for name, p in stretches(horizon).items() if truth[name].length <= p[-1] - p[0]}
+    if short:
+        span = f"{short[max(short)]} stands beside true clips of {truth[short[max(short)]].length} frames"
+        evaluator.notes.append(f"drift over frames {span}: too few episodes are longer")
+    play = lambda some, seed: play_long(evaluator.world, some, horizon, seed, evaluator.advance)  # noqa: E731
     played = evaluator.each(play, starts.split(max(1, len(starts) // 2)), count(evaluator.seed))
     frames = {t: torch.cat([each[t] for each in played]) for t in played[0]}
-    report = measure_drift(evaluator.world, frames, truth, evaluator.seed, evaluator.features, evaluator.episodes(at))
-    return report, {0: starts} | frames
+    return measure_drift(evaluator, frames, truth, evaluator.dataset.episodes_of(at)), {0: starts} | frames
 
 
-def play_long(
-    world: World, starts: UInt8[Tensor, "b h w c"], horizon: int, seed: int, watch: Watch = lambda done, total: None
-) -> dict[int, UInt8[Tensor, "b h w c"]]:
+def play_long(world: World, starts: Frames, horizon: int, seed: int, advance: Advance = lambda frames: None) -> Played:
     """Roll out from `starts` under random held actions: the frames that are measured, by horizon, in order."""
     wanted = {t for picks in stretches(horizon).values() for t in picks}
-    frames: dict[int, Tensor] = {}
+    world, frames = world.fresh_copy(), {}
     world.reset(starts[:, None], seed)
     for t, column in enumerate(held_actions(len(starts), horizon, world.num_actions, seed).unbind(1), 1):
         frame = world.step(column)
         if t in wanted:
             frames[t] = frame
-        watch(t, horizon)
+        advance(len(frame))
     return frames
 
 
 class Truth(NamedTuple):
-    """Of a stretch: `SETS` times as many true clips as were played, in random order; the frames that an evenly spaced
-    look at `length` frames of them finds."""
+    """Of a stretch: `SETS` times as many true clips as were played, evenly spaced frames of `length` of each."""
 
     frames: UInt8[Tensor, "r m h w c"]
     length: int
@@ -101,42 +93,30 @@ def true_clips(dataset: Dataset, horizon: int, clips: int, seed: int) -> dict[st
     return found
 
 
-def measure_drift(
-    world: World,
-    frames: dict[int, UInt8[Tensor, "b h w c"]],
-    truth: dict[str, Truth],
-    seed: int = 0,
-    features: Features | None = None,
-    episodes: Int[np.ndarray, " b"] | None = None,
-) -> dict[str, Any]:
-    """frames: by horizon, as from `play_long`. truth: as from `true_clips`, by stretch. features: frames [b h w c] in
-    [0, 1] -> [b d]. episodes: where each clip began.
+def measure_drift(evaluator: Evaluator, frames: Played, truth: dict[str, Truth], episodes: Clips) -> Report:
+    """frames: as from `play_long`. truth: as from `true_clips`. episodes: where each clip began.
 
     -> {"clips", "horizon", "stretches": {"1-10": SCORES, ...}, "real": {"1-10": SCORES, ...}} with SCORES {"frames",
     "sharpness": {"mean", "ci95", "clips"}, "perplexity", "perplexity_share", "frechet"}. sharpness is the gradient
-    energy over that of true clips, perplexity_share likewise: both are 1 in a sound world. frechet only with
-    `features`. real: what as many other true clips score.
-    """
-    played: dict[str, Any] = {}
-    real: dict[str, Any] = {}
+    energy over that of true clips, perplexity_share likewise: both are 1 in a sound world. frechet only
+    where it can be measured. real: what as many other true clips score."""
+    played, real = {}, {}
     for name, picks in stretches(max(frames)).items():
         video = torch.stack([frames[t] for t in picks], dim=1)
-        sets = [_measure(world, part, features) for part in truth[name].frames.split(len(video))]
-        played[name] = _score(_measure(world, video, features), sets[1:], seed, episodes)
-        real[name] = _score(sets[0], sets[1:], seed)
+        sets = [_measure(evaluator, part) for part in truth[name].frames.split(len(video))]
+        played[name] = _score(_measure(evaluator, video), sets[1:], evaluator.seed, episodes)
+        real[name] = _score(sets[0], sets[1:], evaluator.seed)
     return {"clips": len(frames[1]), "horizon": max(frames), "real": real, "stretches": played}
 
 
-def _score(
-    seen: dict[str, Any], sets: list[dict[str, Any]], seed: int, episodes: np.ndarray | None = None
-) -> dict[str, Any]:
+def _score(seen: Report, sets: list[Report], seed: int, episodes: Clips | None = None) -> Report:
     """Of what was seen, beside the mean over sets of true clips."""
-    gradient = max(float(np.mean([each["gradient"] for each in sets])), LEAST_GRADIENT)
-    report: dict[str, Any] = {
+    gradient, codes = (float(np.mean([each[name] for each in sets])) for name in ("gradient", "perplexity"))
+    report: Report = {
         "frames": seen["frames"],
-        "sharpness": bootstrap(seen["gradient"] / gradient, seed, episodes),
+        "sharpness": bootstrap(seen["gradient"] / max(gradient, LEAST_GRADIENT), seed, episodes),
         "perplexity": seen["perplexity"],
-        "perplexity_share": seen["perplexity"] / float(np.mean([each["perplexity"] for each in sets])),
+        "perplexity_share": seen["perplexity"] / codes,
     }
     if seen["features"] is not None:
         report["frechet"] = float(np.mean([frechet(seen["features"], each["features"]) for each in sets]))
@@ -169,10 +149,10 @@ def gradient_energy(frames: Float[Tensor, "*b h w c"]) -> Float[Tensor, "*b"]:
 
 
 @torch.no_grad()
-def _measure(world: World, video: UInt8[Tensor, "b m h w c"], features: Features | None) -> dict[str, Any]:
+def _measure(evaluator: Evaluator, video: UInt8[Tensor, "b m h w c"]) -> Report:
     """Gradient energy of each clip [b], perplexity of all tokens, features [b*m d]. Frames are encoded one at a time:
     those between them are not there."""
-    flat = to_float(video.flatten(0, 1))
+    flat, world, features = to_float(video.flatten(0, 1)), evaluator.world, evaluator.features
     tokens = torch.cat([world.tokenizer.encode(part[:, None].to(world.device)).cpu() for part in flat.split(64)])
     return {
         "frames": len(flat),

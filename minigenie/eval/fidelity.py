@@ -3,18 +3,26 @@
 Dimensions:  * any leading axes   b clips   t frames   n patches   h w c a frame
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from minigenie.eval.controllability import usage
-from minigenie.eval.evaluator import BATCH, PROMPT, Evaluator
+from minigenie.eval.evaluator import (
+    BATCH,
+    PROMPT,
+    Clips,
+    Evaluator,
+    Report,
+    Video,
+    bootstrap,
+    by_horizon,
+    interval,
+    perplexity,
+)
 from minigenie.eval.perceptual import frechet
-from minigenie.eval.statistics import bootstrap, by_horizon, interval, perplexity
 from minigenie.nn.patches import to_float, to_uint8
 from minigenie.pipeline import seen_by_camera
 
@@ -31,7 +39,7 @@ def psnr(frames: Float[Tensor, "*b h w c"], truth: Float[Tensor, "*b h w c"]) ->
     return -10 * mse(frames, truth).clamp(min=LEAST_ERROR).log10()
 
 
-def decibels(error: np.ndarray) -> np.ndarray:
+def decibels(error: np.ndarray | np.floating) -> np.ndarray | np.floating:
     """PSNR of mean squared errors that were averaged first: large errors count as what they are."""
     return -10 * np.log10(np.maximum(error, LEAST_ERROR))
 
@@ -39,11 +47,8 @@ def decibels(error: np.ndarray) -> np.ndarray:
 def ssim(frames: Float[Tensor, "*b h w c"], truth: Float[Tensor, "*b h w c"]) -> Float[Tensor, "*b"]:
     """Structural similarity of each frame in [-1, 1]: Gaussian window of 11 pixels, sigma 1.5, frames in [0, 1] and
     mirrored at their borders, as torchmetrics has it. Sides of 6 pixels at least."""
-    lead, (height, width, channels) = frames.shape[:-3], frames.shape[-3:]
-    x, y = (
-        F.pad(f.reshape(-1, height, width, channels).permute(0, 3, 1, 2), (5, 5, 5, 5), mode="reflect")
-        for f in (frames, truth)
-    )
+    channels = frames.shape[-1]
+    x, y = (F.pad(f.reshape(-1, *f.shape[-3:]).movedim(-1, 1), (5,) * 4, mode="reflect") for f in (frames, truth))
     offsets = torch.arange(11, device=frames.device) - 5.0
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))
     window = (window / window.sum()).expand(channels, 1, 1, 11)
@@ -55,18 +60,17 @@ def ssim(frames: Float[Tensor, "*b h w c"], truth: Float[Tensor, "*b h w c"]) ->
     var_x, var_y, cov = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
     similarity = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return similarity.mean(dim=(1, 2, 3)).reshape(lead)
+    return similarity.mean(dim=(1, 2, 3)).reshape(frames.shape[:-3])
 
 
 # The measurements, each a part of the report.
 
-Video = UInt8[Tensor, "b t h w c"]
-Episodes = Int[np.ndarray, " b"]  # which one each clip is of
+Tokens = Int[Tensor, "b t n"]
+Steps = Int[Tensor, "b steps"]
+Pictures = tuple[Tensor, Tensor]
 
 
-def measure_tokenizer(
-    evaluator: Evaluator, video: Video, episodes: Episodes
-) -> tuple[Int[Tensor, "b t n"], dict[str, Any], tuple[Tensor, Tensor]]:
+def measure_tokenizer(evaluator: Evaluator, video: Video, episodes: Clips) -> tuple[Tokens, Report, Pictures]:
     """Frames through the tokenizer and back. Returns tokens too, and pictures: originals and what became of them."""
     world = evaluator.world
 
@@ -78,7 +82,7 @@ def measure_tokenizer(
 
     codes, quality = map(torch.cat, zip(*evaluator.each(reconstruct, video.split(BATCH)), strict=True))
     num_codes, some = world.config.tokenizer.quantizer.num_codes, _evenly_spaced(video)
-    report: dict[str, Any] = {
+    report: Report = {
         "codes_used": len(codes.unique()),
         "num_codes": num_codes,
         "perplexity": perplexity(codes.numpy()),
@@ -91,9 +95,7 @@ def measure_tokenizer(
     return codes, report, shown
 
 
-def measure_dynamics(
-    evaluator: Evaluator, video: Video, tokens: Int[Tensor, "b t n"], actions: Int[Tensor, "b steps"]
-) -> dict[str, Any]:
+def measure_dynamics(evaluator: Evaluator, video: Video, tokens: Tokens, actions: Steps) -> Report:
     """The training loss of dynamics, of tokens, on clips it never saw."""
     world, camera = evaluator.world, evaluator.world.dynamics.camera
     length = min(tokens.shape[1], world.config.context_frames + 1)
@@ -110,9 +112,7 @@ def measure_dynamics(
     return {"cross_entropy": float(np.average(losses, weights=weights)), "clips": sum(weights), "clip_frames": length}
 
 
-def measure_rollout(
-    evaluator: Evaluator, video: Video, actions: Int[Tensor, "b steps"], episodes: Episodes
-) -> dict[str, Any]:
+def measure_rollout(evaluator: Evaluator, video: Video, actions: Steps, episodes: Clips) -> Report:
     """From the same true frames with inferred and with random actions: delta-PSNR (arXiv:2402.15391, sec. 3)."""
     seed, future, inferred = evaluator.seed, video[:, PROMPT:], actions[:, PROMPT - 1 :]
     random = torch.randint(evaluator.world.num_actions, inferred.shape, generator=torch.Generator().manual_seed(seed))
@@ -129,11 +129,9 @@ def measure_rollout(
     }
 
 
-def measure_long_rollouts(
-    evaluator: Evaluator, starts: Int[np.ndarray, " b"], horizon: int
-) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
+def measure_long_rollouts(evaluator: Evaluator, starts: Clips, horizon: int) -> tuple[Report, Pictures]:
     """From 1 and from 4 true frames, beside the last true frame repeated. Returns scenes too: truth and imagination."""
-    video, episodes = evaluator.frames(starts, PROMPT + horizon), evaluator.episodes(starts)
+    video, episodes = evaluator.frames(starts, PROMPT + horizon), evaluator.dataset.episodes_of(starts)
     actions, future = evaluator.infer_actions(video)[:, PROMPT - 1 :], video[:, PROMPT:]
     ways = {f"from_{prompt}": evaluator.rollout(video[:, PROMPT - prompt : PROMPT], actions) for prompt in (1, PROMPT)}
     ways["repeat_last"] = video[:, PROMPT - 1 : PROMPT].expand_as(future)
@@ -153,9 +151,7 @@ def _evenly_spaced(video: Tensor) -> Tensor:
     return torch.linspace(0, len(video) - 1, min(8, len(video))).round().long()
 
 
-def _quality(
-    evaluator: Evaluator, frames: Video, truth: Video, episodes: Episodes, perceptual: bool = True
-) -> dict[str, Any]:
+def _quality(evaluator: Evaluator, frames: Video, truth: Video, episodes: Clips, perceptual: bool = True) -> Report:
     """How near `frames` are to the truth, by horizon."""
     report = _pooled(evaluator, "pooled_psnr", frames, truth, episodes)
     for name, distance in {"psnr": psnr, "ssim": ssim, **(evaluator.distances if perceptual else {})}.items():
@@ -165,11 +161,6 @@ def _quality(
     return report
 
 
-def _pooled(evaluator: Evaluator, name: str, frames: Video, truth: Video, episodes: Episodes) -> dict[str, Any]:
-    """PSNR of the mean squared error over all clips, by horizon: large errors count as what they are."""
-    errors = evaluator.compare(mse, frames, truth)
-    ends = [decibels(np.array(interval(column, evaluator.seed, episodes)))[::-1] for column in errors.T]
-    return {
-        name: {str(t): float(value) for t, value in enumerate(decibels(errors.mean(0)), 1)},
-        f"{name}_ci95": {str(t): values.tolist() for t, values in enumerate(ends, 1)},
-    }
+def _pooled(evaluator: Evaluator, name: str, frames: Video, truth: Video, episodes: Clips) -> Report:
+    """PSNR of the mean squared error over all clips, by horizon."""
+    return by_horizon(name, evaluator.compare(mse, frames, truth), evaluator.seed, episodes, decibels)

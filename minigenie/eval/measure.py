@@ -8,6 +8,7 @@ Dimensions:  b clips   t frames   a actions   h w c a frame
 """
 
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,15 +58,12 @@ def evaluate(
     watch: Watch = lambda done, total: None,
 ) -> Evaluation:
     """Measure on `clips` clips of held-out data, on fewer where it has fewer. watch: frames imagined, done and in all.
-
-    Raises ValueError if the world's weights are not finite or no episode has 5 frames.
-    """
+    Raises ValueError if the world's weights are not finite or no episode has 5 frames."""
     check_finite(world)
     longest = max(episode.length for episode in dataset.episodes)
     if longest <= PROMPT:
-        raise UserError(
-            f"{dataset.name}: longest episode has {longest} frames; give footage with episodes of {PROMPT + 1}"
-        )
+        advice = f"give footage with episodes of {PROMPT + 1}"
+        raise UserError(f"{dataset.name}: longest episode has {longest} frames; {advice}")
     horizon, long_horizon = min(HORIZON, longest - PROMPT), min(LONG_HORIZON, longest - PROMPT)
     evaluator = Evaluator(world, dataset, clips, seed, watch)
     starts = evaluator.clips(clips, PROMPT + horizon, salt=0)
@@ -73,11 +71,10 @@ def evaluate(
     evaluator.total = 2 * len(starts) * horizon + 2 * len(long_starts) * long_horizon + sum(
         part.frames_to_imagine(evaluator) for part in (controllability, drift, control)
     )  # fmt: skip
-    episodes = evaluator.episodes(starts)
+    episodes = dataset.episodes_of(starts)
     if len(starts) < clips:
-        evaluator.notes.append(
-            f"{len(starts)} clips were measured, not {clips}: {dataset.name} has no more of {PROMPT + horizon} frames"
-        )
+        why = f"{dataset.name} has no more of {PROMPT + horizon} frames"
+        evaluator.notes.append(f"{len(starts)} clips were measured, not {clips}: {why}")
     if episodes.min() == episodes.max():
         evaluator.notes.append("all clips are of one episode, so the intervals do not say how others would score")
     load_perceptual(evaluator)
@@ -91,13 +88,13 @@ def evaluate(
     pairs, inverse = controllability.measure_inverse(evaluator, controls)
     tested, scene = control.measure(evaluator, inverse)
     meaning = controllability.measure_actions(evaluator, actions.numpy(), truth, controls, episodes)
-    config = to_dict(world.config)
+    about = {key: dataset.manifest[key] for key in ("source", "generator", "split", "settings")}
+    config, precision = to_dict(world.config), str(world.dtype).removeprefix("torch.")
     report = {
         "version": VERSION,
         "clips": len(starts),
         "seed": seed,
-        "dataset": {key: dataset.manifest[key] for key in ("source", "generator", "split", "settings")}
-        | {"frames": dataset.num_frames, "episodes": len(dataset.episodes)},
+        "dataset": about | {"frames": dataset.num_frames, "episodes": len(dataset.episodes)},
         "tokenizer": tokenizer,
         "actions": {**meaning, **pairs, **effects},
         **tested,
@@ -107,7 +104,7 @@ def evaluate(
         "drift": drifted,
         "world": {key: config[key] for key in CONFIG_KEYS},
         "fps": world.fps,
-        "made_with": made_with(world.device) | {"precision": str(world.dtype).removeprefix("torch.")},
+        "made_with": made_with(world.device) | {"precision": precision},
         "notes": evaluator.notes,
     }
     watch(evaluator.total, evaluator.total)
@@ -144,7 +141,7 @@ def made_with(device: torch.device) -> dict[str, Any]:
     except (OSError, subprocess.CalledProcessError):
         commit = None  # installed without its history
     names = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    cpu = next((line.split(":")[1].strip() for line in names.splitlines() if line.startswith("model name")), "")
+    cpu = re.search(r"^model name\s*: (.*\S)", names, re.M)
     return {
         "minigenie": __version__,
         "commit": commit,
@@ -152,6 +149,6 @@ def made_with(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu": cpu or platform.processor(),
+        "cpu": cpu[1] if cpu else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
     }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -45,19 +45,6 @@ Reports = dict[str, dict[str, Any]]  # by the worlds' names
 Lines = Sequence[dict[str, Any]]  # of metrics.jsonl
 
 
-class Curve(NamedTuple):
-    """means and intervals by what stands below: a frame, a stretch of frames."""
-
-    name: str
-    means: dict[str, float]
-    intervals: dict[str, list[float]] | None = None
-
-
-def estimates(name: str, values: dict[str, dict[str, Any]]) -> Curve:
-    """A curve of {"mean", "ci95"} as `bootstrap` returns them."""
-    return Curve(name, *({at: value[key] for at, value in values.items()} for key in ("mean", "ci95")))
-
-
 def panel(title: str, across: str, draw: Callable[[Axes], None]) -> str:
     """An SVG of one pair of axes."""
     with matplotlib.rc_context(STYLE):
@@ -71,16 +58,17 @@ def panel(title: str, across: str, draw: Callable[[Axes], None]) -> str:
     return text[text.index("<svg") :].replace(INK, "currentColor")
 
 
-def curves(title: str, across: str, shown: Sequence[Curve], level: float | None = None, legend: bool = True) -> str:
-    """Curves with their intervals as bands. level: a dashed line to compare with; the plot then reaches down to 0."""
+def curves(title: str, across: str, shown: Reports, level: float | None = None, legend: bool = True) -> str:
+    """Curves by name, of numbers or of {"mean", "ci95"} with their intervals as bands. level: a dashed line to compare
+    with; the plot then reaches down to 0."""
 
     def draw(axes: Axes) -> None:
-        for (name, means, intervals), colour in zip(shown, cycle(COLOURS), strict=False):
-            colour = GREY if name in (REPEATED, REAL) else colour
-            axes.plot(list(means), list(means.values()), marker="o", markersize=3, color=colour, label=name)
-            if intervals:
-                low, high = zip(*intervals.values(), strict=True)
-                axes.fill_between(list(means), low, high, color=colour, alpha=0.15, linewidth=0)
+        for (name, values), colour in zip(shown.items(), cycle(COLOURS), strict=False):
+            at, colour = list(values), GREY if name in (REPEATED, REAL) else colour
+            means = [each["mean"] if isinstance(each, dict) else each for each in values.values()]
+            axes.plot(at, means, marker="o", markersize=3, color=colour, label=name)
+            if bands := [each["ci95"] for each in values.values() if isinstance(each, dict)]:
+                axes.fill_between(at, *np.transpose(bands), color=colour, alpha=0.15, linewidth=0)
         if level is not None:
             axes.axhline(level, color=GREY, linewidth=1, linestyle="--")
             axes.set_ylim(min(0, axes.get_ylim()[0]), None)
@@ -90,14 +78,19 @@ def curves(title: str, across: str, shown: Sequence[Curve], level: float | None 
     return panel(title, across, draw)
 
 
+def _banded(part: dict[str, Any], name: str) -> dict[str, Any]:
+    """A number of the report by frame, with its interval."""
+    return {t: {"mean": mean, "ci95": part[f"{name}_ci95"][t]} for t, mean in part[name].items()}
+
+
 def quality_plots(long: dict[str, Any]) -> list[str]:
     """PSNR, SSIM, and ST-LPIPS where measured, frame by frame, from 1 and from 4 true frames."""
     titles = {"pooled_psnr": "PSNR (dB), pooled", "ssim": "SSIM", "st_lpips": "ST-LPIPS, less is better"}
-    ways = {"from_4": "from 4 true frames", "from_1": "from 1", "repeat_last": REPEATED}
+    ways = {"from 4 true frames": long["from_4"], "from 1": long["from_1"], REPEATED: long["repeat_last"]}
     drawn = []
     for name, title in titles.items():
         if name in long["repeat_last"]:
-            shown = [Curve(label, long[way][name], long[way][f"{name}_ci95"]) for way, label in ways.items()]
+            shown = {label: _banded(way, name) for label, way in ways.items()}
             drawn.append(curves(title, FRAME, shown, legend=name == "pooled_psnr"))
     return drawn
 
@@ -115,14 +108,13 @@ def code_plot(usage: list[float]) -> str:
 
 def control_plot(reports: Reports) -> str:
     """delta-PSNR by frame; a curve a world."""
-    shown = [estimates(name, report["rollout"]["delta_psnr"]) for name, report in reports.items()]
+    shown = {name: report["rollout"]["delta_psnr"] for name, report in reports.items()}
     return curves("delta-PSNR (dB)", FRAME, shown, level=0)
 
 
 def fading_plot(reports: Reports) -> str:
     """PSNR from 4 true frames, frame by frame; a curve a world."""
-    far = {name: report["long_rollouts"]["from_4"] for name, report in reports.items()}
-    shown = [Curve(name, each["pooled_psnr"], each["pooled_psnr_ci95"]) for name, each in far.items()]
+    shown = {name: _banded(report["long_rollouts"]["from_4"], "pooled_psnr") for name, report in reports.items()}
     return curves("PSNR (dB), pooled", FRAME, shown)
 
 
@@ -130,18 +122,17 @@ def drift_plots(reports: Reports) -> list[str]:
     """Sharpness, code use, and Frechet distance where measured, stretch by stretch; a curve a world."""
     drift = {name: report["drift"]["stretches"] for name, report in reports.items()}
 
-    def shown(key: str, curve: Callable[..., Curve] = Curve) -> list[Curve]:
-        return [curve(name, {at: stretch[key] for at, stretch in each.items()}) for name, each in drift.items()]
+    def shown(key: str) -> Reports:
+        return {name: {at: stretch[key] for at, stretch in each.items()} for name, each in drift.items()}
 
     drawn = [
-        curves("sharpness, real clips = 1", STRETCH, shown("sharpness", estimates), level=1),
+        curves("sharpness, real clips = 1", STRETCH, shown("sharpness"), level=1),
         curves("code perplexity, real clips = 1", STRETCH, shown("perplexity_share"), level=1, legend=False),
     ]
     if all("frechet" in stretch for each in drift.values() for stretch in each.values()):
-        distances = shown("frechet")
-        first = next(iter(reports.values()))["drift"]["real"]
+        distances, first = shown("frechet"), next(iter(reports.values()))["drift"]["real"]
         if "frechet" not in first:  # version 1 of the report had one number for all stretches
-            distances.append(Curve(REAL, {at: each["frechet"] for at, each in first.items()}))
+            distances[REAL] = {at: each["frechet"] for at, each in first.items()}
         drawn.append(curves("Frechet distance (grey: of real clips)", STRETCH, distances, legend=False))
     return drawn
 

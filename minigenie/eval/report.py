@@ -5,7 +5,6 @@ Dimensions:  b clips   t frames   a actions   h w c a frame
 
 import base64
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,16 @@ from torch import Tensor
 from minigenie.config import from_dict
 from minigenie.eval.control import SHOWN, Scene
 from minigenie.eval.doctor import Run, diagnose
-from minigenie.eval.evaluator import PROMPT, UNMEASURED
+from minigenie.eval.evaluator import PROMPT, UNMEASURED, Report
 from minigenie.eval.measure import Scenes
 from minigenie.eval.perceptual import FRECHET_NAME, ST_LPIPS_NAME
 from minigenie.eval.plots import code_plot, control_plot, drift_plots, quality_plots, training_picture, training_plots
-from minigenie.files import write_atomic
+from minigenie.files import to_json, write_atomic
 from minigenie.metrics import read_metrics
 from minigenie.pictures import grid, label, save_picture, save_video
 from minigenie.world import WorldConfig
 
+Clip = UInt8[Tensor, "t h w c"]
 GIVEN, IMAGINED = (150, 154, 162), (224, 99, 27)  # the bar between truth and imagination
 LOSSLESS_SIDE = 128  # pixels; larger pictures are compressed, to keep the page small
 
@@ -47,10 +47,9 @@ CARDS = (
 
 
 def write_report(
-    folder: Path, report: dict[str, Any], scenes: Scenes, *, title: str = "A world", metrics: Path | None = None
+    folder: Path, report: Report, scenes: Scenes, *, title: str = "A world", metrics: Path | None = None
 ) -> list[Path]:
     """report.json, report.html and pictures/ in `folder`. metrics: metrics.jsonl of the run that made the world."""
-    folder.mkdir(parents=True, exist_ok=True)
     lines = read_metrics(metrics) if metrics else []
     pictures = save_pictures(scenes, report, lines, folder / "pictures")
     write_page(
@@ -60,55 +59,21 @@ def write_report(
         codes=[code_plot(report["tokenizer"]["usage"])], drifting=drift_plots({"": report}),
         training=training_plots(lines) if lines else [], fps=report["fps"] / 2,
     )  # fmt: skip
-    write_atomic(folder / "report.json", json.dumps(report, indent=1).encode())
+    write_atomic(folder / "report.json", to_json(report))
     return pictures
 
 
-def summary(report: dict[str, Any]) -> list[str]:
-    """What a person wants to know first, a line each."""
-    tokenizer, actions, rollout = report["tokenizer"], report["actions"], report["rollout"]
-    lines = [
-        f"tokenizer     {tokenizer['psnr']:.2f} dB PSNR, {tokenizer['ssim']:.3f} SSIM, "
-        f"{tokenizer['codes_used']} codes used ({tokenizer['frames']} held-out frames)",
-        f"actions       {actions['above_2_percent']} of {len(actions['usage'])} above 2 % of {actions['transitions']} "
-        f"transitions: " + " ".join(f"{share:.0%}" for share in actions["usage"]),
-    ]
-    if "mutual_information" in actions:
-        lines.append(
-            f"              mutual information with the true action {actions['mutual_information']:.3f} "
-            f"(chance {actions['mutual_information_chance']:.3f})"
-        )
-    if "information" in actions:
-        pairs = actions.get("inverse_dynamics")
-        told = f", a pair of frames {pairs['all']['information']:.2f}" if pairs else ""
-        lines.append(f"              they tell {actions['information']['all']:.2f} of the true action{told}")
-    if control := report.get("control"):
-        gravity = f", gravity {control['gravity']['mean']:.2f}" if control.get("gravity") else ""
-        lines.append(
-            f"control       {spread(control['share'], control['share_ci95'])} as the game, standing still "
-            f"{control['still']:.2f}{gravity} ({control['states']} states)"
-        )
-        lines.append(" " * 14 + " ".join(f"{name} {key['share']:.2f}" for name, key in control["keys"].items()))
-    for t, pooled in list(rollout["pooled_psnr"].items())[:4]:
-        delta, (low, high) = rollout["delta_psnr"][t], rollout["delta_psnr"][t]["ci95"]
-        lines.append(
-            f"frame {t}       delta-PSNR {delta['mean']:.2f} dB [{low:.2f}, {high:.2f}], PSNR {pooled:.2f} dB, "
-            f"last true frame repeated {rollout['repeat_last_pooled_psnr'][t]:.2f} dB ({delta['clips']} clips)"
-        )
-    for stretch, drift in list(report.get("drift", {}).get("stretches", {}).items())[-1:]:
-        lines.append(
-            f"drift         frames {stretch}: sharpness {drift['sharpness']['mean']:.2f} and code perplexity "
-            f"{drift['perplexity_share']:.2f} of true clips'"
-        )
+def summary(report: Report) -> list[str]:
+    """The headline numbers, a line each, and the notes."""
+    lines = [f"{name:<45} {value}" for name, value in headline(report).items()]
     return [*lines, *(f"note          {note}" for note in report.get("notes", []))]
 
 
 # Pictures as files.
 
 
-def save_pictures(scenes: Scenes, report: dict[str, Any], lines: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """reconstructions.png, rollouts.png, actions.png and .gif; control.png after a control test, curves.png if there
-    are `lines` of training."""
+def save_pictures(scenes: Scenes, report: Report, lines: list[Report], folder: Path) -> list[Path]:
+    """control.png is there after a control test, curves.png if there are `lines` of training."""
     before, after = scenes.originals, scenes.reconstructions
     rows = [half for i in range(0, len(before), 8) for half in (before[i : i + 8], after[i : i + 8])]
     pairs = zip(scenes.truth[:4, :12], scenes.imagined[:4, :12], strict=True)
@@ -126,7 +91,7 @@ def save_pictures(scenes: Scenes, report: dict[str, Any], lines: list[dict[str, 
     return paths
 
 
-def _key_rows(control: dict[str, Any], scene: Scene) -> list[UInt8[Tensor, "t h w c"]]:
+def _key_rows(control: Report, scene: Scene) -> list[Clip]:
     """Two rows for each key, the game above the world, some frames of each behind what they are."""
     at = torch.linspace(0, scene.game.shape[1] - 1, SHOWN).round().long()
     rows = []
@@ -142,7 +107,7 @@ def _key_rows(control: dict[str, Any], scene: Scene) -> list[UInt8[Tensor, "t h 
 # The page: one self-contained file.
 
 
-def webp(video: UInt8[Tensor, "t h w c"], fps: float) -> str:
+def webp(video: Clip, fps: float) -> str:
     """The address of a WebP that plays forever, resting on its last frame; one frame is a still."""
     lossless = max(video.shape[1:3]) <= 2 * LOSSLESS_SIDE
     frames, drawn = [Image.fromarray(frame.numpy()) for frame in video], io.BytesIO()
@@ -156,35 +121,36 @@ def data_uri(picture: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
-def stacked(
-    above: UInt8[Tensor, "t h w c"], below: UInt8[Tensor, "t h w c"], given: int = 0
-) -> UInt8[Tensor, "t H w c"]:
+def stacked(above: Clip, below: Clip, given: int) -> UInt8[Tensor, "t H w c"]:
     """One video above another, a bar between them that changes colour where `given` frames end."""
     bar = above.new_zeros(len(above), max(3, above.shape[1] // 16), above.shape[2], 3)
     bar[:given], bar[given:] = (torch.tensor(colour, dtype=torch.uint8) for colour in (GIVEN, IMAGINED))
     return torch.cat((above, bar, below), dim=1)
 
 
-def spread(value: dict[str, Any] | float, interval: list[float] | None = None, digits: int = 2) -> str:
+def spread(value: Report | float, interval: list[float] | None = None, digits: int = 2) -> str:
     """A number with its interval, as text."""
     mean, interval = (value["mean"], value["ci95"]) if isinstance(value, dict) else (value, interval)
     text = f"{mean:.{digits}f}"
     return f"{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else text
 
 
-def headline(report: dict[str, Any]) -> dict[str, str]:
+def headline(report: Report) -> dict[str, str]:
     """The numbers that a paper's table would hold, as text. Used alone and side by side."""
     tokenizer, actions, rollout = report["tokenizer"], report["actions"], report["rollout"]
     far = report["long_rollouts"]["from_1"]
-    t = max((t for t in rollout["delta_psnr"] if int(t) <= 4), key=int)
+    shown = [t for t in rollout["delta_psnr"] if int(t) <= 4]
+    t = shown[-1]
     last, drift = list(report["drift"]["stretches"].items())[-1]
     numbers = {
+        "held-out clips": str(report["clips"]),
         "tokenizer PSNR": f"{spread(tokenizer['psnr'], tokenizer['psnr_ci95'])} dB",
         "tokenizer SSIM": spread(tokenizer["ssim"], tokenizer["ssim_ci95"], 3),
         "tokenizer codes in use": f"{tokenizer['codes_used']} of {tokenizer['num_codes']}",
         "tokenizer code perplexity": f"{tokenizer['perplexity']:.0f}",
         "actions above 2 %": f"{actions['above_2_percent']} of {len(actions['usage'])}",
-        f"delta-PSNR, frame {t}": f"{spread(rollout['delta_psnr'][t])} dB",
+        "share of each action": " ".join(f"{share:.0%}" for share in actions["usage"]),
+        **{f"delta-PSNR, frame {t}": f"{spread(rollout['delta_psnr'][t])} dB" for t in shown},
         f"PSNR, frame {t}, pooled": f"{rollout['pooled_psnr'][t]:.2f} dB",
         f"last frame repeated, frame {t}, pooled": f"{rollout['repeat_last_pooled_psnr'][t]:.2f} dB",
         "10 frames from 1, PSNR": f"{spread(far['psnr_first_10'])} dB",
@@ -195,13 +161,17 @@ def headline(report: dict[str, Any]) -> dict[str, str]:
         f"code perplexity, frames {last}": f"{drift['perplexity_share']:.2f} of real",
     }
     if "mutual_information" in actions:
-        numbers["mutual information with true actions"] = f"{actions['mutual_information']:.3f}"
+        told, by_chance = actions["mutual_information"], actions["mutual_information_chance"]
+        numbers["mutual information with true actions"] = f"{told:.3f} (chance {by_chance:.3f})"
         numbers["true action from latent"] = f"{actions['probe']['mean']:.0%}"
     if "information" in actions:
         numbers["information on the true action"] = f"{actions['information']['all']:.2f}"
+    if pairs := actions.get("inverse_dynamics"):
+        numbers["information in a pair of frames"] = f"{pairs['all']['information']:.2f}"
     if control := report.get("control"):
         numbers["control test"] = spread(control["share"], control["share_ci95"])
         numbers["control test, standing still"] = f"{control['still']:.2f}"
+        numbers["control test, states"] = str(control["states"])
         numbers |= {f"control test, {name}": f"{key['share']:.2f}" for name, key in control["keys"].items()}
         if control.get("gravity"):
             numbers["gravity"] = spread(control["gravity"])
@@ -226,5 +196,4 @@ TEMPLATES.globals |= {"spread": spread, "stacked": stacked, "webp": webp, "zip":
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """A page of eval/TEMPLATE with `values` filled in, everything escaped but the plots."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, TEMPLATES.get_template(template).render(values).encode())

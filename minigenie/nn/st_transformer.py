@@ -7,6 +7,7 @@ Dimensions:  b batch   t frames   n patches per frame   d model width   s sequen
 """
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -102,11 +103,20 @@ class TimeCache:
 
     def copy_(self, other: "TimeCache") -> None:
         """Become another cache of as many worlds, in place."""
-        for mine, its in zip(self._tensors(), other._tensors(), strict=True):
+        for mine, its in zip(self.tensors, other.tensors, strict=True):
             mine.copy_(its)
 
-    def _tensors(self) -> list[Tensor]:
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it is made of."""
         return [*self.keys, *self.values, self.unseen, self.slot]
+
+    def made_of(self, tensors: list[Tensor]) -> "TimeCache":
+        """Another cache of this kind. tensors: as `tensors` lists them."""
+        other, blocks = copy(self), len(self.keys)
+        other.keys, other.values = tensors[:blocks], tensors[blocks : 2 * blocks]
+        other.unseen, other.slot = tensors[2 * blocks :]
+        return other
 
     def put(self, worlds: Int[Tensor, " k"], other: "TimeCache") -> None:
         """Replace the past of some worlds by that of another cache, of k worlds and at the same slot."""

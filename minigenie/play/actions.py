@@ -10,17 +10,18 @@ left is a player who goes right. noop: the one action that is taken when nothing
 Dimensions:  t frames   h w c a frame
 """
 
-import json
 import math
+import sys
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from minigenie.errors import UserError
-from minigenie.files import parse_json, write_atomic
+from minigenie.files import convert, parse_json, to_json, write_atomic
 
 DIRECTIONS = {  # where the player goes: the picture goes the other way
     "right": ((0, -1), "ArrowRight"),
@@ -33,8 +34,18 @@ DIRECTIONS = {  # where the player goes: the picture goes the other way
     "down left": ((-1, 1), "ArrowDown+ArrowLeft"),
 }
 STILL = 0.25  # pixels a frame at 64 pixels: less is no direction
-LONGEST = 40
 MOST_CHOSEN = 100_000
+Text = Annotated[str, Meta(max_length=40)]
+Pixels = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+
+
+class Action(Struct):
+    """What an entry must be; whatever else is in it is kept."""
+
+    name: Text
+    key: Text
+    noop: bool = False
+    motion: tuple[Pixels, Pixels] | UnsetType = UNSET
 
 
 def describe(
@@ -51,9 +62,8 @@ def describe(
     action moves counts for nothing."""
     still = STILL * side / 64
     lengths = np.hypot(*motions.T)
-    noop = min(range(len(actions)), key=lambda a: (max(lengths[a], still), changes[a]))
-    if any(entry.get("noop") for entry in actions):
-        noop = next(a for a, entry in enumerate(actions) if entry.get("noop"))
+    given = [a for a, entry in enumerate(actions) if entry.get("noop")]
+    noop = given[0] if given else min(range(len(actions)), key=lambda a: (max(lengths[a], still), changes[a]))
     described = [
         {**entry, "motion": [round(float(value), 3) for value in motions[a]], "noop": a == noop}
         for a, entry in enumerate(actions)
@@ -99,13 +109,14 @@ def load_actions(folder: Path, num_actions: int) -> list[dict[str, Any]]:
 def resolve_actions(text: str, actions: list[dict[str, Any]]) -> list[int]:
     """Comma-separated names and numbers, each with `*times` or without, as in "right*8,jump,0": the actions' numbers.
     Case does not count, and "jump right" is "jump-right". UserError, one line, for one that there is not."""
+    numbers = {str(a): a for a in range(len(actions))}
     by_name = {_plain(entry["name"]): a for a, entry in reversed(list(enumerate(actions)))}
     chosen: list[int] = []
     for part in filter(None, map(str.strip, text.split(","))):
-        what, _, times = part.partition("*")
-        action = by_name.get(_plain(what), _number(what))
-        repeat = _number(times) if times else 1
-        if action is None or action >= len(actions):
+        what, _, times = map(str.strip, part.partition("*"))
+        action, times = by_name.get(_plain(what), numbers.get(what)), times or "1"
+        repeat = int(times) if times.isdecimal() and len(times) < 10 else 0
+        if action is None:
             names = ", ".join(entry["name"] for entry in actions)
             raise UserError(f"there is no action {what.strip()!r}; use 0 to {len(actions) - 1}, or a name: {names}")
         if not repeat or len(chosen) + repeat > MOST_CHOSEN:
@@ -118,40 +129,10 @@ def _plain(name: str) -> str:
     return " ".join(name.lower().replace("-", " ").split())
 
 
-def _number(text: str) -> int | None:
-    text = text.strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
-
-
 def check_actions(actions: Any, num_actions: int) -> None:
     """UserError that says what is wrong, if this is not an entry per action."""
-    if not isinstance(actions, list) or len(actions) != num_actions:
-        raise UserError(f"there must be a list of {num_actions} actions")
-    for a, entry in enumerate(actions):
-        if not isinstance(entry, dict):
-            raise UserError(f"action {a} is no object with a name and a key")
-        for field in ("name", "key"):
-            if not isinstance(entry.get(field), str) or not 0 <= len(entry[field]) <= LONGEST:
-                raise UserError(f"action {a} needs a {field}, a text of at most {LONGEST} characters")
-        if not isinstance(entry.get("noop", False), bool):
-            raise UserError(f"noop of action {a} is neither true nor false")
-        if "motion" in entry and not _is_motion(entry["motion"]):
-            raise UserError(f"motion of action {a} is not two numbers")
-
-
-def _is_motion(value: Any) -> bool:
-    numbers = isinstance(value, list) and len(value) == 2 and all(type(each) in (int, float) for each in value)
-    return numbers and all(map(math.isfinite, value))
-
-
-def merge_actions(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a person may change, changed; all else that is there, kept."""
-    editable = ("name", "key", "noop")
-    return [
-        {**before, **{field: after[field] for field in editable if field in after}}
-        for before, after in zip(old, new, strict=True)
-    ]
+    convert(actions, Annotated[list[Action], Meta(min_length=num_actions, max_length=num_actions)])
 
 
 def save_actions(folder: Path, actions: list[dict[str, Any]]) -> None:
-    write_atomic(folder / "actions.json", json.dumps(actions, indent=1).encode())
+    write_atomic(folder / "actions.json", to_json(actions))

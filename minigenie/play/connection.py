@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from minigenie.errors import UserError
 from minigenie.files import parse_json
 from minigenie.pictures import fit_picture
-from minigenie.play.player import Clip, Player
+from minigenie.play.player import Clip, Player, footage_clip
 from minigenie.play.session import Session, pack_frame
 
 STALL_SECONDS = 10.0  # a browser that acknowledges nothing for so long is dropped
@@ -52,8 +52,8 @@ class Connection:
     async def run(self) -> None:
         """Play until one side leaves."""
         hello = {"type": "hello", "player": self.token, "most_steps": self.player.most_steps}
-        await self._send_json({**hello, **self.session.describe()})
-        await self._send_json(self.session.describe_actions())
+        await self._send({**hello, **self.session.describe()})
+        await self._send(self.session.describe_actions())
         both = {self._spawn(self._read_loop()), self._spawn(self._play_loop())}
         try:
             await self._restart()
@@ -71,7 +71,7 @@ class Connection:
         """Send it when there is time, if nothing newer has come until then."""
         if self.sending_soon:
             self.sending_soon.cancel()
-        self.sending_soon = self._spawn(self._send_json(message))
+        self.sending_soon = self._spawn(self._send(message))
 
     async def upload(self, data: bytes) -> None:
         """Begin anew from a picture. UserError if it is none."""
@@ -106,11 +106,11 @@ class Connection:
 
     async def _send_previews(self, start: np.ndarray) -> None:
         for action in range(self.session.world.num_actions):
-            await self._send(self.socket.send_bytes, await self.session.preview(start, action))
+            await self._send(await self.session.preview(start, action))
 
     async def _send_state(self) -> None:
         player, sampling = self.player, self.player.world.config.sampling
-        await self._send_json(
+        await self._send(
             {
                 "type": "state",
                 "playing": player.view is not None,
@@ -132,14 +132,18 @@ class Connection:
         due, interval, now = 0.0, 1 / self.session.fps, asyncio.get_running_loop().time
         while True:
             began, running = now(), self.is_playing
-            soonest = due - interval / 2 if self._input_has_changed() else due
+            # a key tapped between two frames is played for one
+            view, pressed = self.player.view, [a for a in (self.held, self.tapped) if a is not None]
+            action = pressed[0] if pressed else self.session.noop
+            is_new = view is not None and self.clip is None and view.action != action
+            soonest = due - interval / 2 if is_new else due
             if self.redraw:
                 self.redraw = False
             elif self.single_step is not None:
                 action, self.single_step = self.single_step, None
                 await self._step(action)
             elif running and began >= soonest:
-                action, self.tapped = self._next_action(), None
+                self.tapped = None
                 await self._step(action)
                 due = min(began, max(due, began - interval / 2)) + interval
             else:
@@ -147,19 +151,11 @@ class Connection:
                 continue
             await self._send_frame(1000 * (now() - began))
 
-    def _next_action(self) -> int:
-        """The action of the next frame: a key tapped between two frames is played for one."""
-        return next((a for a in (self.held, self.tapped) if a is not None), self.session.noop)
-
-    def _input_has_changed(self) -> bool:
-        view = self.player.view
-        return view is not None and self.clip is None and view.action != self._next_action()
-
     async def _step(self, action: int) -> None:
         was_recording = self.player.recording
         await self.session.run(partial(self.player.step, action))
         if was_recording and not self.player.recording:
-            await self._send_json({"type": "error", "text": "the recording is full; download it, or record anew"})
+            await self._send({"type": "error", "text": "the recording is full; download it, or record anew"})
             await self._send_state()
 
     async def _wait(self, seconds: float | None) -> None:
@@ -172,7 +168,7 @@ class Connection:
         view = self.player.view
         assert view is not None
         self.sent += 1
-        await self._send(self.socket.send_bytes, pack_frame(view, self.sent, ms))
+        await self._send(pack_frame(view, self.sent, ms))
         try:
             async with asyncio.timeout(STALL_SECONDS):
                 while self.acknowledged < self.sent:
@@ -180,13 +176,11 @@ class Connection:
         except TimeoutError:
             raise Disconnected(f"no frame was acknowledged for {STALL_SECONDS:g} s") from None
 
-    async def _send_json(self, message: dict[str, Any]) -> None:
-        await self._send(self.socket.send_json, message)
-
-    async def _send(self, send: Callable[[Any], Awaitable[None]], message: Any) -> None:
+    async def _send(self, message: dict[str, Any] | bytes) -> None:
+        sending = self.socket.send_bytes(message) if isinstance(message, bytes) else self.socket.send_json(message)
         try:
             async with asyncio.timeout(STALL_SECONDS):
-                await send(message)
+                await sending
         except (WebSocketDisconnect, RuntimeError, TimeoutError):  # starlette's RuntimeError: already closed
             raise Disconnected("the browser does not read") from None
 
@@ -198,7 +192,7 @@ class Connection:
             try:
                 await self._handle(message.get("text") or message.get("bytes"))
             except ValueError as error:
-                await self._send_json({"type": "error", "text": str(error)})
+                await self._send({"type": "error", "text": str(error)})
 
     async def _handle(self, text: str | bytes | None) -> None:
         try:
@@ -271,13 +265,14 @@ class Connection:
 
     async def on_watch(self, message: dict[str, Any]) -> None:
         """The split view; clip: number of a held-out clip, or null to play again."""
-        footage = self.session.footage
+        world, footage = self.session.world, self.session.footage
         if footage is None:
             raise UserError("there is no held-out footage; start minigenie play with --footage FOLDER")
         index = _integer_or_none(message, "clip", len(footage.episodes) - 1)
-        self.clip_index, self.clip = index, None if index is None else await self.session.clip(index)
-        if self.clip is not None:
-            self.start, self.start_index, self.paused = self.clip.frames[0], None, False
+        clip = None if index is None else await self.session.run(partial(footage_clip, world, footage, index))
+        self.clip_index, self.clip = index, clip
+        if clip is not None:
+            self.start, self.start_index, self.paused = clip.frames[0], None, False
         await self._restart()
 
     def _require_start(self) -> None:

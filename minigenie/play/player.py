@@ -5,16 +5,11 @@ Everything here blocks; the server calls it from its one worker thread.
 Dimensions:  t frames   h w c a frame
 """
 
-import io
 from collections import deque
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import UInt8
-from PIL import Image
-from torch import Tensor
 
 from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
@@ -35,13 +30,6 @@ class View(NamedTuple):
     truth: np.ndarray | None = None
 
 
-class Moment(NamedTuple):
-    """What undo goes back to."""
-
-    view: View
-    world: Snapshot
-
-
 class Clip(NamedTuple):
     """Held-out footage and the actions that lead through it."""
 
@@ -55,7 +43,7 @@ class Player:
     def __init__(self, base: World) -> None:
         self.world = base.fresh_copy()
         self.view: View | None = None
-        self.past: deque[Moment] = deque(maxlen=PAST_MOMENTS)
+        self.past: deque[tuple[View, Snapshot]] = deque(maxlen=PAST_MOMENTS)  # what undo goes back to
         self.recorded: list[np.ndarray] = []
         self.recording = False
         self.clip: Clip | None = None
@@ -64,8 +52,7 @@ class Player:
     @property
     def most_steps(self) -> int:
         """MaskGIT fills in one token a step at least."""
-        rows, columns = self.world.config.tokenizer.grid
-        return min(rows * columns, MAX_STEPS)
+        return min(self.world.config.tokenizer.num_patches, MAX_STEPS)
 
     def reset(self, start: np.ndarray, seed: int, clip: Clip | None = None) -> None:
         """Begin anew from one frame, uint8 [h w c]; with a clip: its first, to be followed by its own actions."""
@@ -81,20 +68,20 @@ class Player:
             return self.reset(self.clip.frames[0], self.seed, self.clip)
         if self.clip is not None:
             action = self.clip.actions[self.view.number]
-        before = Moment(self.view, self.world.snapshot())
+        before = self.world.snapshot()
         frame = self.world.step([action])[0].numpy()
-        self.past.append(before)
-        while len(self.past) * before.world.size > PAST_BYTES and len(self.past) > 1:
+        self.past.append((self.view, before))
+        while len(self.past) * before.size > PAST_BYTES and len(self.past) > 1:
             self.past.popleft()
-        self._show(frame, action, before.view.number + 1)
+        self._show(frame, action, self.view.number + 1)
 
     def undo(self) -> bool:
         """Back by one frame, to the very state it was in. False at the beginning of what is kept."""
         if not self.past:
             return False
-        moment = self.past.pop()
-        self.world.restore(moment.world)
-        self.view = moment.view
+        view, before = self.past.pop()
+        self.world.restore(before)
+        self.view = view
         return True
 
     def sample(self, steps: int, temperature: float) -> None:
@@ -122,22 +109,9 @@ class Player:
 
 def footage_clip(world: World, footage: Dataset, number: int) -> Clip:
     """Clip `number` of held-out footage: from the first third of an episode on."""
-    long = [i for i, episode in enumerate(footage.episodes) if episode.length >= min(CLIP_FRAMES, longest(footage))]
+    lengths = [episode.length for episode in footage.episodes]
+    long = [i for i, length in enumerate(lengths) if length >= min(CLIP_FRAMES, max(lengths))]
     frames = footage.episode_frames(long[number % len(long)])
     begin = max(0, (len(frames) - CLIP_FRAMES) // 3)
     window = np.array(frames[begin : begin + CLIP_FRAMES])
     return Clip(window, world.infer_actions(window[None])[0].tolist())
-
-
-def longest(footage: Dataset) -> int:
-    return max((episode.length for episode in footage.episodes), default=0)
-
-
-def encode(picture: UInt8[np.ndarray, "h w c"], kind: str, **options: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(picture).save(out, kind, **options)
-    return out.getvalue()
-
-
-def to_video(frames: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(frames))

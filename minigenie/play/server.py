@@ -8,16 +8,19 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import os
 import secrets
 import socket
 import sys
-import tempfile
+import threading
 import webbrowser
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -29,23 +32,27 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from minigenie.errors import UserError
 from minigenie.files import parse_json
-from minigenie.pictures import save_video
-from minigenie.play.auth import AuthMiddleware, error_response
+from minigenie.pictures import encode_video
+from minigenie.play.auth import AuthMiddleware
 from minigenie.play.connection import Connection, Disconnected
 from minigenie.play.limits import MAX_MESSAGE_BYTES, LimitedServer, LimitedWebSocket
-from minigenie.play.player import to_video
 from minigenie.play.session import Session
 from minigenie.settings import PlaySettings, ServerSettings
 
 PAGE = Path(__file__).with_name("page.html")
 SHARED = [PAGE.with_name("shared.css"), PAGE.with_name("shared.js")]  # by this page and that of teach
+ENGINE = PAGE.with_name("engine.js")
 MAX_JSON_BYTES, MAX_UPLOAD_BYTES = 1 << 16, 10 << 20
 SWITCH_SECONDS = 2e-4  # the worker asks for the interpreter between any two tensor operations: 5 ms each is Python's
 VIDEOS = {"mp4": "video/mp4", "gif": "image/gif"}
 
 
 def make_app(
-    session: Session, host: str = "127.0.0.1", token: str | None = None, ready: Callable[[], Any] = lambda: None
+    session: Session,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    ready: Callable[[], Any] = lambda: None,
+    allow: Sequence[str] = (),
 ) -> Starlette:
     """The server of one session; `page_app` says what the rest is."""
 
@@ -80,8 +87,9 @@ def make_app(
         if not (frames := list(connection.player.recorded)):
             raise HTTPException(404, "nothing is recorded yet; press Record, play, and press it again")
         async with connection.busy:
-            encode = partial(_video, frames, kind, session.fps)
-            data = await asyncio.get_running_loop().run_in_executor(session.media_pool, encode)
+            data = await asyncio.get_running_loop().run_in_executor(
+                session.media_pool, lambda: encode_video(torch.from_numpy(np.stack(frames)), kind, session.fps)
+            )
         name = f'attachment; filename="minigenie.{kind}"'
         return Response(data, media_type=VIDEOS[kind], headers={"Content-Disposition": name})
 
@@ -97,9 +105,8 @@ def make_app(
         connection = Connection(session, socket)
         session.connections[connection.token] = connection
         try:
-            await connection.run()
-        except Disconnected:
-            pass
+            with contextlib.suppress(Disconnected):
+                await connection.run()
         finally:
             del session.connections[connection.token]
             with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):  # closed already
@@ -114,20 +121,23 @@ def make_app(
         Route("/recording.{kind}", recording),
         WebSocketRoute("/play", play),
     ]
-    return page_app(PAGE, routes, session.open, session.close, host, token, ready)
+    return page_app(PAGE, routes, session.open, session.close, host, token, ready, allow)
 
 
-def _video(frames: list[Any], kind: str, fps: float) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        return save_video(to_video(frames), Path(folder) / f"recording.{kind}", fps).read_bytes()
+def page_text(page: Path, engine: Path = ENGINE) -> str:
+    """A whole page. engine: what answers it."""
+    text = page.read_text()
+    for part in (*SHARED, engine):
+        text = text.replace(f"/* {part.name} */", part.read_text())
+    return text
 
 
 def page_app(
     page: Path, routes: Sequence[BaseRoute], begin: Callable[[], Any], end: Callable[[], Any], host: str,
-    token: str | None, ready: Callable[[], Any],
+    token: str | None, ready: Callable[[], Any], allow: Sequence[str],
 ) -> Starlette:  # fmt: skip
     """The whole server of one page. begin, end: what runs behind it. token: without it every request is refused. ready:
-    called when it listens."""
+    called when it listens. allow: names of proxies."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -137,19 +147,16 @@ def page_app(
         end()
 
     async def show(_: Request) -> Response:
-        text = page.read_text()
-        for shared in SHARED:
-            text = text.replace(f"/* {shared.name} */", shared.read_text())
-        return HTMLResponse(text)
+        return HTMLResponse(page_text(page))
 
     async def refuse(_: Request, error: Any) -> Response:  # async, as all here: others take a thread each in a flood
-        known = isinstance(error, HTTPException)
-        return error_response(error.detail if known else str(error), error.status_code if known else 400)
+        text, status = (error.detail, error.status_code) if isinstance(error, HTTPException) else (str(error), 400)
+        return JSONResponse({"error": text}, status)
 
     return Starlette(
         routes=[Route("/", show), *routes],
         lifespan=lifespan,
-        middleware=[Middleware(AuthMiddleware, host=host, token=token)],
+        middleware=[Middleware(AuthMiddleware, host=host, token=token, allow=allow)],
         exception_handlers=dict.fromkeys((HTTPException, ValueError, ClientDisconnect), refuse),
     )
 
@@ -184,21 +191,18 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise UserError(f"port is {port}; choose 0 (any free one) to 65535")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError:
         raise UserError(f"host {host!r} is no address of this machine; leave it out for 127.0.0.1") from None
+    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
     try:
-        listening.bind(address)
-        listening.listen(64)
+        return socket.create_server(address, family=family, backlog=64, dualstack_ipv6=both)
     except OSError as error:
-        listening.close()
-        advice = f"cannot listen on {host} port {port} ({error.strerror}); choose another --host or --port"
+        why = os.strerror(error.errno or 0)
+        advice = f"cannot listen on {host} port {port} ({why}); choose another --host or --port"
         if error.errno == errno.EADDRINUSE:
             advice = f"port {port} is in use; choose another with --port, or --port 0 for any free one"
         raise UserError(advice) from None
-    return listening
 
 
 def make_server(app: Starlette) -> LimitedServer:
@@ -210,26 +214,40 @@ def make_server(app: Starlette) -> LimitedServer:
 
 
 def run(
-    make_app: Callable[[str, str | None, Callable[[], Any]], Starlette],
+    make_app: Callable[[str, str | None, Callable[[], Any], Sequence[str]], Starlette],
     listening: socket.socket,
     what: Path,
     server: ServerSettings,
 ) -> None:
-    """Serve the app of `make_app(host, token, ready)` until Ctrl-C, and say where `what` is. Beyond this machine it
-    wants a token."""
-    host = server.host
-    shown, (address, number) = f"[{host}]" if ":" in host else host, listening.getsockname()[:2]
-    token = None if ipaddress.ip_address(address).is_loopback else secrets.token_urlsafe(16)
-    url = f"http://{shown}:{number}/" + (f"?token={token}" if token else "")
+    """Serve the app of `make_app(host, token, ready, allow)` until Ctrl-C, and say where `what` is. Beyond this machine
+    it wants a token."""
+    host, (address, number) = server.host, listening.getsockname()[:2]
+    here = ipaddress.ip_address(address)
+    token = None if here.is_loopback else secrets.token_urlsafe(16)
+    names = ["127.0.0.1", _own_address()] if here.is_unspecified else [f"[{host}]" if ":" in host else host]
+    urls = [f"http://{name}:{number}/" + (f"?token={token}" if token else "") for name in dict.fromkeys(names)]
 
     def ready() -> None:
-        print(f"{what} is at {url} (Ctrl-C stops it)", flush=True)
-        if server.open:
-            asyncio.get_running_loop().run_in_executor(None, webbrowser.open, url)
+        print(f"{what} is at {' or '.join(urls)} (Ctrl-C stops it)", flush=True)
+        if server.open and can_show_pages():  # a daemon, as a browser may take as long as it likes
+            threading.Thread(target=webbrowser.open, args=urls[:1], daemon=True).start()
 
     sys.setswitchinterval(SWITCH_SECONDS)
     with contextlib.suppress(KeyboardInterrupt):
-        make_server(make_app(host, token, ready)).run(sockets=[listening])
+        make_server(make_app(host, token, ready, server.allow)).run(sockets=[listening])
+
+
+def can_show_pages() -> bool:
+    """Whether there is a display: without one, a browser in the terminal would take it over."""
+    return sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+
+
+def _own_address() -> str:
+    """This machine's, as others see it; 127.0.0.1 if it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # of no machine, and nothing is sent
+        return probe.getsockname()[0]
+    return "127.0.0.1"
 
 
 def serve(folder: Path, settings: PlaySettings, server: ServerSettings) -> None:

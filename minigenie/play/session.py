@@ -3,22 +3,26 @@
 import asyncio
 import hashlib
 import struct
-from collections import OrderedDict
+import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import UInt8
 from PIL import Image
 
 from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
 from minigenie.eval.controllability import mean_shift
-from minigenie.play.actions import check_actions, describe, load_actions, merge_actions, save_actions
-from minigenie.play.player import Clip, View, encode, footage_clip, longest
-from minigenie.play.worker import choose_threads, timed, with_fewer_steps
+from minigenie.pictures import encode
+from minigenie.play.actions import check_actions, describe, load_actions, save_actions
+from minigenie.play.player import View
 from minigenie.runtime import Result
 from minigenie.settings import PlaySettings
 from minigenie.world import World, locate, read_prompt
@@ -51,6 +55,12 @@ class Session:
         if settings.compiled:
             print("compiling the world; this takes a minute", flush=True)
             self.world.compile()
+            try:
+                self.worker.submit(try_step, self.world).result()
+            except Exception as error:  # whatever a compiler fails with
+                why = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
+                print(f"note: the compiler fails ({why}); playing on without", file=sys.stderr, flush=True)
+                self.world = self.worker.submit(World.load, self.folder, settings.device, settings.precision).result()
         self.worker.submit(choose_threads, self.world).result()
         self.fps = float(settings.fps or self.world.fps)
         if not 0 < self.fps <= 240:
@@ -61,8 +71,8 @@ class Session:
         self.start_pngs = [encode(start, "PNG") for start in self.starts]
         self.footage = self._open_footage(settings.footage) if settings.footage else None
         self.connections: dict[str, Any] = {}
-        self.previews: OrderedDict[tuple[bytes, int], asyncio.Task[bytes]] = OrderedDict()
-        self.measurements: dict[bytes, dict[int, tuple[np.ndarray, float]]] = {}
+        self.previews: dict[tuple[bytes, int], asyncio.Task[bytes]] = {}
+        self.measurements: dict[bytes, dict[int, np.ndarray]] = {}  # by start and action: a shift, and a change
         self.saving = asyncio.Lock()
         self.media_pool = ThreadPoolExecutor(1)  # what decodes pictures and encodes videos: each may take 500 MB
 
@@ -71,7 +81,7 @@ class Session:
         if footage.frame_size != shape[:2]:
             sizes = f"{footage.frame_size[0]}x{footage.frame_size[1]}, this world imagines {shape[0]}x{shape[1]}"
             raise UserError(f"{folder} has frames of {sizes}; ingest with --size {shape[0]}")
-        if longest(footage) < 2:
+        if max(episode.length for episode in footage.episodes) < 2:
             raise UserError(f"{folder} has no episode of 2 frames or more; give other held-out footage")
         return footage
 
@@ -114,21 +124,18 @@ class Session:
     def describe_actions(self) -> dict[str, Any]:
         return {"type": "actions", "actions": self.actions, "noop": self.noop, "measured": self.measured}
 
-    async def clip(self, number: int) -> Clip:
-        assert self.footage is not None
-        return await self.run(partial(footage_clip, self.world, self.footage, number))
-
     async def edit_actions(self, entries: Any) -> None:
         """Names, keys and the no-op from a person, kept in the folder. UserError or OSError, one line."""
         check_actions(entries, self.world.num_actions)
         if sum(entry.get("noop", False) for entry in entries) > 1:
             raise UserError("only one action can be the one that is taken when nothing is pressed")
-        await self._set_actions(merge_actions(self.actions, entries))
+        chosen = [{name: entry[name] for name in ("name", "key", "noop") if name in entry} for entry in entries]
+        await self._set_actions([before | after for before, after in zip(self.actions, chosen, strict=True)])
 
     async def _set_actions(self, actions: list[dict[str, Any]]) -> None:
         async with self.saving:
             self.actions = actions
-            for connection in list(self.connections.values()):
+            for connection in self.connections.values():
                 connection.send_soon(self.describe_actions())
             await asyncio.to_thread(save_actions, self.folder, actions)
 
@@ -136,12 +143,11 @@ class Session:
         """What an action does from `start`, held for a few frames: one picture of them in a row, ready to be sent.
         Imagined when first asked for, while the players leave the worker time, then remembered."""
         key = (hashlib.sha256(start.tobytes()).digest(), action)
-        if key not in self.previews:
-            self.previews[key] = asyncio.create_task(self._make_preview(start, *key))
-            while len(self.previews) > PREVIEWS_KEPT:
-                self.previews.popitem(last=False)[1].cancel()
-        self.previews.move_to_end(key)
-        return await asyncio.shield(self.previews[key])
+        preview = self.previews.pop(key, None) or asyncio.create_task(self._make_preview(start, *key))
+        self.previews[key] = preview  # the last one asked for is the last to be forgotten
+        if len(self.previews) > PREVIEWS_KEPT:
+            self.previews.pop(next(iter(self.previews))).cancel()
+        return await asyncio.shield(preview)
 
     async def _make_preview(self, start: np.ndarray, digest: bytes, action: int) -> bytes:
         world = with_fewer_steps(self.world, PREVIEW_STEPS)
@@ -151,8 +157,7 @@ class Session:
             frames.append((await self._in_background(partial(world.step, [action])))[0].numpy())
         if not self.measured:
             await self._add_measurement(np.stack(frames), digest, action)
-        size = [min(side, PREVIEW_SIDE) for side in (start.shape[1], start.shape[0])]
-        strip = np.hstack([np.array(Image.fromarray(frame).resize(size)) for frame in frames])
+        strip = preview_strip(np.stack(frames))
         header = PICTURE_HEADER.pack(PREVIEW, JPEG, action, 0, 0, 0, strip.shape[1], strip.shape[0], len(frames))
         return header + encode(strip, "JPEG", quality=85)
 
@@ -173,17 +178,58 @@ class Session:
         """Once the actions have been seen from a few starts, it is known what they do."""
         shift = await self._in_background(partial(mean_shift, frames))
         change = float(np.abs(np.diff(frames.astype(np.int16), axis=0)).mean())
-        self.measurements.setdefault(digest, {})[action] = (shift, change)
+        self.measurements.setdefault(digest, {})[action] = np.append(shift, change)
         seen = [by_action for by_action in self.measurements.values() if len(by_action) == self.world.num_actions]
         if len(seen) < max(1, min(MEASURED_STARTS, len(self.starts))) or self.measured:
             return
         order = range(self.world.num_actions)
-        motions = np.array([np.mean([by_action[a][0] for by_action in seen], axis=0) for a in order])
-        changes = np.array([np.mean([by_action[a][1] for by_action in seen]) for a in order])
+        means = np.mean([[by_action[a] for a in order] for by_action in seen], axis=0)
         try:
-            await self._set_actions(describe(self.actions, motions, changes, min(self.world.frame_shape[:2])))
+            await self._set_actions(describe(self.actions, means[:, :2], means[:, 2], min(self.world.frame_shape[:2])))
         except OSError as error:
             print(f"the measured actions are known until the server stops: {error}")
+
+
+def preview_strip(frames: UInt8[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "H W c"]:
+    """Small copies of frames, side by side."""
+    size = [min(side, PREVIEW_SIDE) for side in (frames.shape[2], frames.shape[1])]
+    return np.hstack([np.array(Image.fromarray(frame).resize(size)) for frame in frames])
+
+
+def with_fewer_steps(world: World, steps: int) -> World:
+    """The same world, at no frame yet, with no more than `steps` MaskGIT steps a frame."""
+    sampling = world.config.sampling
+    return world.fresh_copy(replace(sampling, steps=min(steps, sampling.steps)), cuda_graph=False)
+
+
+def timed(call: Callable[[], Result]) -> tuple[Result, float]:
+    """What it returns, and the seconds it took."""
+    began = time.perf_counter()
+    return call(), time.perf_counter() - began
+
+
+def try_step(world: World) -> World:
+    """A copy that has made a frame, and so has compiled what there is to compile."""
+    trial = with_fewer_steps(world, 1)
+    trial.reset(np.zeros((1, 1, *world.frame_shape), np.uint8))
+    trial.step([0])
+    return trial
+
+
+def choose_threads(world: World) -> None:
+    """On CPU, have torch use one thread or all, whichever is faster: small layers only lose by being split. One also
+    if it is almost as fast: the browser wants a core too."""
+    most = torch.get_num_threads()
+    if world.device.type != "cpu" or most == 1:
+        return
+    trial = try_step(world)
+
+    def seconds(threads: int) -> float:
+        torch.set_num_threads(threads)
+        trial.step([0])
+        return min(timed(partial(trial.step, [0]))[1] for _ in range(3))
+
+    torch.set_num_threads(most if seconds(most) < 0.8 * seconds(1) else 1)
 
 
 def pack_frame(view: View, serial: int, ms: float) -> bytes:

@@ -1,9 +1,7 @@
 """The server of labelling by hand: one page and a few requests. It holds the labels; pages come and go."""
 
-import asyncio
-import contextlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,44 +19,31 @@ from minigenie.data.labels import FILE
 from minigenie.errors import UserError
 from minigenie.play.server import listen, page_app, read_json, refusing, run
 from minigenie.settings import ServerSettings
-from minigenie.teach.agreement import Agreement, quick_agreement
-from minigenie.teach.session import Session
+from minigenie.teach.session import Agreement, Session, quick_agreement
 
 PAGE = Path(__file__).with_name("page.html")
 
 
-class AgreementChecker:
-    """Asks the classifier in a thread of its own, whenever there are enough new labels."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))  # the page needs the rest
-        self.found: Agreement | None = None
-        self.task: asyncio.Task | None = None
-
-    @property
-    def is_running(self) -> bool:
-        return self.task is not None and not self.task.done()
-
-    def check_if_due(self) -> None:
-        if not self.is_running and (labels := self.session.labels_to_check()):
-            self.task = asyncio.create_task(self._check(labels))
-
-    async def _check(self, labels: Any) -> None:
-        with contextlib.suppress(ValueError):  # of one clip
-            call = partial(quick_agreement, self.session.dataset, labels)
-            self.found = await asyncio.get_running_loop().run_in_executor(self.worker, call)
-
-
 def make_app(
-    session: Session, host: str = "127.0.0.1", token: str | None = None, ready: Callable[[], Any] = lambda: None
+    session: Session,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    ready: Callable[[], Any] = lambda: None,
+    allow: Sequence[str] = (),
 ) -> Starlette:
     """The server of one session; `page_app` says what the rest is."""
-    checker = AgreementChecker(session)
+    worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))  # the page needs the rest
+    checks: list[Future[Agreement]] = []  # by the classifier, whenever there are enough new labels
+
+    def check_if_due() -> None:
+        if all(check.done() for check in checks) and (labels := session.labels_to_check()):
+            checks.append(worker.submit(quick_agreement, session.dataset, labels))
 
     def state() -> Response:
-        found = checker.found and checker.found._asdict()
-        return JSONResponse({**session.describe(), "agreement": found, "judging": checker.is_running})
+        done = [check for check in checks if check.done()]
+        found = [check.result()._asdict() for check in done if not isinstance(check.exception(), UserError)]
+        judging = len(done) < len(checks)
+        return JSONResponse({**session.describe(), "agreement": found[-1] if found else None, "judging": judging})
 
     def picture(request: Request) -> Response:
         try:
@@ -74,7 +59,7 @@ def make_app(
                 if not isinstance(content := await read_json(request), dict):
                     raise UserError("a request must be a JSON object")
                 await run_in_threadpool(change, content)
-            checker.check_if_due()
+            check_if_due()
             return state()
 
         return answer
@@ -87,8 +72,8 @@ def make_app(
         Route("/undo", changing(lambda it: session.undo(it.get("clip"))), methods=["POST"]),
         Route("/controls", changing(lambda it: session.rename(it.get("controls"))), methods=["POST"]),
     ]
-    end = partial(checker.worker.shutdown, cancel_futures=True)
-    return page_app(PAGE, routes, checker.check_if_due, end, host, token, ready)
+    end = partial(worker.shutdown, cancel_futures=True)
+    return page_app(PAGE, routes, check_if_due, end, host, token, ready, allow)
 
 
 def serve(folder: str, controls: str | None, seed: int, server: ServerSettings) -> None:

@@ -1,0 +1,69 @@
+"""A world as a folder of static files that plays in a browser, without a server.
+
+The world's arithmetic is four ONNX graphs, for one world at a time; what it remembers goes into each and comes out of
+each as tensors, so that they can stay on the device:
+
+    begin   a picture -> the state
+    give    action, state -> what is given of the next frame: the action, and where there is a camera its motion and the
+            last frame moved by it, as tokens
+    fill    what is given, tokens filled in so far, state -> tokens after a step of MaskGIT
+    commit  what is given, the frame's tokens, state -> the frame, the state after it
+
+Dimensions:  n patches of a frame   h w c a frame
+"""
+
+from torch import Tensor, nn
+
+from minigenie.dynamics import Given
+from minigenie.maskgit import fill_most_confident
+from minigenie.world import Past, World
+
+
+class Graph(nn.Module):
+    """past: of any one frame, in whose form all of them are."""
+
+    def __init__(self, world: World, past: Past) -> None:
+        super().__init__()
+        self.world, self.past, self.models = world, past, nn.ModuleList((world.tokenizer, world.dynamics))
+
+    def flat(self, past: Past) -> list[Tensor]:
+        """The state: all of a past but what is empty, as the camera's is where there is none."""
+        return [tensor for tensor in past.tensors if tensor.numel()]
+
+    def unflat(self, state: list[Tensor]) -> Past:
+        rest = iter(state)
+        return self.past.made_of([next(rest).clone() if each.numel() else each for each in self.past.tensors])
+
+
+class Begin(Graph):
+    def forward(self, picture: Tensor) -> list[Tensor]:
+        return self.flat(self.world.encode_past(picture[None, None]))
+
+
+class Give(Graph):
+    def forward(self, action: Tensor, uniform: Tensor, temperature: Tensor, state: list[Tensor]) -> list[Tensor]:
+        past = self.unflat(state)
+        given = self.world.next_given(action, past.history, past.frame, past.mosaic, uniform, temperature)
+        return [each.clone() for each in given if each is not None]
+
+
+class Fill(Graph):
+    def forward(
+        self,
+        given: list[Tensor],
+        tokens: Tensor,
+        uniform: Tensor,
+        keep: Tensor,
+        noise: Tensor,
+        temperature: Tensor,
+        state: list[Tensor],
+    ) -> Tensor:
+        dynamics, past = self.world.dynamics, self.unflat(state)
+        logits = dynamics.step(tokens, Given(*given), past.dynamics)
+        return fill_most_confident(tokens, dynamics.mask_id, logits, uniform, keep, noise, temperature)
+
+
+class Commit(Graph):
+    def forward(self, given: list[Tensor], tokens: Tensor, state: list[Tensor]) -> list[Tensor]:
+        past = self.unflat(state)
+        return [self.world.commit(tokens, Given(*given), past)[0], *self.flat(past)]
