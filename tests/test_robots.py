@@ -373,8 +373,12 @@ def test_observations_that_are_pictures(tmp_path, size):
 
 def test_two_datasets_of_other_actions(tmp_path, walk):
     other = record(Walk(Box(-1, 1, (2,))), "other-v0")
-    with pytest.raises(UserError, match="these robot datasets have not the same actions; ingest one at a time"):
+    with pytest.raises(UserError, match="walk-v0 have not the same controls; ingest one at a time"):
         ingest([walk, other], tmp_path / "out", IngestSettings(bins=2))
+    video = save(tmp_path / "clip.mp4", [scroll(i / 10, 48, 64) for i in range(20)])
+    (tmp_path / "clip.actions.csv").write_text("9\n" * 20)
+    with pytest.raises(UserError, match=r"clip.mp4 and .*other-v0 have not the same controls"):
+        ingest([video, other], tmp_path / "out", IngestSettings(bins=2))
     assert len(ingest([walk, other], tmp_path / "out", IngestSettings(bins=0)).dataset.episodes) == 6
 
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from minigenie.data.dataset import Dataset
 
-CONTROLS = "controls"  # in the settings of a manifest: names of the recorded actions, in their order
 MOST_ACTIONS = 2**16
 PROCGEN_NAMES = (
     "left-down", "left", "left-up", "down", "noop", "up", "right-down", "right", "right-up",
@@ -72,8 +71,6 @@ def controls_of(dataset: Dataset) -> Controls | None:
         return Controls(TOY_NAMES, tuple(range(len(TOY_NAMES))))
     if dataset.manifest["generator"].startswith("procgen"):
         return procgen_controls(source)
-    if names := dataset.manifest["settings"].get(CONTROLS):
-        return Controls(tuple(map(str, names)), tuple(range(len(names))))
     episodes = (dataset.episode_actions(i) for i in range(len(dataset.episodes)))
     found = sorted({int(action) for each in episodes if each is not None for action in np.unique(each[:-1])})
     place = {action: number for number, action in enumerate(found)}

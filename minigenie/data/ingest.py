@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
-from minigenie.data.controls import CONTROLS
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.duplicates import SIDE, ThumbnailIndex, thumbnails
 from minigenie.data.robots import Recorded, recorded
@@ -128,9 +127,7 @@ def ingest(
         where = ", ".join(map(str, paths)) or "an empty list of paths"
         raise NoUsableVideo(f"no video in {where}; files in folders should end in {EXTENSIONS}", others)
     known = recorded(videos, settings)
-    controls = {each.controls for each in known.values()}
-    if len(controls) > 1:
-        raise UserError("these robot datasets have not the same actions; ingest one at a time, or with --bins 0")
+    controls = _controls(videos, known)
     root = os.path.commonpath([video.parent for video in videos])
     names = [_readable(video.relative_to(root).as_posix()) for video in videos]
     listing = "\n".join(f"{name} {_contents(v, known.get(v))}" for name, v in zip(names, videos, strict=True))
@@ -146,7 +143,7 @@ def ingest(
             "held_out": split,
             "min_frames": min_frames,
             "duplicates": "kept" if settings.keep_duplicates else "dropped",
-            **({CONTROLS: each} if (each := next(iter(controls), ())) else {}),
+            **({"controls": controls} if controls else {}),
         },
     }
 
@@ -243,13 +240,31 @@ def _readable(path: str | Path) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
+def _controls(videos: list[Path], known: dict[Path, Recorded]) -> tuple[str, ...]:
+    """Names of the actions that come with the videos; none if these are plain integers, or if there are none.
+
+    UserError, one line, if not all have the same.
+    """
+    named: dict[tuple[str, ...], Path] = {}
+    for video in videos:
+        if each := known.get(video):
+            if each.actions is not None:
+                named.setdefault(each.controls, video)
+        elif any(".actions." in path.name for path in sidecar_paths(video)):
+            named.setdefault((), video)
+    if len(named) > 1:
+        one, other, *_ = named.values()
+        raise UserError(f"{one} and {other} have not the same controls; ingest one at a time, or with --bins 0")
+    return next(iter(named), ())
+
+
 def _contents(video: Path, known: Recorded | None) -> str:
     """What tells that a file has changed: its size, that of its pictures, and what lies beside it."""
     contents = []
     with suppress(OSError):  # its row will say so
         if known:
-            contents.append(hashlib.sha256(repr(known.notes).encode() + known.episodes.tobytes()).hexdigest())
-            contents += [] if known.actions is None else [hashlib.sha256(known.actions.tobytes()).hexdigest()]
+            arrays = known.episodes, np.empty(0) if known.actions is None else known.actions
+            contents += [*known.notes, *(hashlib.sha256(array.tobytes()).hexdigest() for array in arrays)]
         files = numbered_pictures(video) if stands_for_many(video) else [video]
         contents.append(str(sum(file.stat().st_size for file in files)))
         contents += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sidecar_paths(video)]

@@ -172,8 +172,7 @@ class Reader:
 
     def __init__(self, path: Path, settings: IngestSettings, report: Callable[[float], None] = lambda share_read: None):
         self.height_width, self.fps, self.fit, self.report = check_options(settings), settings.fps, settings.fit, report
-        minari = path.is_dir()
-        self.source = robots.MinariSource(path, settings) if minari else open_source(path, settings.fps)
+        self.source = robots.MinariSource(path, settings) if path.is_dir() else open_source(path, settings.fps)
         self.broken, self.failure = False, ""
         self.num_frames = self.num_given = self.num_lost = self.num_decoded = 0
         self.end = self.shown = 0.0  # seconds read so far, with and without the holes
