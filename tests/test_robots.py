@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 from minari.data_collector import EpisodeBuffer
-from test_ingest import both
+from test_ingest import both, killed_until_done
 from test_video import read_video, save, scroll
 
 from minigenie.__main__ import main
@@ -113,11 +113,12 @@ def test_a_video_named_itself_has_its_episodes_too(arm, tmp_path):
     assert dataset.has_actions
 
 
-def test_whoever_decodes_robots(arm, tmp_path):
+def test_whoever_decodes_robots_and_however_often_killed(arm, tmp_path):
     for workers in (1, 2):
-        result = ingest(arm, tmp_path / str(workers), IngestSettings(split=0.25), workers=workers)
+        result = ingest(arm, tmp_path / str(workers), IngestSettings(size=32, split=0.25), workers=workers)
         assert [episode.length for episode in result.test_dataset.episodes] == [16]  # a whole one
-    assert both(tmp_path / "1") == both(tmp_path / "2")
+    killed_until_done(arm, tmp_path / "killed", kills=3, seed=0, split=0.25)
+    assert both(tmp_path / "1") == both(tmp_path / "2") == both(tmp_path / "killed")
 
 
 def test_continuous_actions_are_binned_if_asked(tmp_path, capsys):
