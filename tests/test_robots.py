@@ -91,6 +91,22 @@ def test_lerobot_has_episodes_and_actions(arm, tmp_path):
         assert result.dataset.episode_actions(i).tolist() == [*range(end - first)]
 
 
+def test_lerobot_of_version_2_has_a_video_for_each_episode(arm, tmp_path):
+    write_info(arm, codebase_version="v2.1", chunks_size=2)
+    rows = pyarrow.parquet.read_table(arm / DATA).to_pylist()
+    (arm / DATA).unlink()
+    for number, length in enumerate([*FILES[0], *FILES[1]]):
+        data = arm / f"data/chunk-{number // 2:03d}/episode_{number:06d}.parquet"
+        for path in (data, arm / f"videos/chunk-{number // 2:03d}/{FRONT}/episode_{number:06d}.mp4"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_parquet(data, [row for row in rows if row["episode_index"] == number])
+        save(path, [scroll(i / 10, 48, 64, number / 4) for i in range(length)])
+    result = ingest(arm, tmp_path / "out")
+    assert [row.file for row in result.rows] == [f"chunk-00{i // 2}/{FRONT}/episode_00000{i}.mp4" for i in range(4)]
+    assert [episode.length for episode in result.dataset.episodes] == [20, 30, 16, 25]
+    assert [result.dataset.episode_actions(i).tolist() for i in (1, 3)] == [[*range(30)], [*range(25)]]
+
+
 def test_frames_and_actions_are_thinned_together(tmp_path):
     arm = lerobot(tmp_path / "arm", rate=30)
     dataset = ingest(arm, tmp_path / "out", IngestSettings(fps=10, min_frames=4)).dataset
@@ -223,7 +239,8 @@ def error_of(capsys, command: list[str]) -> str:
 @pytest.mark.parametrize(
     ("info", "reason"),
     [
-        ({"codebase_version": "v2.1"}, "arm/meta/info.json is of LeRobot v2.1, not v3; convert it with its convert_"),
+        ({"codebase_version": "v1.6"}, "arm/meta/info.json is of LeRobot v1.6, read are v2 and v3; convert it with"),
+        ({"codebase_version": "v2.1"}, "arm/meta/info.json: chunks_size is None, should be episodes in a folder"),
         ({"fps": None}, "arm/meta/info.json: fps is None, should be frames per second"),
         ({"features": 3}, "arm/meta/info.json has no features; copy the dataset again"),
         ({"features": {"observation.image": {"dtype": "image"}}}, "arm has no pictures: no camera with videos"),

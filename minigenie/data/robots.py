@@ -2,6 +2,8 @@
 
     LeRobot v3   meta/info.json, and parquet: meta/episodes/* of episodes, data/* of frames;
                  videos/CAMERA/chunk-000/file-000.mp4 each hold several episodes, one after another
+    LeRobot v2   the same, but a file per episode: data/chunk-000/episode_000000.parquet and
+                 videos/chunk-000/CAMERA/episode_000000.mp4
     Minari       data/main_data.hdf5: episode_0/observations, actions, infos, ...; a picture more than actions
 
 To ingest, a video of LeRobot is a video file with its episodes and actions beside it, and so is a whole Minari folder.
@@ -58,16 +60,17 @@ def videos_in(folder: Path, settings: IngestSettings) -> list[Path]:
         return [folder]
     if not (info := _info(folder)):
         return []
-    if not (version := str(info["codebase_version"])).startswith("v3."):
-        cure = "convert it with its convert_dataset_v21_to_v30, or name its folder videos, to read them without actions"
-        raise UserError(f"{folder / INFO} is of LeRobot {version}, not v3; {cure}")
+    if not (version := str(info["codebase_version"])).startswith(("v2.", "v3.")):
+        cure = "convert it with LeRobot, or name its folder videos, to read these without actions"
+        raise UserError(f"{folder / INFO} is of LeRobot {version}, read are v2 and v3; {cure}")
     return list(_episodes(folder, _chosen(folder, _cameras(folder, info), settings.camera), info))
 
 
 def recorded(videos: list[Path], settings: IngestSettings) -> dict[Path, Recorded]:
     """What their datasets say of those videos that belong to one. UserError, one line, if that cannot be read."""
     found = {video: _minari(video, settings) for video in videos if _is_minari(video)}
-    for folder, camera in sorted({(v.parents[3], v.parents[1].name) for v in videos if len(v.parents) > 3}):
+    inside = [(v.parents[3], name) for v in videos if len(v.parents) > 3 for name in v.parts[-3:-1]]
+    for folder, camera in sorted(set(inside)):
         info = _info(folder)
         if info and camera in _cameras(folder, info):
             found |= _lerobot(folder, camera, info, settings.bins)
@@ -156,6 +159,8 @@ def _episodes(folder: Path, camera: str, info: dict[str, Any]) -> dict[Path, _Ep
     fps: Any = info.get("fps")
     if type(fps) not in (int, float) or not 0 < fps < 1000:
         raise UserError(f"{folder / INFO}: fps is {fps!r}, should be frames per second")
+    if _table_of(info) == "data":
+        return _single_episodes(folder, camera, info.get("chunks_size"))
     columns = ["chunk_index", "file_index", "from_timestamp", "to_timestamp"]
     columns = ["episode_index", "length", *(f"videos/{camera}/{column}" for column in columns)]
     table = np.stack(list(_table(folder / "meta/episodes", columns).values()), -1)
@@ -179,16 +184,33 @@ def _episodes(folder: Path, camera: str, info: dict[str, Any]) -> dict[Path, _Ep
     return found
 
 
+def _single_episodes(folder: Path, camera: str, chunk_size: Any) -> dict[Path, _Episodes]:
+    """As `_episodes`, of version 2: each video is an episode, and its rows say how long it is."""
+    if type(chunk_size) is not int or chunk_size < 1:
+        raise UserError(f"{folder / INFO}: chunks_size is {chunk_size!r}, should be episodes in a folder")
+    numbers, lengths = np.unique(_table(folder / "data", ["episode_index"])["episode_index"], return_counts=True)
+    return {
+        folder / f"videos/chunk-{number // chunk_size:03d}/{camera}/episode_{number:06d}.mp4": _Episodes(
+            np.array([number]), np.array([0]), np.array([length])
+        )
+        for number, length in zip(numbers.astype(np.int64).tolist(), lengths.tolist(), strict=True)
+    }
+
+
+def _table_of(info: dict[str, Any]) -> str:
+    """Which folder of parquet files tells of the episodes."""
+    return "data" if str(info["codebase_version"]).startswith("v2.") else "meta/episodes"
+
+
 def _lerobot(folder: Path, camera: str, info: dict[str, Any], bins: int | None) -> dict[Path, Recorded]:
     """By video of that camera, what is known of it."""
     episodes = _episodes(folder, camera, info)
     feature = info["features"].get("action") if bins != 0 else {}
     actions, controls = _lerobot_actions(folder, episodes, feature, bins) if feature else ({}, ())
     notes = _notes(f"LeRobot {info['codebase_version']}", camera, _cameras(folder, info), bool(feature))
+    origin = _table_of(info), info["fps"], notes
     return {
-        video: Recorded(
-            np.stack([each.first, each.end], -1), actions.get(video), controls, "meta/episodes", info["fps"], notes
-        )
+        video: Recorded(np.stack([each.first, each.end], -1), actions.get(video), controls, *origin)
         for video, each in episodes.items()
     }
 
