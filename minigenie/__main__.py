@@ -76,6 +76,7 @@ def ingest(
     settings: Flat[IngestSettings],
     workers: int | None = None,
     ray: str | None = None,
+    append: bool = False,
 ) -> None:
     """Turn video files, or folders of them, into a dataset.
 
@@ -85,16 +86,18 @@ def ingest(
         workers: Processes that decode; one per core by default. The dataset does not depend on it.
         ray: Decode on a Ray cluster instead: its address, auto for the one here, local for a new one. Its machines must
             see the files and the dataset under the same names.
+        append: Add new files to the dataset that is there; those that it has already are known by their content.
     """
     from minigenie.console import working
+    from minigenie.data import append as adding
+    from minigenie.data import ingest as making
     from minigenie.data.ingest import LOG, NoUsableVideo
-    from minigenie.data.ingest import ingest as run
     from minigenie.data.workers import cores
     from minigenie.info import describe_dataset, describe_rows
 
     try:
         with working("ingest", "videos") as progress:
-            result = run(
+            result = (adding.append if append else making.ingest)(
                 paths, out, settings, workers=cores() if workers is None else workers, ray=ray,
                 progress=lambda done, total, name: progress(done, total),
             )  # fmt: skip

@@ -80,7 +80,7 @@ def describe_rows(rows: "list[Row]") -> None:
     files = [row for row in rows if row.status != "passed over"]
     telling = [row for row in files if row.reason][:MAX_ROWS]
     shown = rows if len(rows) <= MAX_ROWS else telling + rows[len(files) :]
-    table(["file", "status", "frames", "episodes", "reason", "held out", "repeated"], shown)
+    table(["file", "status", "frames", "episodes", "reason", "held out", "repeated"], (row[:7] for row in shown))
     if len(shown) < len(rows):
         print(f"{len(rows) - len(shown):,} more files")
     counts = ", ".join(f"{count:,} {status}" for status, count in sorted(Counter(row.status for row in files).items()))

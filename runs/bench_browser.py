@@ -1,17 +1,22 @@
 """Live play as a person has it: the real server in a process of its own, the real page in a real browser.
 
-    python runs/bench_browser.py worlds/mine
+    python runs/bench_browser.py worlds/mine    # by `minigenie play`
+    python runs/bench_browser.py site           # of `minigenie export --web`, in the browser alone
 
 Wants the extra `dev`, Chromium and Linux. Frames count as drawn when they are on the page's canvas; presses are timed
 inside the page, from the key going down to the first frame drawn that its action led to.
 """
 
+import http.server
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
@@ -63,14 +68,18 @@ window.bench = {
     return waits;
   },
   /** Frames one after the other, as fast as they come: milliseconds for all of them. */
-  async run(frames) {
+  async run(frames) { return (await bench.shared(frames))[0]; },
+  /** And how many of these were spent on making them. */
+  async shared(frames) {
     const began = performance.now();
+    let made = 0;
     for (let i = 0; i < frames; i++) {
       const drawn = frame();
       send("step", { action: i % actions.length });
       await drawn;
+      made += arrivals.at(-1).ms;
     }
-    return performance.now() - began;
+    return [performance.now() - began, made];
   },
 };
 """
@@ -187,14 +196,48 @@ def _use(pid: int) -> tuple[int, float]:
     return resident, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
+def measure_site(folder: Path, frames: int, presses: int = 12, provider: str = "wasm") -> list[str]:
+    """Play the site in `folder` with nothing but a file server behind it, `provider` computing: lines of results."""
+    handler = partial(QuietHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, chromium() as browser:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        began = time.monotonic()
+        page.goto(f"http://127.0.0.1:{server.server_port}/?provider={provider}")
+        page.wait_for_selector("#screen[data-number]:not([data-number='0'])", timeout=120_000)
+        first = time.monotonic() - began
+        page.evaluate(SCRIPT)
+        waits = page.evaluate("presses => bench.presses(presses)", presses)
+        page.click("#pause")
+        page.evaluate("bench.run(5)")
+        ms, made = page.evaluate("frames => bench.shared(frames)", frames)
+        server.shutdown()
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and "runtime" not in path.parts)
+    return [
+        f"size          {size / 1e6:.1f} MB without the runtime",
+        f"first frame   {first:.1f} s after the page was asked for",
+        f"browser       {1000 * frames / ms:.1f} frames/s as fast as they come; {made / frames:.0f} ms of each "
+        f"of {ms / frames:.0f} is arithmetic",
+        f"key to pixel  {median(waits):.0f} ms, median of {presses} presses; {min(waits):.0f} to {max(waits):.0f}",
+    ]
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *said: object) -> None:
+        pass
+
+
 def main(world: tyro.conf.Positional[Path], frames: int = 2 * WARM) -> None:
     """Frames a second, key press to picture, memory.
 
     Args:
-        world: Folder made by train, or coinrun.
+        world: Folder made by train, or coinrun; or by export --web.
         frames: How many to play; memory is compared from the 1,000th on.
     """
     try:
+        if (world / "world.json").exists():
+            print("\n".join(measure_site(world, min(frames, 100))))
+            return
         print("\n".join(measure_browser(locate(world), frames=frames).lines()))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -10,12 +10,14 @@ import sys
 import tarfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from bench_browser import QuietHandler, measure_site
 from conftest import small_recipe
 from PIL import Image
 from playwright.sync_api import expect
@@ -51,18 +53,13 @@ def site(trained, runtime, tmp_path_factory):
     return out
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *said):
-        pass
-
-
 @pytest.fixture(scope="module")
 def serve():
     """Addresses of folders, as any web server has them."""
     servers = []
 
     def serve(folder):
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=folder))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}/?provider=wasm"
@@ -208,6 +205,12 @@ def test_what_cannot_be_exported(trained, runtime, tmp_path, monkeypatch, capsys
     monkeypatch.setattr("minigenie.web.export.MOST_PARAMETERS", 1000)
     assert "million parameters, more than" in refused("--out", tmp_path / "new", "--web")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_the_benchmark_of_a_page(site):
+    with ThreadPoolExecutor() as thread:  # playwright's loop is not for a thread that has one
+        lines = thread.submit(measure_site, site, frames=4, presses=2).result()
+    assert [line.split()[0] for line in lines] == ["size", "first", "browser", "key"]
 
 
 def test_constants_are_kept_once_and_as_short_as_can_be():

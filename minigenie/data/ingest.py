@@ -27,13 +27,13 @@ import numpy as np
 
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.duplicates import SIDE, ThumbnailIndex, thumbnails
-from minigenie.data.robots import Recorded, recorded
+from minigenie.data.robots import HDF5, Recorded, recorded
 from minigenie.data.sidecars import Sidecars, read_sidecars, sidecar_paths
 from minigenie.data.source import Unreadable, numbered_pictures, stands_for_many
 from minigenie.data.video import EXTENSIONS, Reader, check_options, find_videos, split_takes
 from minigenie.data.workers import workers as start_workers
 from minigenie.errors import UserError
-from minigenie.files import convert, parse_json, write_atomic
+from minigenie.files import convert, parse_json, sha256_of, write_atomic
 from minigenie.settings import IngestSettings
 
 SHARD_FRAMES, SHARD_BYTES, SHARDS_PER_VIDEO = 8192, 2**26, 10_000
@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
     A last row, "passed over", counts the files in folders whose endings are not those of videos. `frames` and
     `episodes` count what is in the datasets, `test_frames` those of `frames` that were held out, `repeated` the frames
-    left out because an earlier file has them.
+    left out because an earlier file has them. `sha256`: of its bytes.
     """
 
     file: str
@@ -57,6 +57,7 @@ class Row(NamedTuple):
     reason: str
     test_frames: int = 0
     repeated: int = 0
+    sha256: str = ""
 
 
 class IngestResult(NamedTuple):
@@ -91,6 +92,7 @@ class Staged(NamedTuple):
     notes: tuple[str, ...] = ()
     actions: np.ndarray | None = None
     episodes: bool = False
+    sha256: str = ""
 
 
 def ingest(
@@ -132,20 +134,7 @@ def ingest(
     names = [_readable(video.relative_to(root).as_posix()) for video in videos]
     listing = "\n".join(f"{name} {_contents(v, known.get(v))}" for name, v in zip(names, videos, strict=True))
     digest = hashlib.sha256(listing.encode()).hexdigest()[:12]
-    header: dict[str, Any] = {
-        "frame_size": height_width,
-        "fps": float(fps),
-        "source": "video",
-        "generator": f"minigenie ingest, av {av.__version__}",
-        "settings": {
-            "videos": f"{len(videos)} files with listing {digest}",
-            "fit": settings.fit,
-            "held_out": split,
-            "min_frames": min_frames,
-            "duplicates": "kept" if settings.keep_duplicates else "dropped",
-            **({"controls": controls} if controls else {}),
-        },
-    }
+    header = header_of(settings, f"{len(videos)} files with listing {digest}", controls)
 
     def report(done: int, name: str, share: float) -> None:
         progress(done + share, len(videos), name)
@@ -153,7 +142,7 @@ def ingest(
     out = Path(out)
     test_out = Path(f"{out}-test")
     train = DatasetWriter(out, **header, split="train")
-    rows = _read_log(out / LOG)
+    rows = read_log(out / LOG)
     if train.finished:
         return IngestResult(train.close(), Dataset.open(test_out) if test_out.exists() else None, sorted(rows) + others)
     test = DatasetWriter(test_out, **header, split="test") if split else None
@@ -201,7 +190,7 @@ def ingest(
                 seen.sync()
             staged.unlink(missing_ok=True)
             rows.append(_row(names[i], decoded, train_shards, test_shards, repeated, fps, min_frames))
-            _append_to_log(out / LOG, rows[-1])
+            append_to_log(out / LOG, rows[-1])
             report(len(rows), names[i], 0.0)
             begun.extend(islice(beginning, 1))
     report(len(videos), names[-1], 0.0)
@@ -220,6 +209,24 @@ def ingest(
         shutil.rmtree(test_out)
     test_dataset = test.close() if test and has_test else None  # first, so that a finished `out` says that both are
     return IngestResult(train.close(), test_dataset, sorted(rows) + others)
+
+
+def header_of(settings: IngestSettings, videos: str, controls: tuple[str, ...] = ()) -> dict[str, Any]:
+    """How the dataset's manifest begins. videos: of which files it is made. controls: names of the recorded actions."""
+    return {
+        "frame_size": check_options(settings),
+        "fps": float(settings.fps),
+        "source": "video",
+        "generator": f"minigenie ingest, av {av.__version__}",
+        "settings": {
+            "videos": videos,
+            "fit": settings.fit,
+            "held_out": settings.split,
+            "min_frames": settings.min_frames,
+            "duplicates": "kept" if settings.keep_duplicates else "dropped",
+            **({"controls": controls} if controls else {}),
+        },
+    }
 
 
 def _others(skipped: list[tuple[Path, str]], sidecars: set[Path]) -> list[Row]:
@@ -271,6 +278,13 @@ def _contents(video: Path, known: Recorded | None) -> str:
     return " ".join(contents)
 
 
+def sha256_of_video(video: Path) -> str:
+    """Of a file, Minari's too, or of numbered pictures one after the other, and of what lies beside them."""
+    files = list(numbered_pictures(video)) if stands_for_many(video) else [video / HDF5 if video.is_dir() else video]
+    digests = [sha256_of(file) for file in [*files, *sidecar_paths(video)]]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
 def stage(
     video: Path,
     path: Path,
@@ -295,12 +309,22 @@ def stage(
         sidecars.check(reader.num_frames)
         if recorded and recorded.fps and abs(reader.rate / recorded.fps - 1) > 0.02:
             raise Unreadable(f"it has {reader.rate:.4g} frames per second, {recorded.table} counts {recorded.fps:g}")
+        sha256 = sha256_of_video(video)
     except Unreadable as reason:
         return Staged([], small[0], unreadable=str(reason))
     actions = None if sidecars.actions is None else sidecars.actions[np.concatenate(numbers)]
     notes = (*reader.notes, *sidecars.notes)
     return Staged(
-        lengths, np.concatenate(small), reader.num_given, reader.rate, reader.damage(), None, notes, actions, known
+        lengths,
+        np.concatenate(small),
+        reader.num_given,
+        reader.rate,
+        reader.damage(),
+        None,
+        notes,
+        actions,
+        known,
+        sha256,
     )
 
 
@@ -317,7 +341,7 @@ def _staged_takes(
         first = end
 
 
-def _read_log(path: Path) -> list[Row]:
+def read_log(path: Path) -> list[Row]:
     """Rows of the finished videos. A last line that a kill cut short is taken off the file."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     if lines and not lines[-1].endswith(b"\n"):
@@ -329,7 +353,7 @@ def _read_log(path: Path) -> list[Row]:
         raise UserError(f"{path} is damaged ({error}); ingest into another folder") from None
 
 
-def _append_to_log(path: Path, row: Row) -> None:
+def append_to_log(path: Path, row: Row) -> None:
     with open(path, "ab") as log:
         log.write(json.dumps(row._asdict()).encode() + b"\n")
         log.flush()
@@ -410,4 +434,4 @@ def _row(
         reasons.append(f"its {staged.rate:.3g} frames per second are below {fps:g}: each kept once")
     status = "skipped" if not frames else "partly" if staged.damage else "kept"
     num_takes = train.num_takes + test.num_takes
-    return Row(name, status, frames, num_takes, "; ".join(reasons), test.num_frames, num_repeated)
+    return Row(name, status, frames, num_takes, "; ".join(reasons), test.num_frames, num_repeated, staged.sha256)
