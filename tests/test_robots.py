@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -17,6 +18,7 @@ from test_ingest import both, killed_until_done
 from test_video import read_video, save, scroll
 
 from minigenie.__main__ import main
+from minigenie.data.append import append
 from minigenie.data.controls import controls_of
 from minigenie.data.dataset import Dataset
 from minigenie.data.ingest import ingest
@@ -152,6 +154,20 @@ def test_continuous_actions_are_binned_if_asked(tmp_path, capsys):
         ingest(arm, tmp_path / "out", IngestSettings(bins=3))
 
 
+def test_robots_are_appended_if_their_controls_are_the_same(tmp_path, walk):
+    arms = [lerobot(tmp_path / f"arm{rate}", "float32", 2, ["x", "y"], rate) for rate in (10, 20)]
+    settings, out = IngestSettings(bins=2, min_frames=8), tmp_path / "out"
+    assert len(ingest(arms[0], out, settings).dataset.episodes) == 4
+    assert [row.status for row in append(arms[0], out, settings).rows] == ["known", "known"]
+    assert len(append(arms[1], out, settings).dataset.episodes) == 8
+    others = (lerobot(tmp_path / "arm30", "float32", 2, ["x", "y"], 30), 0), (walk, None), (tmp_path / "arm30", 3)
+    for other, bins in others:
+        with pytest.raises(UserError, match=r"has an action for every frame|was made with controls \['x- y-', "):
+            append(other, out, replace(settings, bins=bins))
+    ingest(walk, tmp_path / "walk", settings)
+    assert [row.status for row in append(walk, tmp_path / "walk", settings).rows] == ["known"]
+
+
 def test_a_world_is_trained_on_the_actions_of_a_robot(tmp_path, capsys):
     arm = lerobot(tmp_path / "arm", "float32", 2, ["x", "y"])
     main(["ingest", str(arm), "--out", str(tmp_path / "data"), "--bins", "2", "--split", "0.3"])
@@ -268,13 +284,13 @@ def test_a_bad_video_is_a_row(arm, tmp_path):
     save(folder / "file-000.mp4", [scroll(i / 10, 48, 64) for i in range(65)])
     rows = ingest(arm, tmp_path / "short").rows
     reason = "meta/episodes has an episode up to frame 66, the video has 65 frames"
-    assert rows[0][1::3] == ("skipped", reason)
+    assert rows[0][1:5:3] == ("skipped", reason)
     save(folder / "file-000.mp4", [scroll(i / 10, 48, 64) for i in range(70)], rate=20)
     reason = "it has 20 frames per second, meta/episodes counts 10"
-    assert ingest(arm, tmp_path / "fast").rows[0][1::3] == ("skipped", reason)
+    assert ingest(arm, tmp_path / "fast").rows[0][1:5:3] == ("skipped", reason)
     (folder / "file-000.mp4").unlink()
     rows = ingest(arm, tmp_path / "missing").rows
-    assert rows[0][1::3] == ("skipped", "cannot be read: No such file or directory")
+    assert rows[0][1:5:3] == ("skipped", "cannot be read: No such file or directory")
     assert rows[1].status == "kept"
 
 
