@@ -250,6 +250,7 @@ def _table(folder: Path, columns: list[str], values: str | None = None) -> dict[
 
 
 def _columns(path: Path, columns: list[str], values: str | None) -> dict[str, np.ndarray]:
+    """As `_table`, of one file."""
     parquet = _needed("pyarrow.parquet", "lerobot")
     wanted = [*columns, *([values] if values else [])]
     try:
@@ -271,6 +272,7 @@ def _columns(path: Path, columns: list[str], values: str | None) -> dict[str, np
 
 
 def _minari(folder: Path, settings: IngestSettings) -> Recorded:
+    """Episodes and actions alone; read from the HDF5 file itself, since Minari would read the pictures too."""
     try:
         with _hdf5(folder) as file:
             groups = [file[f"episode_{i}"] for i in range(len(file))]
