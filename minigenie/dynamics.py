@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from minigenie.camera import PAST, Camera, History
 from minigenie.errors import UserError
 from minigenie.lam import LatentActionModel
-from minigenie.maskgit import fill_most_confident
+from minigenie.maskgit import Filled, fill_most_confident
 from minigenie.nn.model import Model, Sample
 from minigenie.nn.patches import patch_grid, to_uint8
 from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache
@@ -164,9 +164,9 @@ class Dynamics(Model):
         """Logits of one frame, of which `tokens` are filled in so far, after those in the past."""
         return self.head(self._ungroup(self._step(tokens, given, past)[:, None])[:, 0]).float()
 
-    def fill(self, given: Given, past: TimeCache, tokens: Int[Tensor, "b n"], *rest: Any) -> Int[Tensor, "b n"]:
+    def fill(self, given: Given, past: TimeCache, filled: Filled, *rest: Any) -> Filled:
         """A step of MaskGIT: `fill_most_confident` by the logits of `step`. rest: its arguments after these."""
-        return fill_most_confident(tokens, self.mask_id, self.step(tokens, given, past), *rest)
+        return fill_most_confident(filled, self.mask_id, self.step(filled.tokens, given, past), *rest)
 
     def commit(self, tokens: Int[Tensor, "b n"], given: Given, past: TimeCache) -> None:
         """The frame joins the past."""

@@ -68,6 +68,8 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.int64]):
     | `render_mode` | **str** | `None` | `"rgb_array"`: `render()` returns a copy of the newest frame |
     | `device` | **str** | `None` | Where the world runs; `None` takes CUDA, MPS or CPU, the first there is |
 
+    `info["certainty"]` after a step: how sure the world was of the frame, 0 to 1 (`World.step`).
+
     ## Vectorized environment
 
     `gymnasium.make_vec("minigenie/World-v0", num_envs=16, world=...)`: `WorldVectorEnv`, one forward for all.
@@ -97,8 +99,8 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.int64]):
     def step(self, action: int | np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if not self.action_space.contains(action):
             raise UserError(f"action {action!r} is out of range; use an integer 0 to {self.world.num_actions - 1}")
-        frames, rewards, *_ = self._batch.step(np.array([action]))
-        return frames[0], float(rewards[0]), False, False, {}
+        frames, rewards, *_, infos = self._batch.step(np.array([action]))
+        return frames[0], float(rewards[0]), False, False, {"certainty": float(infos["certainty"][0])}
 
     def render(self) -> np.ndarray | None:
         return self._batch.frames[0].copy() if self.render_mode else None
@@ -177,7 +179,8 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self.frames.copy(), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        before, self.frames = self.frames, self.world.step(actions).numpy()
+        before, (frames, certainty) = self.frames, self.world.step(actions, certainty=True)
+        self.frames = frames.numpy()
         rewards = np.array([self.reward(*pair) for pair in zip(before, self.frames, strict=True)], dtype=float)
         over = self._steps == self.max_episode_steps
         self._steps += 1
@@ -185,7 +188,8 @@ class WorldVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self.reset(options={"prompt": self._prompt, "reset_mask": over})
             rewards[over] = 0
         never = np.zeros(self.num_envs, dtype=bool)
-        return self.frames.copy(), rewards, never, self._steps == self.max_episode_steps, {}
+        infos = {"certainty": certainty.numpy()}
+        return self.frames.copy(), rewards, never, self._steps == self.max_episode_steps, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         return tuple(self.frames.copy()) if self.render_mode else None

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -40,15 +41,22 @@ def schedule(steps: int, n: int, device: torch.device) -> tuple[Int[Tensor, " st
     return torch.tensor([*keep[:-1], n], device=device), torch.tensor([1 - share for share in done], device=device)
 
 
+class Filled(NamedTuple):
+    """A frame as far as it is filled in. sure: the log-probability of each token when it was; 0 where there is none."""
+
+    tokens: Int[Tensor, "b n"]
+    sure: Float[Tensor, "b n"]
+
+
 def fill_most_confident(
-    tokens: Int[Tensor, "b n"],
+    filled: Filled,
     mask_id: int,
     logits: Float[Tensor, "b n k"],
     uniform: Float[Tensor, "2 b n"],
     keep: Int[Tensor, ""],
     noise: Float[Tensor, ""],
     temperature: Float[Tensor, ""] | None,
-) -> Int[Tensor, "b n"]:
+) -> Filled:
     """Draw a token for every patch that is still `mask_id` and keep the most confident, until `keep` of a frame are
     filled in. uniform: random numbers in [0, 1). noise: scale of the Gumbel noise on the confidence. temperature: None
     takes the likeliest token."""
@@ -57,13 +65,13 @@ def fill_most_confident(
         choice = centred.argmax(dim=-1)
     else:
         choice = sample_weighted((centred * temperature.reciprocal()).exp_(), uniform[0])
-    confidence = centred.gather(-1, choice[..., None])[..., 0] - centred.exp_().sum(dim=-1).log()
-    confidence = confidence - noise * (-uniform[1].clamp(min=1e-20).log()).clamp(min=1e-20).log()
-    open_still = tokens == mask_id
+    sure = centred.gather(-1, choice[..., None])[..., 0] - centred.exp_().sum(dim=-1).log()
+    confidence = sure - noise * (-uniform[1].clamp(min=1e-20).log()).clamp(min=1e-20).log()
+    open_still = filled.tokens == mask_id
     order = confidence.masked_fill(~open_still, torch.inf).sort(dim=-1, descending=True).indices
-    first = (torch.arange(tokens.shape[1], device=keep.device) < keep).expand(order.shape)
-    chosen = torch.zeros_like(open_still).scatter(1, order, first)
-    return torch.where(open_still & chosen, choice, tokens)
+    first = (torch.arange(order.shape[1], device=keep.device) < keep).expand(order.shape)
+    chosen = torch.zeros_like(open_still).scatter(1, order, first) & open_still
+    return Filled(torch.where(chosen, choice, filled.tokens), torch.where(chosen, sure, filled.sure))
 
 
 def sample_weighted(weights: Float[Tensor, "b n k"], uniform: Float[Tensor, "b n"]) -> Int[Tensor, "b n"]:
@@ -80,18 +88,19 @@ def sample_weighted(weights: Float[Tensor, "b n k"], uniform: Float[Tensor, "b n
 
 
 def sample_frame(
-    fill: Callable[..., Int[Tensor, "b n"]],
+    fill: Callable[..., Filled],
     masked: Int[Tensor, "b n"],
     config: SamplingConfig,
     generator: torch.Generator,
-) -> Int[Tensor, "b n"]:
-    """masked: a frame of nothing but the mask token. fill: tokens, and what else `fill_most_confident` takes after the
-    logits -> tokens. Every patch is filled exactly once; after step s of S, 1 - cos(pi/2 s/S) of them are."""
+) -> Filled:
+    """masked: a frame of nothing but the mask token. fill: what is filled in, and what else `fill_most_confident` takes
+    after the logits -> what is filled in then. Every patch is filled exactly once; after step s of S, 1 - cos(pi/2 s/S)
+    of them are."""
     keeps, noises = schedule(config.steps, masked.shape[1], masked.device)
     uniforms = torch.rand(len(keeps), 2, *masked.shape, generator=generator, device=masked.device)
     temperature = torch.full_like(noises[0], config.temperature) if config.temperature else None
-    tokens = masked
+    filled = Filled(masked, torch.zeros(masked.shape, device=masked.device))
     left = noises * (config.choice_noise if config.temperature else 0.0)
     for uniform, keep, noise in zip(uniforms, keeps, left, strict=True):
-        tokens = fill(tokens, uniform, keep, noise, temperature)
-    return tokens
+        filled = fill(filled, uniform, keep, noise, temperature)
+    return filled

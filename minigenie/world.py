@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from minigenie.errors import UserError
 from minigenie.files import parse_json
 from minigenie.inverse import InverseConfig, InverseDynamics
 from minigenie.lam import LAMConfig, LatentActionModel
-from minigenie.maskgit import SamplingConfig, fill_most_confident, sample_frame
+from minigenie.maskgit import Filled, SamplingConfig, fill_most_confident, sample_frame
 from minigenie.nn.mosaic import Mosaic
 from minigenie.nn.motion import clip_motions
 from minigenie.nn.patches import patch_grid, to_float, to_uint8
@@ -178,24 +178,37 @@ class World:
             raise UserError(f"worlds are {worlds}; give one of 0 to {past.b - 1} for each of {len(video)} clips")
         past.put(torch.tensor(worlds, device=self.device), self.encode_past(video, int(past.dynamics.slot)))
 
+    @overload
+    def step(self, actions: Int[Tensor, " b"] | np.ndarray | list[int]) -> Tensor: ...
+    @overload
+    def step(
+        self, actions: Int[Tensor, " b"] | np.ndarray | list[int], certainty: Literal[True]
+    ) -> tuple[Tensor, Tensor]: ...
     @torch.no_grad()
-    def step(self, actions: Int[Tensor, " b"] | np.ndarray | list[int]) -> UInt8[Tensor, "b h w c"]:
-        """Imagine the next frame of every world: actions int [b] in 0..num_actions-1 -> frames uint8 [b h w c]."""
+    def step(
+        self, actions: Int[Tensor, " b"] | np.ndarray | list[int], certainty: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Imagine the next frame of every world: actions int [b] in 0..num_actions-1 -> frames uint8 [b h w c].
+
+        certainty: give float [b] too, how sure the world was of each frame's tokens: the mean of their probabilities
+        when they were filled in, 1 if there was no doubt."""
         past = self._current_past()
         leading_in = self._check_actions(actions, past.b)
         if not self._use_cuda_graph:
-            return self._imagine(leading_in, past).cpu()
+            frames, sure = self._imagine(leading_in, past)
+            return (frames.cpu(), sure.cpu()) if certainty else frames.cpu()
         if self._captured_step is None or not self._captured_step.matches(past, self.config.sampling):
             with torch.cuda.device(self.device):
                 self._captured_step = CapturedStep(
                     self._imagine, leading_in, past, self.config.sampling, self._generator
                 )
-        return self._captured_step(leading_in).cpu()
+        frames, sure = self._captured_step(leading_in)
+        return (frames.cpu(), sure.cpu()) if certainty else frames.cpu()
 
-    def _imagine(self, action: Int[Tensor, " b"], past: "Past") -> UInt8[Tensor, "b h w c"]:
+    def _imagine(self, action: Int[Tensor, " b"], past: "Past") -> tuple[Tensor, Tensor]:
         given = self.next_given(action, past.history, past.frame, past.mosaic, *self._chance(past.b))
-        tokens = self._sample(partial(self.dynamics.fill, given, past.dynamics), past.b)
-        return self.commit(tokens, given, past)
+        tokens, sure = self._sample(partial(self.dynamics.fill, given, past.dynamics), past.b)
+        return self.commit(tokens, given, past), sure.exp().mean(-1)
 
     def commit(self, tokens: Int[Tensor, "b n"], given: Given, past: "Past") -> UInt8[Tensor, "b h w c"]:
         """The frame of these tokens, which joins the past."""
@@ -272,11 +285,11 @@ class World:
             given = given.then(coming)
             seen = given.map(lambda each: each[:, -keep - 1 :])
 
-            def fill(present: Tensor, *rest: Any, past: Tensor = past, given: Given = seen) -> Tensor:
-                logits = self.dynamics.logits(torch.cat((past, present[:, None]), dim=1), given)[:, -1]
-                return fill_most_confident(present, self.dynamics.mask_id, logits, *rest)
+            def fill(filled: Filled, *rest: Any, past: Tensor = past, given: Given = seen) -> Filled:
+                logits = self.dynamics.logits(torch.cat((past, filled.tokens[:, None]), dim=1), given)[:, -1]
+                return fill_most_confident(filled, self.dynamics.mask_id, logits, *rest)
 
-            tokens = torch.cat((tokens, self._sample(fill, len(video))[:, None]), dim=1)
+            tokens = torch.cat((tokens, self._sample(fill, len(video)).tokens[:, None]), dim=1)
             frame = self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]
             self._go_on(mosaic, coming, frame)
             imagined.append(to_uint8(frame).cpu())
@@ -369,7 +382,7 @@ class World:
     def _infer(self, video: Tensor, tokens: Tensor | None) -> Int[Tensor, "b steps"]:
         return self.lam.infer(to_float(video) if tokens is None or not self.config.sees_tokens else tokens)
 
-    def _sample(self, fill: Callable[..., Tensor], b: int) -> Int[Tensor, "b n"]:
+    def _sample(self, fill: Callable[..., Filled], b: int) -> Filled:
         masked = torch.full((b, self.config.tokenizer.num_patches), self.dynamics.mask_id, device=self.device)
         return sample_frame(fill, masked, self.config.sampling, self._generator)
 
@@ -434,7 +447,7 @@ class CapturedStep:
 
     def __init__(
         self,
-        imagine: Callable[[Tensor, Past], Tensor],
+        imagine: Callable[[Tensor, Past], tuple[Tensor, Tensor]],
         leading_in: Int[Tensor, " b"],
         past: Past,
         sampling: SamplingConfig,
@@ -450,17 +463,17 @@ class CapturedStep:
         self.graph = torch.cuda.CUDAGraph()
         self.graph.register_generator_state(generator)
         with torch.cuda.graph(self.graph):
-            self.frames = imagine(self.leading_in, past)
+            self.imagined = imagine(self.leading_in, past)
         past.copy_(before)
         generator.set_state(state)
 
     def matches(self, past: Past, sampling: SamplingConfig) -> bool:
         return self.past is past and self.sampling == sampling
 
-    def __call__(self, leading_in: Int[Tensor, " b"]) -> UInt8[Tensor, "b h w c"]:
+    def __call__(self, leading_in: Int[Tensor, " b"]) -> tuple[Tensor, Tensor]:
         self.leading_in.copy_(leading_in)
         self.graph.replay()
-        return self.frames
+        return self.imagined
 
 
 class Snapshot(NamedTuple):

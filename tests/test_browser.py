@@ -476,3 +476,12 @@ def test_keys_are_shown_as_ones_own_keyboard_has_them(visit, named):
     arrived(page)
     page.evaluate("layout = new Map([['KeyW', 'z'], ['KeyA', 'q'], ['KeyD', 'd']]); drawTiles()")
     expect(page.locator("#legend")).to_contain_text("Z Q D")
+
+
+def test_the_border_warms_where_the_world_guesses(still):
+    """A world of a few steps of training guesses all the time; a start picture is sure."""
+    doubt = "+$('screen').style.getPropertyValue('--doubt')"
+    assert still.evaluate(doubt) == 0
+    play(still, "1")
+    assert still.evaluate(doubt) > 0
+    assert 0 < float(still.locator("#screen").get_attribute("data-certainty")) < 0.85

@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from minigenie.maskgit import SamplingConfig, fill_most_confident, sample_frame, sample_weighted, schedule
 
@@ -10,11 +11,11 @@ MASK, N, CODES = 50, 64, 50
 
 
 def sample(predict, generator=None, **settings):
-    def fill(tokens, *chances):
-        return fill_most_confident(tokens, MASK, predict(tokens), *chances)
+    def fill(filled, *chances):
+        return fill_most_confident(filled, MASK, predict(filled.tokens), *chances)
 
     generator = generator or torch.Generator().manual_seed(0)
-    return sample_frame(fill, torch.full((3, N), MASK), SamplingConfig(**settings), generator)
+    return sample_frame(fill, torch.full((3, N), MASK), SamplingConfig(**settings), generator).tokens
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 25, 64, 200])
@@ -90,3 +91,16 @@ def test_few_patches_come_first_and_most_of_them_last():
     assert keep[-1] == 256
     assert keep[3] == 256 - int(256 * math.cos(math.pi / 4))
     assert (left.diff() < 0).all()
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_how_sure_of_a_token_is_the_logarithm_of_its_probability_when_it_was_drawn(steps):
+    """Whatever the temperature, and whatever the noise on which are kept."""
+    logits, generator = torch.randn(3, N, CODES), torch.Generator().manual_seed(0)
+
+    def fill(filled, *chances):
+        return fill_most_confident(filled, MASK, logits, *chances)
+
+    config = SamplingConfig(steps=steps, temperature=2.0, choice_noise=3.0)
+    tokens, sure = sample_frame(fill, torch.full((3, N), MASK), config, generator)
+    assert_close(sure, logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0])

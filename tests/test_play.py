@@ -79,7 +79,7 @@ class Browser:
                 return frame
 
     def unpack(self, data):
-        what, _, action, serial, number, _, width, height, parts = PICTURE_HEADER.unpack(data[: PICTURE_HEADER.size])
+        what, _, action, serial, number, _, width, height, parts, _ = PICTURE_HEADER.unpack(data[: PICTURE_HEADER.size])
         if what != 0:
             return None
         self.say("ack", serial=serial)

@@ -116,7 +116,7 @@ def test_a_motion_is_told_from_all_that_led_to_it(video, frames, monkeypatch):
     )
     for i, column in enumerate(ACTIONS.unbind(1)):
         made.step(column)
-        assert i == 0 or (seen[i][0] == told[i - 1]).all()
+        assert i == 0 or (seen[i][0] == told[i - 1].tokens).all()
         assert (seen[i][1] == motions[:, -PAST:]).all()
         assert (seen[i][2] == actions[:, -PAST:]).all()
         motions, actions = torch.cat((motions, seen[i][3][:, None]), 1), torch.cat((actions, column[:, None]), 1)
@@ -387,3 +387,23 @@ def test_group_and_context_do_not_change_the_contract(video):
     config = replace(recipe, dynamics=replace(recipe.dynamics, group=1, context="masked", motions=0))
     made = World(config, config.make_tokenizer(), config.make_lam(), config.make_dynamics(), "cpu")
     assert made.rollout(video, torch.zeros(2, 2, dtype=torch.long)).shape == (2, 2, 64, 64, 3)
+
+
+def test_how_sure_a_world_is_of_a_frame(world, video):
+    """As sure as its tokens were likely; and asking changes nothing."""
+    made = world.fresh_copy(SamplingConfig(steps=3, temperature=1.0))
+    made.reset(video)
+    plain = made.step([0, 1])
+    made.reset(video)
+    frames, certainty = made.step([0, 1], certainty=True)
+    assert torch.equal(frames, plain)
+    assert certainty.shape == (2,)
+    assert ((certainty > 0) & (certainty < 1)).all()
+    with torch.no_grad():
+        made.dynamics.head.bias[3] += 100  # a world that knows one token only has no doubt
+    try:
+        made.reset(video)
+        assert_close(made.step([0, 1], certainty=True)[1], torch.ones(2))
+    finally:
+        with torch.no_grad():
+            made.dynamics.head.bias[3] -= 100

@@ -22,12 +22,14 @@ CLIP_FRAMES = 33  # of the split view
 
 
 class View(NamedTuple):
-    """What a player sees: the frame, its number, what led to it; `truth` in the split view: what it should be."""
+    """What a player sees: the frame, its number, what led to it; `truth` in the split view: what it should be.
+    certainty: as `World.step` gives it."""
 
     frame: np.ndarray
     action: int | None
     number: int
     truth: np.ndarray | None = None
+    certainty: float = 1.0
 
 
 class Clip(NamedTuple):
@@ -69,11 +71,11 @@ class Player:
         if self.clip is not None:
             action = self.clip.actions[self.view.number]
         before = self.world.snapshot()
-        frame = self.world.step([action])[0].numpy()
+        frames, certainty = self.world.step([action], certainty=True)
         self.past.append((self.view, before))
         while len(self.past) * before.size > PAST_BYTES and len(self.past) > 1:
             self.past.popleft()
-        self._show(frame, action, self.view.number + 1)
+        self._show(frames[0].numpy(), action, self.view.number + 1, float(certainty))
 
     def undo(self) -> bool:
         """Back by one frame, to the very state it was in. False at the beginning of what is kept."""
@@ -99,8 +101,8 @@ class Player:
             self.recorded = [self.view.frame] if self.view else []
         self.recording = on
 
-    def _show(self, frame: np.ndarray, action: int | None, number: int) -> None:
-        self.view = View(frame, action, number, self.clip.frames[number] if self.clip else None)
+    def _show(self, frame: np.ndarray, action: int | None, number: int, certainty: float = 1.0) -> None:
+        self.view = View(frame, action, number, self.clip.frames[number] if self.clip else None, certainty)
         if self.recording:
             self.recorded.append(frame)
             full = len(self.recorded) * frame.nbytes >= RECORD_BYTES or len(self.recorded) >= RECORD_FRAMES

@@ -27,8 +27,8 @@ from minigenie.runtime import Result
 from minigenie.settings import PlaySettings
 from minigenie.world import World, locate, read_prompt
 
-# kind, format, action, serial, number, ms, width, height, parts: all that a picture on the wire says of itself
-PICTURE_HEADER = struct.Struct("<BBHIIfHHH2x")
+# kind, format, action, serial, number, ms, width, height, parts, certainty of 65,535: what a picture says of itself
+PICTURE_HEADER = struct.Struct("<BBHIIfHHHH")
 FRAME, PREVIEW = 0, 1
 RGBA, JPEG = 0, 1
 NO_ACTION = 0xFFFF
@@ -158,7 +158,7 @@ class Session:
         if not self.measured:
             await self._add_measurement(np.stack(frames), digest, action)
         strip = preview_strip(np.stack(frames))
-        header = PICTURE_HEADER.pack(PREVIEW, JPEG, action, 0, 0, 0, strip.shape[1], strip.shape[0], len(frames))
+        header = PICTURE_HEADER.pack(PREVIEW, JPEG, action, 0, 0, 0, strip.shape[1], strip.shape[0], len(frames), 0)
         return header + encode(strip, "JPEG", quality=85)
 
     async def _in_background(self, call: Callable[[], Result]) -> Result:
@@ -239,7 +239,9 @@ def pack_frame(view: View, serial: int, ms: float) -> bytes:
     height, width, _ = picture.shape
     raw = max(view.frame.shape[:2]) <= RAW_SIDE
     form = RGBA if raw else JPEG
-    header = PICTURE_HEADER.pack(FRAME, form, action, serial, view.number, ms, width, height, len(pictures))
+    header = PICTURE_HEADER.pack(
+        FRAME, form, action, serial, view.number, ms, width, height, len(pictures), round(65_535 * view.certainty)
+    )
     if raw:
         return header + np.dstack((picture, np.full((height, width, 1), 255, np.uint8))).tobytes()
     return header + encode(picture, "JPEG", quality=90)

@@ -178,12 +178,13 @@ def _graphs(world: World) -> list[tuple[str, nn.Module, tuple[Any, ...]]]:
     given = [action]
     graphs: list[tuple[str, nn.Module, tuple[Any, ...]]] = [("begin", begin, (picture,))]
     if world.dynamics.camera is not None:
-        example = (action, torch.rand(1), number, state)
+        inputs = action, torch.rand(1), number, state
         with torch.no_grad():
-            given = give(*example)
-        graphs.append(("give", give, example))
+            given = give(*inputs)
+        graphs.append(("give", give, inputs))
     uniform = torch.rand(2, 1, n)
-    graphs.append(("fill", Fill(world, begin.past), (given, tokens, uniform, torch.tensor(1), number, number, state)))
+    example = given, tokens, torch.zeros(1, n), uniform, torch.tensor(1), number, number, state
+    graphs.append(("fill", Fill(world, begin.past), example))
     return [*graphs, ("commit", Commit(world, begin.past), (given, tokens, state))]
 
 

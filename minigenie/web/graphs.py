@@ -6,7 +6,7 @@ each as tensors, so that they can stay on the device:
     begin   a picture -> the state
     give    action, state -> what is given of the next frame: the action, and where there is a camera its motion and the
             last frame moved by it, as tokens
-    fill    what is given, tokens filled in so far, state -> tokens after a step of MaskGIT
+    fill    what is given, tokens filled in so far, state -> those after a step of MaskGIT, and how sure of each
     commit  what is given, the frame's tokens, state -> the frame, the state after it
 
 Dimensions:  n patches of a frame   h w c a frame
@@ -15,7 +15,7 @@ Dimensions:  n patches of a frame   h w c a frame
 from torch import Tensor, nn
 
 from minigenie.dynamics import Given
-from minigenie.maskgit import fill_most_confident
+from minigenie.maskgit import Filled, fill_most_confident
 from minigenie.world import Past, World
 
 
@@ -52,15 +52,16 @@ class Fill(Graph):
         self,
         given: list[Tensor],
         tokens: Tensor,
+        sure: Tensor,
         uniform: Tensor,
         keep: Tensor,
         noise: Tensor,
         temperature: Tensor,
         state: list[Tensor],
-    ) -> Tensor:
+    ) -> Filled:
         dynamics, past = self.world.dynamics, self.unflat(state)
-        logits = dynamics.step(tokens, Given(*given), past.dynamics)
-        return fill_most_confident(tokens, dynamics.mask_id, logits, uniform, keep, noise, temperature)
+        logits, filled = dynamics.step(tokens, Given(*given), past.dynamics), Filled(tokens, sure)
+        return fill_most_confident(filled, dynamics.mask_id, logits, uniform, keep, noise, temperature)
 
 
 class Commit(Graph):

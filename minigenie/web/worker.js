@@ -121,25 +121,26 @@ async function beginState(picture) {
   return run("begin", { picture: tensor("uint8", picture, [height, width, 3]) });
 }
 
-/** The next frame, uint8 [h w 3], and the state after it. */
+/** The next frame, uint8 [h w 3], how sure the world was of its tokens, 0 to 1, and the state after it. */
 async function imagine(action, state) {
   const before = numbered("state", state), n = about.num_patches;
   const temperature = tensor("float32", [Math.max(player.temperature, COLDEST)], []);
   const chosen = tensor("int64", [integer(action)]);
   const given = numbered("given", about.graphs.includes("give")
     ? await run("give", { action: chosen, uniform: uniform([1]), temperature, ...before }) : [chosen]);
-  let tokens = tensor("int64", new BigInt64Array(n).fill(integer(about.mask_id)), [1, n]);
+  let tokens = tensor("int64", new BigInt64Array(n).fill(integer(about.mask_id)), [1, n]), sure = tensor("float32", new Float32Array(n), [1, n]);
   for (const { keep, noise } of schedule(player.steps, n)) {
-    [tokens] = await run("fill", { ...given, tokens, uniform: uniform([2, 1, n]), keep: tensor("int64", [integer(keep)], []),
+    [tokens, sure] = await run("fill", { ...given, tokens, sure, uniform: uniform([2, 1, n]), keep: tensor("int64", [integer(keep)], []),
       noise: tensor("float32", [noise], []), temperature, ...before });
   }
   const [frame, ...after] = await run("commit", { ...given, tokens, ...before });
-  return { picture: await frame.getData(true), state: after };
+  const certainty = (await sure.getData(true)).reduce((sum, each) => sum + Math.exp(each), 0) / n;
+  return { picture: await frame.getData(true), certainty, state: after };
 }
 
 // ---- the player -----------------------------------------------------------------------------------------------------
 
-function show(picture, action, number) { Object.assign(player, { picture, action, number }); }
+function show(picture, action, number, certainty = 1) { Object.assign(player, { picture, action, number, certainty }); }
 
 function forget(moment) { for (const each of moment.state) each.dispose(); }
 
@@ -172,12 +173,12 @@ async function begin(index) {
 }
 
 async function step(action) {
-  const { picture, state } = await imagine(action, player.state);
-  player.past.push({ picture: player.picture, action: player.action, number: player.number, state: player.state });
+  const { picture, certainty, state } = await imagine(action, player.state);
+  player.past.push({ picture: player.picture, action: player.action, number: player.number, certainty: player.certainty, state: player.state });
   const bytes = about.state_bytes;
   while (player.past.length > 1 && (player.past.length * bytes > PAST_BYTES || player.past.length > PAST_MOMENTS)) forget(player.past.shift());
   player.state = state;
-  show(picture, action, player.number + 1);
+  show(picture, action, player.number + 1, certainty);
 }
 
 function undo() {
@@ -185,7 +186,7 @@ function undo() {
   if (!moment) return tell({ type: "error", text: "This is as far back as it goes." });
   forget(player);
   player.state = moment.state;
-  show(moment.picture, moment.action, moment.number);
+  show(moment.picture, moment.action, moment.number, moment.certainty);
   Object.assign(player, { redraw: true, paused: true, single: undefined, tapped: null });
   sendState();
 }
@@ -195,6 +196,7 @@ function header(fields) {
   view.setUint8(0, fields.kind); view.setUint8(1, fields.form); view.setUint16(2, fields.action, true);
   view.setUint32(4, fields.serial || 0, true); view.setUint32(8, fields.number || 0, true); view.setFloat32(12, fields.ms || 0, true);
   view.setUint16(16, fields.width, true); view.setUint16(18, fields.height, true); view.setUint16(20, fields.parts, true);
+  view.setUint16(22, Math.round(65535 * (fields.certainty ?? 1)), true);
   return new Uint8Array(view.buffer);
 }
 
@@ -208,7 +210,7 @@ function sendFrame(ms) {
   const { width, height } = about.hello, rgba = new Uint8Array(width * height * 4).fill(255);
   for (let i = 0; i < width * height; i++) for (let c = 0; c < 3; c++) rgba[4 * i + c] = player.picture[3 * i + c];
   post(header({ kind: FRAME, form: RGBA, action: player.action ?? NO_ACTION, serial: ++player.serial, number: player.number,
-    ms, width, height, parts: 1 }), rgba);
+    ms, width, height, parts: 1, certainty: player.certainty }), rgba);
 }
 
 async function sendPreviews(start) {
