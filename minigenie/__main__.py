@@ -83,7 +83,7 @@ def ingest(
     """Turn video files, or folders of them, into a dataset.
 
     Args:
-        paths: Videos (mp4, webm, mkv, gif, ...) or folders.
+        paths: Videos (mp4, webm, mkv, gif, ...), folders of them, datasets of LeRobot or Minari.
         out: Folder for the dataset. An interrupted run goes on from there.
         workers: Processes that decode; one per core by default. The dataset does not depend on it.
         ray: Decode on a Ray cluster instead: its address, auto for the one here, local for a new one. Its machines must

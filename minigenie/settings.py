@@ -88,6 +88,8 @@ class IngestSettings:
         split: Share of the videos to hold out, in the folder OUT-test; of very few, the ends of long takes.
         min_frames: Shortest take worth keeping, in frames.
         keep_duplicates: Keep takes that repeat an earlier one.
+        camera: Of a robot dataset, which of its cameras; the first by name by default.
+        bins: Of a robot dataset, cut each dimension of continuous actions into so many; 0 leaves actions out.
     """
 
     size: Size = 64
@@ -96,6 +98,8 @@ class IngestSettings:
     split: float = 0.0
     min_frames: int = 16
     keep_duplicates: bool = False
+    camera: str | None = None
+    bins: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def test_a_manifest_of_another_version(data, tmp_path, capsys, version):
 
 def test_frames_of_another_size(data, tmp_path, capsys):
     message = fails(capsys, "train", data, "--out", tmp_path / "run", "--set", "tokenizer.frame_size=[32,32]")
-    assert "frames of 64x64, the recipe wants 32x32" in message
+    assert "frames of 64x64, the recipe is for 32x32" in message
     assert not (tmp_path / "run").exists()
 
 

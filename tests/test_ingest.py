@@ -93,9 +93,9 @@ def test_a_ray_cluster_of_two_nodes(footage, whole, tmp_path):
 COMMAND = [sys.executable, "-m", "minigenie", "ingest"]
 
 
-def killed_until_done(footage: Path, out: Path, kills: int, seed: int) -> None:
+def killed_until_done(footage: Path, out: Path, kills: int, seed: int, split: float = 0.2) -> None:
     """Run the command, and kill it and all its workers after a random time, again and again; then let it finish."""
-    command = [*COMMAND, str(footage), "--out", str(out), "--size", "32", "--split", "0.2", "--workers", "2"]
+    command = [*COMMAND, str(footage), "--out", str(out), "--size", "32", "--split", str(split), "--workers", "2"]
     rng = random.Random(seed)
     for _ in range(kills):
         process = subprocess.Popen(

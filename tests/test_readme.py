@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_pipeline import write_video
+from test_robots import lerobot
 
 from minigenie.data.dataset import Dataset
 from minigenie.data.labels import write_labels
@@ -61,6 +62,7 @@ def folder(toy, bucket, tmp_path_factory):
     (folder / "my_videos").mkdir()
     for name in ("one.mp4", "two.mp4"):
         write_video(folder / "my_videos" / name, play, 10, "libx264")
+    lerobot(folder / "arm", "float32", 2, ["x", "y"])
     Image.fromarray(play[0]).save(folder / "start.png")
     return folder
 

@@ -47,7 +47,7 @@ def append(
     rows = read_log(out / LOG)
     if any(row.frames and not row.sha256 for row in rows):
         raise UserError(f"{out} does not say which files it has, as an earlier MiniGenie made it; make it again")
-    have, videos = {row.sha256 for row in rows}, find_videos(paths)
+    have, videos = {row.sha256 for row in rows}, find_videos(paths, settings=settings)
     known = [video for video in videos if _sha256(video) in have]
     new = [video for video in videos if video not in set(known)]
     answer = [Row(video.name, "known", 0, 0, f"{out} has it already") for video in known]
@@ -59,7 +59,8 @@ def append(
                 f"other files were being added to {out}; run that command again first, or delete {part}"
             ) from None
         try:
-            _check_same(there, added.dataset.manifest)
+            manifest = added.dataset.manifest
+            _check_same(there, {**manifest, "settings": {"controls": None, **manifest["settings"]}})
             if there.has_actions != added.dataset.has_actions:
                 who = (out, "the new files") if there.has_actions else ("the new files", out)
                 raise UserError(f"{who[0]} has an action for every frame, {who[1]} not; ingest into another folder")

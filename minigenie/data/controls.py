@@ -12,6 +12,7 @@ import numpy as np
 
 from minigenie.data.dataset import Dataset
 
+MOST_ACTIONS = 2**16
 PROCGEN_NAMES = (
     "left-down", "left", "left-up", "down", "noop", "up", "right-down", "right", "right-up",
     "fire", "fire-2", "fire-3", "fire-4", "fire-5", "fire-6",

@@ -27,7 +27,8 @@ import numpy as np
 
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.duplicates import SIDE, ThumbnailIndex, thumbnails
-from minigenie.data.sidecars import read_sidecars, sidecar_paths
+from minigenie.data.robots import HDF5, Recorded, recorded
+from minigenie.data.sidecars import Sidecars, read_sidecars, sidecar_paths
 from minigenie.data.source import Unreadable, numbered_pictures, stands_for_many
 from minigenie.data.video import EXTENSIONS, Reader, check_options, find_videos, split_takes
 from minigenie.data.workers import workers as start_workers
@@ -106,10 +107,10 @@ def ingest(
     """Turn videos and folders of videos into the dataset `out`, and what is held out into `<out>-test`.
 
     Whole videos are held out, chosen by a hash of their names; where `settings.split` comes to less than one video, the
-    last part of long takes. Files are decoded by so many processes, `workers`, or by all of the Ray cluster
-    at the address `ray`, whose machines must see `paths` and `out` under the same names. After a kill the same call
-    goes on where it was and ends with the same bytes, whatever the workers. `progress(done, total, name)` counts
-    videos, `done` in fractions if this process decodes them.
+    last part of long takes, and whole short ones. Files are decoded by so many processes, `workers`, or by all of the
+    Ray cluster at the address `ray`, whose machines must see `paths` and `out` under the same names. After a kill the
+    same call goes on where it was and ends with the same bytes, whatever the workers. `progress(done, total, name)`
+    counts videos, `done` in fractions if this process decodes them.
 
     NoUsableVideo, and nothing left on disk, if no file gives a take; FileNotFoundError for a missing path;
     FileExistsError if `out` holds anything else, be it this dataset from a different list of files.
@@ -122,16 +123,18 @@ def ingest(
         raise UserError(f"workers is {workers}; it takes at least 1 to decode")
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     skipped: list[tuple[Path, str]] = []
-    videos = find_videos(paths, lambda path, why: skipped.append((path, why)))
+    videos = find_videos(paths, lambda path, why: skipped.append((path, why)), settings)
     others = _others(skipped, {sidecar for video in videos for sidecar in sidecar_paths(video)})
     if not videos:
         where = ", ".join(map(str, paths)) or "an empty list of paths"
         raise NoUsableVideo(f"no video in {where}; files in folders should end in {EXTENSIONS}", others)
+    known = recorded(videos, settings)
+    controls = _controls(videos, known)
     root = os.path.commonpath([video.parent for video in videos])
     names = [_readable(video.relative_to(root).as_posix()) for video in videos]
-    listing = "\n".join(f"{name} {_contents(video)}" for name, video in zip(names, videos, strict=True))
+    listing = "\n".join(f"{name} {_contents(v, known.get(v))}" for name, v in zip(names, videos, strict=True))
     digest = hashlib.sha256(listing.encode()).hexdigest()[:12]
-    header = header_of(settings, f"{len(videos)} files with listing {digest}")
+    header = header_of(settings, f"{len(videos)} files with listing {digest}", controls)
 
     def report(done: int, name: str, share: float) -> None:
         progress(done + share, len(videos), name)
@@ -158,7 +161,8 @@ def ingest(
 
         def begin(k: int) -> Callable[[], Staged]:
             reports = [partial(report, k, names[order[k]])] if ahead == 1 else []
-            return submit(stage, videos[order[k]], staging / str(k), settings, max_frames, *reports)
+            video = videos[order[k]]
+            return submit(stage, video, staging / str(k), settings, max_frames, known.get(video), *reports)
 
         beginning = map(begin, todo)
         begun = deque(islice(beginning, ahead))
@@ -207,8 +211,8 @@ def ingest(
     return IngestResult(train.close(), test_dataset, sorted(rows) + others)
 
 
-def header_of(settings: IngestSettings, videos: str) -> dict[str, Any]:
-    """How the dataset's manifest begins. videos: of which files it is made."""
+def header_of(settings: IngestSettings, videos: str, controls: tuple[str, ...] = ()) -> dict[str, Any]:
+    """How the dataset's manifest begins. videos: of which files it is made. controls: names of the recorded actions."""
     return {
         "frame_size": check_options(settings),
         "fps": float(settings.fps),
@@ -220,6 +224,7 @@ def header_of(settings: IngestSettings, videos: str) -> dict[str, Any]:
             "held_out": settings.split,
             "min_frames": settings.min_frames,
             "duplicates": "kept" if settings.keep_duplicates else "dropped",
+            **({"controls": controls} if controls else {}),
         },
     }
 
@@ -242,10 +247,31 @@ def _readable(path: str | Path) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
-def _contents(video: Path) -> str:
+def _controls(videos: list[Path], known: dict[Path, Recorded]) -> tuple[str, ...]:
+    """Names of the actions that come with the videos; none if these are plain integers, or if there are none.
+
+    UserError, one line, if not all have the same.
+    """
+    named: dict[tuple[str, ...], Path] = {}
+    for video in videos:
+        if each := known.get(video):
+            if each.actions is not None:
+                named.setdefault(each.controls, video)
+        elif any(".actions." in path.name for path in sidecar_paths(video)):
+            named.setdefault((), video)
+    if len(named) > 1:
+        one, other, *_ = named.values()
+        raise UserError(f"{one} and {other} have not the same controls; ingest one at a time, or with --bins 0")
+    return next(iter(named), ())
+
+
+def _contents(video: Path, known: Recorded | None) -> str:
     """What tells that a file has changed: its size, that of its pictures, and what lies beside it."""
     contents = []
     with suppress(OSError):  # its row will say so
+        if known:
+            arrays = known.episodes, np.empty(0) if known.actions is None else known.actions
+            contents += [*known.notes, *(hashlib.sha256(array.tobytes()).hexdigest() for array in arrays)]
         files = numbered_pictures(video) if stands_for_many(video) else [video]
         contents.append(str(sum(file.stat().st_size for file in files)))
         contents += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sidecar_paths(video)]
@@ -253,19 +279,24 @@ def _contents(video: Path) -> str:
 
 
 def sha256_of_video(video: Path) -> str:
-    """Of a file, or of numbered pictures one after the other, and of what lies beside them."""
-    files = list(numbered_pictures(video)) if stands_for_many(video) else [video]
+    """Of a file, Minari's too, or of numbered pictures one after the other, and of what lies beside them."""
+    files = list(numbered_pictures(video)) if stands_for_many(video) else [video / HDF5 if video.is_dir() else video]
     digests = [sha256_of(file) for file in [*files, *sidecar_paths(video)]]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def stage(
-    video: Path, path: Path, settings: IngestSettings, max_frames: int, *report: Callable[[float], None]
+    video: Path,
+    path: Path,
+    settings: IngestSettings,
+    max_frames: int,
+    recorded: Recorded | None = None,
+    *report: Callable[[float], None],
 ) -> Staged:
     """Decode a file: the frames of its takes go to `path`, uint8 [t h w 3] without a header."""
     lengths, small, numbers = [], [np.empty((0, SIDE, SIDE, 3), np.uint8)], [np.empty(0, np.int64)]
     try:
-        sidecars = read_sidecars(video)
+        sidecars = Sidecars(*recorded[:2], (recorded.table, ""), recorded.notes) if recorded else read_sidecars(video)
         known = sidecars.episodes is not None
         reader = Reader(video, settings, *report)
         with open(path, "wb") as file:
@@ -276,6 +307,8 @@ def stage(
                 small.append(thumbnails(take.frames))
                 numbers.append(take.numbers)
         sidecars.check(reader.num_frames)
+        if recorded and recorded.fps and abs(reader.rate / recorded.fps - 1) > 0.02:
+            raise Unreadable(f"it has {reader.rate:.4g} frames per second, {recorded.table} counts {recorded.fps:g}")
         sha256 = sha256_of_video(video)
     except Unreadable as reason:
         return Staged([], small[0], unreadable=str(reason))
@@ -331,7 +364,7 @@ def _hold_out(rows: list[Row], split: float, num_videos: int, min_frames: int) -
     """How many frames to hold out at the end of a take of given length, given the videos before it.
 
     With `num_videos`, whole videos: the first usable one is for training, the next ones are held out. Otherwise, the
-    share `split` in tails of a window or more, of takes that leave as much for training.
+    share `split` in tails of a window or more, of takes that leave as much for training, and whole shorter takes.
     """
     if num_videos:
         has_train, num_held_out = any(r.frames > r.test_frames for r in rows), sum(r.test_frames > 0 for r in rows)
@@ -341,7 +374,10 @@ def _hold_out(rows: list[Row], split: float, num_videos: int, min_frames: int) -
     def tail(length: int) -> int:
         nonlocal owed
         owed += split * length
-        count = min(max(int(owed), min_frames), length - min_frames) if owed > 0 and length >= 2 * min_frames else 0
+        if length < 2 * min_frames:
+            count = length if owed >= length else 0
+        else:
+            count = min(max(int(owed), min_frames), length - min_frames) if owed > 0 else 0
         owed -= count
         return count
 

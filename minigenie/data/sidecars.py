@@ -16,16 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minigenie.data.controls import MOST_ACTIONS
 from minigenie.data.source import Unreadable, as_unreadable, stands_for_many
 from minigenie.data.video import Kept
 from minigenie.errors import UserError
 from minigenie.files import load_npy
 
-MOST_ACTIONS = 2**16
-
 
 class Sidecars(NamedTuple):
-    """episodes: int64 [n 2], in order. actions: int64 [frames]. None for what there is not."""
+    """episodes: int64 [n 2], in order. actions: int64 [frames]. None for what there is not. names: of the files with
+    either; "" for actions that are known inside of episodes only.
+    """
 
     episodes: np.ndarray | None
     actions: np.ndarray | None
@@ -48,7 +49,7 @@ class Sidecars(NamedTuple):
         """Unreadable, one line, if the video does not have as many frames as they say."""
         if self.episodes is not None and (end := self.episodes[-1, 1]) > num_frames:
             raise Unreadable(f"{self.names[0]} has an episode up to frame {end}, the video has {num_frames} frames")
-        if self.actions is not None and len(self.actions) != num_frames:
+        if self.names[1] and self.actions is not None and len(self.actions) != num_frames:
             raise Unreadable(f"{self.names[1]} has {len(self.actions)} actions, the video {num_frames} frames")
 
 

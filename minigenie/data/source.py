@@ -148,7 +148,7 @@ class _Pictures(Source):
         for file, time in zip(self.files, self.times.tolist(), strict=True):
             try:
                 with Image.open(file) as picture:
-                    frame = _as_frame(ImageOps.exif_transpose(picture), time)
+                    frame = as_frame(ImageOps.exif_transpose(picture), time)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 yield None
             else:
@@ -167,14 +167,15 @@ class _Animation(Source):
         time = 0.0
         with Image.open(self.path) as pictures:
             for picture in ImageSequence.Iterator(pictures):
-                frame = _as_frame(picture, time)  # decoded, and only then Pillow knows how long it stays
+                frame = as_frame(picture, time)  # decoded, and only then Pillow knows how long it stays
                 seconds = picture.info.get("duration", 0) / 1000
                 self.period = seconds if seconds >= SHORTEST else USUAL
                 yield frame
                 time += self.period
 
 
-def _as_frame(picture: Image.Image, time: float) -> av.VideoFrame:
+def as_frame(picture: Image.Image, time: float) -> av.VideoFrame:
+    """A picture as if it were decoded, `time` in seconds."""
     if picture.mode.startswith("I"):
         frame = av.VideoFrame.from_ndarray(np.asarray(picture).astype(np.uint16), "gray16le")
     else:

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
+from minigenie.data import robots
 from minigenie.data.frames import HDR, display_matrix, place
 from minigenie.data.source import HOLE_GAPS, NUMBERED, Unreadable, as_unreadable, is_animated, open_source
 from minigenie.errors import UserError
@@ -51,25 +52,31 @@ class Take(NamedTuple):
 
 
 def find_videos(
-    paths: str | Path | Iterable[str | Path], skip: Callable[[Path, str], None] = lambda path, why: None
+    paths: str | Path | Iterable[str | Path],
+    skip: Callable[[Path, str], None] = lambda path, why: None,
+    settings: IngestSettings = IngestSettings(),
 ) -> list[Path]:
     """Files named in `paths`, whatever their extension, and videos anywhere in folders named there; sorted, each once.
 
     In folders, files count that end in one of `EXTENSIONS` and are not hidden. Two or more pictures that differ in a
-    number are one video, stem*.ending. Linked folders are followed, each is read once. `skip` is told of other files,
-    and why a folder cannot be read. FileNotFoundError if a path is missing.
+    number are one video, stem*.ending. Linked folders are followed, each is read once. A robot dataset gives its videos
+    alone, as `settings` say, and may be named as Minari does. `skip` is told of other files, and why a folder cannot be
+    read. FileNotFoundError if a path is missing; UserError if a robot dataset cannot be read.
     """
     found: dict[str, Path] = {}  # by where it really is
     seen: set[str] = set()
     for path in sorted(map(Path, [paths] if isinstance(paths, str | Path) else paths)):
+        named, path = path, path if path.exists() else robots.local_dataset(path)
         if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist; name video files, or folders of them")
-        for video in _videos_in(path.absolute(), seen, skip) if path.is_dir() else [path.absolute()]:
+            raise FileNotFoundError(f"{named} does not exist; name video files, or folders of them")
+        for video in _videos_in(path.absolute(), seen, skip, settings) if path.is_dir() else [path.absolute()]:
             found.setdefault(os.path.realpath(video), video)
     return sorted(found.values())
 
 
-def _videos_in(folder: Path, seen: set[str], skip: Callable[[Path, str], None]) -> Iterator[Path]:
+def _videos_in(
+    folder: Path, seen: set[str], skip: Callable[[Path, str], None], settings: IngestSettings
+) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
         skip(Path(os.fsdecode(error.filename)), error.strerror or str(error))
 
@@ -78,6 +85,10 @@ def _videos_in(folder: Path, seen: set[str], skip: Callable[[Path, str], None]) 
             folders.clear()
             continue
         seen.add(os.path.realpath(top))
+        if videos := robots.videos_in(Path(top), settings):
+            yield from videos
+            folders.clear()
+            continue
         folders.sort()
         groups: dict[str, list[Path]] = {}
         for path in (Path(top, name) for name in sorted(files) if name[0] != "."):
@@ -103,6 +114,8 @@ def check_options(settings: IngestSettings) -> tuple[int, int]:
         raise UserError(f"size should be positive, one number or (height, width), got {settings.size}")
     if not 0 < settings.fps < math.inf:
         raise UserError(f"fps should be a positive number of frames per second, got {settings.fps}")
+    if settings.bins is not None and (settings.bins < 0 or settings.bins == 1):
+        raise UserError(f"bins is {settings.bins}; take 2 or more, or 0 to leave actions out")
     if settings.fit not in ("crop", "letterbox"):
         raise UserError(f'fit should be "crop" or "letterbox", got {settings.fit!r}')
     return height, width
@@ -159,7 +172,7 @@ class Reader:
 
     def __init__(self, path: Path, settings: IngestSettings, report: Callable[[float], None] = lambda share_read: None):
         self.height_width, self.fps, self.fit, self.report = check_options(settings), settings.fps, settings.fit, report
-        self.source = open_source(path, settings.fps)
+        self.source = robots.MinariSource(path, settings) if path.is_dir() else open_source(path, settings.fps)
         self.broken, self.failure = False, ""
         self.num_frames = self.num_given = self.num_lost = self.num_decoded = 0
         self.end = self.shown = 0.0  # seconds read so far, with and without the holes
