@@ -38,12 +38,12 @@ def demo(
     game: Literal["coinrun", "toy"] = "coinrun",
     seed: int = 0,
 ) -> None:
-    """See it work: collect simple CoinRun footage, train a tiny world, measure it, leave pictures.
+    """See it work: collect simple CoinRun footage, train two tiny worlds, measure them, leave pictures.
 
     Args:
         out: Folder for the footage (train, test) and the world, with its report and pictures. An interrupted demo goes
             on from there.
-        minutes: About how long it takes; four fifths of it train.
+        minutes: For collecting and training; measuring comes on top. With fewer than 8 there is less footage, too.
         play: Open the world in the browser at the end.
         game: The toy world needs no extra package.
         seed: Seed of all that is random.
@@ -314,7 +314,7 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         if debug:
             raise
-        print(str(stop) or "stopped; what trains, collects or ingests goes on from what is saved", file=sys.stderr)
+        print(str(stop) or "stopped; to go on with a demo, collect, ingest or train, run it again", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if debug or (line := line_for_user(error)) is None:

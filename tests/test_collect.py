@@ -88,7 +88,7 @@ def test_a_stopped_collection_says_so(tmp_path, how):
     process.send_signal(how)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "stopped; what trains, collects or ingests goes on from what is saved" in said
+    assert "stopped; to go on with a demo, collect, ingest or train, run it again" in said
     assert "Traceback" not in said
     assert collect(CollectSettings(game="toy", frames=40_000, num_envs=4), tmp_path / "stopped").num_frames >= 40_000
 

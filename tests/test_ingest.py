@@ -142,7 +142,7 @@ def test_workers_end_with_the_command(footage, whole, tmp_path, stop):
         assert process.returncode == -stop
     else:
         assert process.returncode == 130
-        assert "stopped; what trains, collects or ingests goes on from what is saved" in printed
+        assert "stopped; to go on with a demo, collect, ingest or train, run it again" in printed
     assert "Traceback" not in printed
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline

@@ -188,7 +188,7 @@ def test_a_runtime_that_was_tampered_with_is_not_run(site, serve, browser, tmp_p
         file.write("\n")
     page = browser.new_page()
     page.goto(serve(copy))
-    expect(page.locator("#notice")).to_have_text(re.compile("cannot be loaded"))
+    expect(page.locator("#notice")).to_have_text(re.compile("engine cannot be fetched from .*--runtime"))
 
 
 def test_what_cannot_be_exported(trained, runtime, tmp_path, monkeypatch, capsys):
@@ -198,7 +198,7 @@ def test_what_cannot_be_exported(trained, runtime, tmp_path, monkeypatch, capsys
         return capsys.readouterr().err
 
     (tmp_path / "there").mkdir()
-    assert "exists; choose a new folder" in refused("--out", tmp_path / "there", "--web")
+    assert "exists; delete it, or choose a new folder" in refused("--out", tmp_path / "there", "--web")
     assert "give the folder of the npm package" in refused("--out", tmp_path / "new", "--web", "--runtime", tmp_path)
     assert "leave out --unfinished" in refused("--out", tmp_path / "new", "--web", "--unfinished")
     assert "--runtime is for --web" in refused("--out", tmp_path / "new", "--runtime", runtime)

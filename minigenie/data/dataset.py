@@ -224,7 +224,7 @@ class Dataset:
         if not (folder / MANIFEST).exists():
             if (begun := folder / UNFINISHED).exists():
                 source = _read_object(begun).get("source")
-                cure = "run the `minigenie collect` or `minigenie ingest` command that began it again, it will resume"
+                cure = "run the same `minigenie collect` or `minigenie ingest` command again, it goes on"
                 raise FileNotFoundError(f"{folder} is unfinished ({source}): {cure}")
             cure = "make one with `minigenie collect` or `minigenie ingest`"
             raise FileNotFoundError(f"{folder} is not a dataset, it has no {MANIFEST}: {cure}")

@@ -62,7 +62,7 @@ def export_site(
     except ImportError as error:
         raise UserError(f"export --web needs {error.name}; run `pip install 'minigenie[web]'`") from None
     if out.exists():
-        raise FileExistsError(f"{out} exists; choose a new folder")
+        raise FileExistsError(f"{out} exists; delete it, or choose a new folder")
     world, folder = World.load(folder, "cpu"), locate(folder)
     models: list[nn.Module] = [world.tokenizer, world.dynamics]
     if (size := sum(map(count_parameters, models))) > MOST_PARAMETERS:

@@ -36,12 +36,15 @@ function widened(bytes) {
   return new Uint8Array(wide.buffer);
 }
 
+/** What a page without a network, or with another file there, is told. */
+const unreachable = error => { throw new Error(`its engine cannot be fetched from ${about.runtime.base} (${error.message}); export it again with --runtime`); };
+
 async function loadRuntime(provider) {
   const { module, wasm } = about.runtime[provider], from = file => new URL(file.name, new URL(about.runtime.base, location.href)).href;
   const options = file => ({ integrity: file.integrity, mode: "cors", credentials: "omit" });
-  const code = await read(from(module), undefined, options(module));
+  const code = await read(from(module), undefined, options(module)).catch(unreachable);
   const found = await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
-  found.env.wasm.wasmBinary = await read(from(wasm), progress("engine"), options(wasm));
+  found.env.wasm.wasmBinary = await read(from(wasm), undefined, options(wasm)).catch(unreachable);
   found.env.logLevel = "error";
   found.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
   return found;
