@@ -23,7 +23,7 @@ from test_video import clip, scroll
 from minigenie.data import ingest
 from minigenie.settings import IngestSettings
 
-CASES = int(os.environ.get("FUZZ_CASES", 5000))
+CASES = int(os.environ.get("FUZZ_CASES", 2000))
 BATCH = 25  # files of one ingest
 SECONDS, MEMORY = 30, 2**30  # for one file: a hang; more memory than there was before it
 KINDS = {

@@ -138,6 +138,14 @@ def test_a_webp_that_says_to_be_huge_is_not_decoded(tmp_path, side, reason):
     )
 
 
+@pytest.mark.parametrize("sides", [(65535, 4), (4, 65535)])
+def test_a_gif_that_says_to_be_a_line_is_not_scaled(tmp_path, sides):
+    path = save_video(torch.from_numpy(np.stack(SCENE)), tmp_path / "a.gif", 10.0)
+    row = row_of(declare(path, b"GIF89a", struct.pack("<HH", *sides)))
+    assert re.fullmatch("pictures of .* are too narrow to crop; take --fit letterbox", row.reason)
+    assert len(read_video(path, size=64, fps=10, fit="letterbox")[0]) == 40
+
+
 def test_numbered_pictures_that_say_to_be_huge_are_not_decoded(tmp_path):
     for i, picture in enumerate(SCENE):
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
