@@ -27,7 +27,8 @@ from test_play import Browser, bomb, picture, started
 
 from minigenie.checkpoint import Checkpoints
 from minigenie.data.dataset import Dataset
-from minigenie.data.ingest import Row, _read_log
+from minigenie.data.ingest import Row, read_log
+from minigenie.data.sidecars import read_sidecars
 from minigenie.encode import encode_actions, encode_tokens
 from minigenie.eval.doctor import as_damage, diagnose, read_report, read_run
 from minigenie.eval.report import summary
@@ -195,6 +196,15 @@ def targets(trained, toy, tmp_path_factory) -> dict[str, Target]:
         latest.restore_model(model)
         latest.restore_optimizers([torch.optim.AdamW(model.parameters())])
 
+    sidecars = {
+        "episodes of a video": folder / "clip.episodes.csv",
+        "actions of a video, csv": folder / "walk.actions.csv",
+        "actions of a video, npy": folder / "climb.actions.npy",
+    }
+    sidecars["episodes of a video"].write_text("first,end\n0,40\n45,80\n100,110\n120,200\n")
+    sidecars["actions of a video, csv"].write_text("action\n" + "".join(f"{i % 15}\n" for i in range(200)))
+    np.save(sidecars["actions of a video, npy"], np.arange(200, dtype=np.int16))
+
     def tokens() -> None:
         encode_tokens(toy, loaded.tokenizer, 8, world / "encoded" / "tokens.npy")
 
@@ -225,9 +235,13 @@ def targets(trained, toy, tmp_path_factory) -> dict[str, Target]:
         "report.json": Target(world / "report.json", lambda: doctor(world)),
         "config.json, doctor": Target(world / "config.json", lambda: doctor(world)),
         "actions.json": Target(world / "actions.json", lambda: load_actions(world, 8)),
-        "videos.jsonl": Target(folder / "videos.jsonl", lambda: _read_log(folder / "videos.jsonl")),
+        "videos.jsonl": Target(folder / "videos.jsonl", lambda: read_log(folder / "videos.jsonl")),
         "tokens.npy": Target(world / "encoded" / "tokens.npy", tokens),
         "actions.npy": Target(world / "encoded" / "actions.npy", actions),
+        **{
+            name: Target(path, lambda path=path: read_sidecars(path.with_suffix("").with_suffix(".mp4")).check(200))
+            for name, path in sidecars.items()
+        },
         **pictures,
         **uploads,
     }
@@ -237,7 +251,8 @@ PICTURES = ["large.png", "start.jpg", "start.webp", "start.gif"]
 NAMES = [
     "manifest.json", "shard", "actions of a shard", "config.json", "tokenizer.safetensors", "lam.safetensors",
     "dynamics.safetensors", "checkpoint", "metrics.jsonl", "report.json", "config.json, doctor", "actions.json",
-    "videos.jsonl", "tokens.npy", "actions.npy", *PICTURES, *(f"upload of {name}" for name in PICTURES),
+    "videos.jsonl", "tokens.npy", "actions.npy", "episodes of a video", "actions of a video, csv",
+    "actions of a video, npy", *PICTURES, *(f"upload of {name}" for name in PICTURES),
 ]  # fmt: skip
 TRIED: dict[str, Counter] = {}
 

@@ -200,6 +200,8 @@ def test_ingest(toy, tmp_path, strike, count):
     for number in range(4):
         frames = np.concatenate([toy.episode_frames(i)[:40] for i in (number, number + 1)])
         save_video(torch.from_numpy(frames), videos / f"{number}.mp4", 10.0)
+        (videos / f"{number}.actions.csv").write_text("".join(f"{i % 5}\n" for i in range(len(frames))))
+    (videos / "0.episodes.csv").write_text("0,40\n40,80\n")
 
     def arguments(out: Path) -> list[str]:
         return ["ingest", str(videos), "--out", str(out), "--size", "32", "--split", "0.2", "--workers", "1"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_play import bomb
 from test_video import clip, distance, read_video, save, scroll
 
 from minigenie.__main__ import main
@@ -99,6 +100,59 @@ def test_only_what_cannot_be_read_at_all_is_said_to_be_cut(tmp_path):
     path = clip(tmp_path / "a.mp4")
     patch(path, b"mdat", 4, np.random.default_rng(0).bytes(path.stat().st_size - path.read_bytes().index(b"mdat") - 4))
     assert re.fullmatch(r"not one of its frames can be decoded, \d+ were tried", row_of(path).reason)
+
+
+def declare(path, before, sides):
+    """Write what a file says of its size, which is behind the bytes `before`."""
+    data = path.read_bytes()
+    at = data.index(before) + len(before)
+    path.write_bytes(data[:at] + sides + data[at + len(sides) :])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("side", "reason"),
+    [
+        (3000, "3000x3000 are more than 8,388,608 pixels; scale it down"),
+        (16383, "not one of its frames can be decoded, 40 were tried"),
+    ],
+)
+def test_a_gif_that_says_to_be_huge_is_not_decoded(tmp_path, side, reason):
+    path = save_video(torch.from_numpy(np.stack(SCENE)), tmp_path / "a.gif", 10.0)
+    assert row_of(declare(path, b"GIF89a", struct.pack("<HH", side, side))).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("side", "reason"),
+    [
+        (5000, "5000x5000 are more than 8,388,608 pixels; scale it down"),
+        (16384, "more than 8,388,608 pixels; scale it down"),
+    ],
+)
+def test_a_webp_that_says_to_be_huge_is_not_decoded(tmp_path, side, reason):
+    path = tmp_path / "a.webp"
+    first, *others = map(Image.fromarray, SCENE)
+    first.save(path, save_all=True, append_images=others, duration=100)
+    assert (
+        row_of(declare(path, b"VP8X" + struct.pack("<II", 10, 2), 2 * struct.pack("<I", side - 1)[:3])).reason == reason
+    )
+
+
+@pytest.mark.parametrize("sides", [(65535, 4), (4, 65535)])
+def test_a_gif_that_says_to_be_a_line_is_not_scaled(tmp_path, sides):
+    path = save_video(torch.from_numpy(np.stack(SCENE)), tmp_path / "a.gif", 10.0)
+    row = row_of(declare(path, b"GIF89a", struct.pack("<HH", *sides)))
+    assert re.fullmatch("pictures of .* are too narrow to crop; take --fit letterbox", row.reason)
+    assert len(read_video(path, size=64, fps=10, fit="letterbox")[0]) == 40
+
+
+def test_numbered_pictures_that_say_to_be_huge_are_not_decoded(tmp_path):
+    for i, picture in enumerate(SCENE):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    for i, side in ((0, 100_000), (20, 12_000)):
+        (tmp_path / f"{i}.png").write_bytes(bomb(side))
+    (row,) = rows_of(tmp_path, tmp_path.with_suffix(".out") / "out", keep_duplicates=True).values()
+    assert row[:5] == ("*.png", "partly", 38, 2, "damaged frames left out: 2")
 
 
 # names and folders

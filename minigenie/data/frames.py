@@ -10,9 +10,12 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, ColorTrc, Interpolation
 
+from minigenie.data.source import Unreadable
+
 COLOR_SPACES, UNSPECIFIED = {0, 1, 2, 4, 5, 6, 7, 9}, 2  # that libswscale converts; it refuses the rare others
 EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT  # the same pixels on every machine
 HDR = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
+MOST_LONGER = 64  # times a frame's length that a scaled picture may have: all of it is scaled, only the middle kept
 WHITE, PEAK = 203, 1000  # candela per square metre: diffuse white in HDR (ITU-R BT.2408), the screen HLG is made for
 KNEE = 0.5  # of white, up to which brightness stays as it is
 BT2020_TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]])
@@ -38,10 +41,15 @@ def display_matrix(frame: av.VideoFrame) -> Matrix:
 def place(
     frame: av.VideoFrame, matrix: Matrix, pixel_aspect: Fraction | None, height_width: tuple[int, int], fit: str
 ) -> np.ndarray:
-    """Scale a frame by area averaging, turn it upright, crop or pad it: uint8 [h w 3], full range."""
+    """Scale a frame by area averaging, turn it upright, crop or pad it: uint8 [h w 3], full range.
+
+    Unreadable, one line, if nearly nothing of it would be left by the crop.
+    """
     xx, xy, yx, yy = matrix
     shape = frame.height, frame.width * float(pixel_aspect or 1)
     ratios = [t / s for t, s in zip(height_width if xx else height_width[::-1], shape, strict=True)]
+    if fit == "crop" and max(ratios) > MOST_LONGER * min(ratios):
+        raise Unreadable(f"pictures of {shape[1]:.6g}x{shape[0]} are too narrow to crop; take --fit letterbox")
     scale = max(ratios) if fit == "crop" else min(ratios)
     height, width = (max(1, round(side * scale)) for side in shape)
     has_alpha = any(component.is_alpha for component in frame.format.components)

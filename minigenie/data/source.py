@@ -8,6 +8,7 @@ import math
 import os
 import re
 import stat
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -32,6 +33,9 @@ POINTERS = {
     b"/annex/objects/": "a git-annex pointer, fetch it with `git annex get`",
 }
 NUMBERED = re.compile(r"(?P<stem>.*?)(?P<number>\d+)(?P<ending>\.(?:bmp|jpe?g|png|ppm|tga|tiff?|webp))", re.I | re.S)
+MOST_PIXELS = 2**25  # of a frame: 7680x4320 are fewer, and a damaged header declares what takes all memory
+MOST_ANIMATED_PIXELS = 2**23  # of an animated picture, all of which is drawn anew for each: 3840x2160 are fewer
+MOST_PICTURE_PIXELS = 2**26  # of a numbered picture: cameras take 61 million
 MAX_FAULTS = 100  # in reading one file, before giving up on the rest of it
 HOLE_GAPS = 8  # usual gaps from a frame to the next, from which on frames are missing
 TRANSPARENT = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that know of transparency: FFmpeg's own do not
@@ -112,7 +116,7 @@ def numbered_pictures(path: Path) -> dict[Path, int]:
 
 def is_animated(path: Path) -> bool:
     try:
-        with Image.open(path) as picture:
+        with _open_picture(path, MOST_PICTURE_PIXELS) as picture:
             return getattr(picture, "is_animated", False)
     except (OSError, ValueError, SyntaxError):
         return False
@@ -147,9 +151,9 @@ class _Pictures(Source):
     def __iter__(self) -> Iterator[av.VideoFrame | None]:
         for file, time in zip(self.files, self.times.tolist(), strict=True):
             try:
-                with Image.open(file) as picture:
+                with _open_picture(file, MOST_PICTURE_PIXELS) as picture:
                     frame = as_frame(ImageOps.exif_transpose(picture), time)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            except (OSError, ValueError, SyntaxError):
                 yield None
             else:
                 yield frame
@@ -165,7 +169,7 @@ class _Animation(Source):
 
     def __iter__(self) -> Iterator[av.VideoFrame | None]:
         time = 0.0
-        with Image.open(self.path) as pictures:
+        with _open_picture(self.path, MOST_ANIMATED_PIXELS) as pictures:
             for picture in ImageSequence.Iterator(pictures):
                 frame = as_frame(picture, time)  # decoded, and only then Pillow knows how long it stays
                 seconds = picture.info.get("duration", 0) / 1000
@@ -174,13 +178,32 @@ class _Animation(Source):
                 time += self.period
 
 
+@contextmanager
+def _open_picture(path: Path, most: int) -> Iterator[Image.Image]:
+    """Unreadable, before anything is decoded, if it has more pixels than that."""
+    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+        try:
+            picture = Image.open(path)
+        except Image.DecompressionBombError:
+            raise Unreadable(f"more than {most:,} pixels; scale it down") from None
+    with picture:
+        _check_size(picture.width, picture.height, most)
+        yield picture
+
+
+def _check_size(width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise Unreadable(f"{width}x{height} are more than {most:,} pixels; scale it down")
+
+
 def as_frame(picture: Image.Image, time: float) -> av.VideoFrame:
     """A picture as if it were decoded, `time` in seconds."""
     if picture.mode.startswith("I"):
         frame = av.VideoFrame.from_ndarray(np.asarray(picture).astype(np.uint16), "gray16le")
     else:
         mode, form = ("RGBA", "rgba") if picture.has_transparency_data else ("RGB", "rgb24")
-        frame = av.VideoFrame.from_ndarray(np.asarray(picture.convert(mode)), form)
+        converted = picture if picture.mode == mode else picture.convert(mode)
+        frame = av.VideoFrame.from_ndarray(np.asarray(converted), form)
     frame.pts, frame.time_base = round(time * 1e6), Fraction(1, 10**6)
     frame.key_frame = True  # type: ignore[misc]
     return frame
@@ -194,8 +217,11 @@ class _Video(Source):
         described = _describe(self.container)
         self.stream = self._choose(described)
         self.decoder = self.stream.codec_context
+        most = MOST_ANIMATED_PIXELS if self.container.format.name in ("gif", "apng") else MOST_PIXELS
+        _check_size(self.decoder.width, self.decoder.height, most)
         if self.stream.metadata.keys() & {"alpha_mode", "ALPHA_MODE"} and self.decoder.name in TRANSPARENT:
             self.decoder = av.VideoCodecContext.create(TRANSPARENT[self.decoder.name], "r")  # type: ignore[assignment]
+        self.decoder.options = {"max_pixels": str(most)}
         declared = self.decoder.field_order > 1 and self.decoder.codec.intra_only  # others say it of each frame
         self.interlaced, self.fields = declared, "all" if declared else "interlaced"
         self.decoder.thread_count = 1  # on several, H.264 finds damage by chance or, in slices, never
@@ -304,9 +330,10 @@ def _through(graph: av.filter.Graph | None, frame: av.VideoFrame | None) -> Iter
 
 
 def _open(path: Path, first: bytes) -> InputContainer:
+    # "file:" and the whitelist, so that no name, nor playlist inside, makes it open anything else or go online
+    options = {"protocol_whitelist": "file", "max_pixels": str(MOST_PIXELS)}
     try:
-        # "file:" and the whitelist, so that no name, nor playlist inside, makes it open anything else or go online
-        container = av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
+        container = av.open(f"file:{path}", metadata_errors="ignore", options=options)
     except av.FFmpegError:
         was_video = any(magic in first for magic in KNOWN_STARTS)
         raise Unreadable("truncated before the first frame" if was_video else "not a video") from None

@@ -27,7 +27,8 @@ def run(settings: EvalSettings) -> None:
     if settings.compare:
         return compare([locate(path) for path in settings.paths], settings.out)
     if len(settings.paths) < 2:
-        raise UserError("eval takes a world and a dataset; worlds side by side take --compare")
+        advice = "worlds side by side take --compare"
+        raise UserError(f"eval takes a world and a dataset, not {len(settings.paths)} paths; {advice}")
     if settings.clips < 2:
         raise UserError(f"clips is {settings.clips}; an interval takes at least 2")
     folder = locate(settings.paths[0])
