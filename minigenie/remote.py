@@ -44,9 +44,9 @@ def write_checksums(folder: Path, files: list[Path]) -> None:
 
 
 def write_listed(file: Path, data: bytes) -> None:
-    """Write a file of a world's folder, and its checksum to the list there, if there is one."""
+    """Write a file of a world's folder, and its checksum to the list there, if there is one that can be read."""
     sha256, checksums = write_atomic(file, data), file.with_name(CHECKSUMS)
-    if checksums.exists():
+    with suppress(FileNotFoundError, ValueError):
         write_atomic(checksums, to_json(_read(checksums.read_bytes(), checksums) | {file.name: sha256}))
 
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import fsspec
 import pytest
@@ -61,7 +62,7 @@ class Calls(BaseHTTPRequestHandler):
         self.server.asked.append(f"{self.command} {self.path}")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        way = self.path.partition("?")[0].strip("/").split("/")
+        way = unquote(self.path.partition("?")[0]).strip("/").split("/")
         if way[0] == "objects":
             self.server.objects[way[1]] = body
             return self.answer({})
@@ -87,9 +88,9 @@ class Calls(BaseHTTPRequestHandler):
         if token != TOKEN or asked["organization"] != "me":
             return self.refuse(403, "Forbidden")
         if name in self.server.branches:
-            return self.answer({"error": "exists"}, 409)
+            return self.answer({"error": "exists", "url": f"{self.server.url}/{name}"}, 409)
         self.server.branches[name] = {"main": {}}
-        self.server.private[name] = asked["visibility"] == "private"
+        self.server.private[name] = asked.get("visibility") == "private" or asked.get("private", False)
         self.answer({"url": f"{self.server.url}/{name}"})
 
     def repository(self, branches: dict, way: list[str], body: bytes) -> None:
@@ -224,6 +225,27 @@ def test_a_branch_for_everybody_with_metrics(hub, minigenie):
     assert ended.returncode == 0, ended.stderr
 
 
+def test_pushed_again_it_comes_again_even_to_a_process_that_knows_it(hub, minigenie, small, tmp_path):
+    assert minigenie("push", small, "me/again").returncode == 0
+    code = (
+        "import sys\n"
+        "from minigenie.remote import fetch_world\n"
+        "for line in sys.stdin: print((fetch_world('hf://me/again') / 'prompts/new one.png').exists(), flush=True)\n"
+    )
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **pipes) as knowing:
+        for found in (False, True):
+            knowing.stdin.write("\n")
+            knowing.stdin.flush()
+            assert knowing.stdout.readline() == f"{found}\n"
+            other = shutil.copytree(small, tmp_path / f"other {found}")
+            shutil.copyfile(other / "prompts/00.png", other / "prompts/new one.png")
+            ended = minigenie("push", other, "me/again")
+            assert ended.returncode == 0, ended.stderr
+        knowing.stdin.close()
+
+
 def test_what_a_push_cannot_do_is_one_line(hub, minigenie, small, tmp_path):
     assert "you are not logged in to the hub; run `hf auth login`" in refused(
         minigenie("push", small, "me/x", token="")
@@ -299,6 +321,15 @@ def test_an_environment_takes_an_address(address):
 
     env = gymnasium.make("minigenie/World-v0", world=address, device="cpu", disable_env_checker=True)
     assert env.reset(seed=0)[0].shape == (64, 64, 3)
+
+
+def test_it_is_played_at_an_address(address):
+    from minigenie.play.session import Session
+    from minigenie.settings import PlaySettings
+
+    session = Session(address, PlaySettings(device="cpu"))
+    assert session.folder == fetch_world(address)
+    assert session.starts
 
 
 def test_what_changed_there_comes_again_and_alone(address, small, tmp_path):
@@ -431,6 +462,8 @@ def test_a_finished_folder_is_listed_and_stays_so(trained, tmp_path):
     save_actions(copy, [{**entry, "name": "x"} for entry in load_actions(copy, 8)])
     fsspec.filesystem("memory").put(f"{copy}/", "/raw/", recursive=True)
     assert load_actions(fetch_world("memory://raw"), 8)[0]["name"] == "x"
+    (copy / CHECKSUMS).write_text("{")
+    save_actions(copy, load_actions(copy, 8))
     (copy / CHECKSUMS).unlink()
     assert World.load(copy, "cpu").num_actions == 8
     (copy / "README.md").write_text("Changed by hand.")
