@@ -104,10 +104,10 @@ def _copy(address: str, checksums: bytes, folder: Path) -> None:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(copy, listed))
         write_atomic(unready / folder.name / CHECKSUMS, checksums)
-        for old in cache.glob("[0-9a-f]*"):
-            if old.is_dir():
-                shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(folder.parent, ignore_errors=True)  # the same, but damaged
         unready.rename(folder.parent)
+        for old in set(cache.glob("[0-9a-f]*/")) - {folder.parent}:
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(unready, ignore_errors=True)
 
