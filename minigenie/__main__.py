@@ -217,11 +217,12 @@ def bench(settings: Flat[BenchSettings]) -> None:
     run(settings)
 
 
-def doctor(run: Positional[Path]) -> None:
+def doctor(run: Positional[str]) -> None:
     """Look for the usual diseases in a run or a world, and say what to change.
 
     Args:
-        run: Folder made by train; more can be told once eval has written its report.json there.
+        run: Folder made by train, or the address of a world; more can be told once eval has written its report.json
+            there.
     """
     from minigenie.eval.doctor import diagnose, read_run, summary
     from minigenie.world import locate
@@ -233,7 +234,7 @@ def info(folders: Positional[tuple[str, ...]] = (".",)) -> None:
     """Say what a folder is: a dataset (with a contact sheet), a run, or a world.
 
     Args:
-        folders: The folder, or several; of a dataset also its address in object storage.
+        folders: The folder, or several; of a dataset or a world also its address.
     """
     from minigenie.info import describe
 
@@ -277,6 +278,27 @@ def export(
     print(f"{out} is a world of {size / 1e6:.1f} MB{rest}")
 
 
+def push(
+    world: WorldFolder,
+    name: Positional[str],
+    public: bool = False,
+    revision: str | None = None,
+    license: str | None = None,
+) -> None:
+    """Put a world on the Hugging Face hub, for yourself or for everybody, with a model card.
+
+    Args:
+        name: The repository there, user/name. It is made if it is not there.
+        public: Let everybody see a repository that is made; without, only you.
+        revision: Branch to put it on; main by default.
+        license: What the model card says, by the hub's short name, as in mit or cc-by-4.0; else what it said before.
+    """
+    from minigenie.hub import push as run
+
+    print(f"{run(world, name, public, revision, license)} is the world: minigenie play hf://{name}", end="")
+    print(f"@{revision}" if revision else "")
+
+
 COMMANDS: dict[str, Any] = {
     "demo": demo,
     "collect": collect,
@@ -290,6 +312,7 @@ COMMANDS: dict[str, Any] = {
     "doctor": doctor,
     "info": info,
     "export": export,
+    "push": push,
 }
 
 

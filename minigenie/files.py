@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -25,6 +25,8 @@ from minigenie.errors import UserError
 CACHE = "MINIGENIE_CACHE"  # the environment variable that says where the cache is, if not in the home folder
 CACHE_GB = "MINIGENIE_CACHE_GB"  # the one that says how large it may get
 THREADS = 8  # files copied or hashed at once
+Checksum = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # sha256 in hex
+EXTRAS = {"s3": "'.[s3]'", "hf": "'.[hub]'"}  # of this package, by the addresses they are for
 SETTLED = 2  # seconds; of a file that was changed later than that, its times need not show the next change
 
 
@@ -197,12 +199,21 @@ def read_url(url: str) -> bytes:
 
     try:
         storage, path = fsspec.core.url_to_fs(url)
+        storage.invalidate_cache()  # of listings, which some storages ask before they read
         return storage.cat_file(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no {url}; check the address") from None
     except ImportError as error:
-        extra = "'.[s3]'" if url.startswith("s3:") else "the package for it"
+        extra = EXTRAS.get(url.partition(":")[0], "the package for it")
         raise OSError(f"cannot read {url} ({error}): run `pip install {extra}`") from None
     except Exception as error:  # every kind of storage raises its own
         cure = "check the address, the credentials and the network"
         raise OSError(f"cannot read {url} ({type(error).__name__}: {error}); {cure}") from None
+
+
+def copy_url(url: str, path: Path, sha256: str, cure: str) -> None:
+    """Write what lies there to `path`. UserError, one line, if its sha256 is another; else as read_url."""
+    data = read_url(url)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise UserError(f"{url} is damaged (its {len(data):,} bytes have another sha256 than is listed); {cure}")
+    write_atomic(path, data)

@@ -15,15 +15,22 @@ from minigenie.data.controls import entries
 from minigenie.data.dataset import Dataset
 from minigenie.files import write_atomic
 from minigenie.pictures import save_picture
+from minigenie.remote import CHECKSUMS, write_checksums
 from minigenie.world import MODELS, World, locate, read_config, world_config
 
 KEYS = "1234567890qwertyuiopasdfghjklzxcvbnm"
 
 
 def finish(world: World, dataset: Dataset, out: Path, prompts: int = 8) -> None:
-    """Add to the world's folder what a player needs: start pictures, the actions' names and keys, a model card."""
-    if (out / "README.md").exists():
-        return
+    """Add to the world's folder what a player needs: start pictures, the actions' names and keys, a model card; then
+    list it all with checksums."""
+    if not (out / "README.md").exists():
+        _write_beside(world, dataset, out, prompts)
+    if not (out / CHECKSUMS).exists():
+        write_checksums(out, [out / f"{name}.safetensors" for name in MODELS] + files_beside(out))
+
+
+def _write_beside(world: World, dataset: Dataset, out: Path, prompts: int) -> None:
     chosen = np.random.default_rng(0).permutation(len(dataset.episodes))[:prompts]
     for number, episode in enumerate(chosen):
         frames = dataset.episode_frames(int(episode))
@@ -39,8 +46,14 @@ def plain_actions(world: World) -> list[dict[str, Any]]:
     return [{"name": f"action {i}", "key": KEYS[i] if i < len(KEYS) else None} for i in range(world.num_actions)]
 
 
-def export_world(folder: Path, out: Path, unfinished: bool = False) -> list[str]:
-    """A copy of the world in `folder` without the traces of its training, its weights `halved`. unfinished: of a run
+def files_beside(folder: Path) -> list[Path]:
+    """What a player needs of the world in `folder` beside its weights."""
+    names = ("config.json", "actions.json", "README.md", "report.json", "metrics.jsonl")
+    return [folder / name for name in names if (folder / name).exists()] + sorted((folder / "prompts").glob("*.png"))
+
+
+def export_world(folder: str | Path, out: Path, unfinished: bool = False) -> list[str]:
+    """A copy of the world `folder` without the traces of its training, its weights `halved`. unfinished: of a run
     that goes on, models that are not trained yet as they were last saved. Gives the names of those that are missing.
     Raises FileExistsError if `out` is there, or as World.load does."""
     folder = locate(folder)
@@ -52,15 +65,16 @@ def export_world(folder: Path, out: Path, unfinished: bool = False) -> list[str]
     for name, weights in models.items():
         if weights:
             save_tensors(unready / f"{name}.safetensors", halved(weights))
-    beside = ("config.json", "actions.json", "README.md", "report.json", "metrics.jsonl")
-    for path in [folder / name for name in beside] + sorted((folder / "prompts").glob("*.png")):
-        if path.exists():
-            copy = unready / path.relative_to(folder)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, copy)
+    for path in files_beside(folder):
+        copy = unready / path.relative_to(folder)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+    missing = [name for name, weights in models.items() if not weights]
+    if not missing:
+        write_checksums(unready, [unready / f"{name}.safetensors" for name in MODELS] + files_beside(unready))
     unready.chmod(0o755)
     unready.rename(out)
-    return [name for name, weights in models.items() if not weights]
+    return missing
 
 
 def halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:

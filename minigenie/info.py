@@ -18,7 +18,9 @@ MAX_ROWS = 100  # of a table of files
 def describe(folder: str) -> None:
     """ValueError or FileNotFoundError, one line, if it is none of them."""
     path = Path(folder)
-    if is_url(folder) or (path / MANIFEST).exists() or (path / UNFINISHED).exists():
+    if is_url(folder):
+        return describe_address(folder)
+    if (path / MANIFEST).exists() or (path / UNFINISHED).exists():
         return describe_dataset(Dataset.open(folder))
     from minigenie.world import locate
 
@@ -27,6 +29,23 @@ def describe(folder: str) -> None:
     if path.exists():
         raise UserError(f"{path} is neither a dataset nor a run nor a world; give the folder of one")
     raise FileNotFoundError(f"{path} does not exist; give the folder of a dataset, a run or a world")
+
+
+def describe_address(address: str) -> None:
+    """Of a world or a dataset that lies there. FileNotFoundError or OSError, one line, if neither does."""
+    from minigenie.world import locate
+
+    try:
+        world = locate(address)
+    except FileNotFoundError:
+        pass
+    else:
+        return describe_run(world)
+    try:
+        dataset = Dataset.open(address)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no dataset and no finished world at {address}; check the address") from None
+    describe_dataset(dataset)
 
 
 def describe_dataset(dataset: Dataset) -> None:

@@ -13,8 +13,9 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Actions = Literal["latent", "found", "labels", "true"]
 Tracker = Literal["tensorboard", "wandb"]
 Device = Annotated[str | None, arg(help="cuda, mps or cpu; the best there is by default.")]
-WorldFolder = Annotated[
-    Positional[Path], arg(help="Folder made by train, or coinrun, the world that comes with the package.")
+WorldFolder = Annotated[  # text: a Path would make one slash of the two in an address
+    Positional[str],
+    arg(help="Folder made by train; or coinrun, the world that comes with the package; or an address: hf://user/name."),
 ]
 
 
@@ -212,7 +213,7 @@ class BenchSettings:
 
     Args:
         what: train: a step of each stage. play: a frame. data: loading and ingest.
-        world: A world folder to measure too, with play.
+        world: A world to measure too, with play: a folder, a name or an address.
         recipes: Those whose training steps to measure; coinrun and paper take minutes a step on a CPU.
         parts: Measure these steps alone, with so many clips at a time instead of the recipe's own, and say which number
             is the fastest. What does not fit in memory is left out.
@@ -224,7 +225,7 @@ class BenchSettings:
     """
 
     what: Positional[Literal["all", "train", "play", "data"]] = "all"
-    world: Positional[Path | None] = None
+    world: Positional[str | None] = None
     recipes: tuple[str, ...] = ("tiny",)
     parts: tuple[int, ...] = ()
     only: str = ""

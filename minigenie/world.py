@@ -25,7 +25,7 @@ from minigenie.checkpoint import load_model
 from minigenie.config import from_dict
 from minigenie.dynamics import Dynamics, DynamicsConfig, Given
 from minigenie.errors import UserError
-from minigenie.files import parse_json
+from minigenie.files import cache_root, is_url, parse_json
 from minigenie.inverse import InverseConfig, InverseDynamics
 from minigenie.lam import LAMConfig, LatentActionModel
 from minigenie.maskgit import Filled, SamplingConfig, fill_most_confident, sample_frame
@@ -33,6 +33,7 @@ from minigenie.nn.mosaic import Mosaic
 from minigenie.nn.motion import clip_motions
 from minigenie.nn.patches import patch_grid, to_float, to_uint8
 from minigenie.nn.st_transformer import TimeCache
+from minigenie.remote import fetch_world
 from minigenie.runtime import can_compile, compiled, dtype_of, pick_device
 from minigenie.settings import Actions, Precision
 from minigenie.tokenizer import TokenizerConfig, VideoTokenizer
@@ -126,10 +127,12 @@ class World:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None, precision: Precision = "float32") -> "World":
-        """A world folder, rebuilt from its own config, or a world that comes with the package, by its name. device:
-        None takes CUDA, MPS or CPU, the first there is. precision: see the class.
+        """A world folder, rebuilt from its own config; or a world that comes with the package, by its name; or the
+        world at an address, such as hf://user/name or s3://bucket/folder. device: None takes CUDA, MPS or CPU, the
+        first there is. precision: see the class.
 
-        Raises FileNotFoundError or ValueError, one line, if a file is missing, damaged or of another version.
+        Raises FileNotFoundError or ValueError, one line, if a file is missing, damaged or of another version; OSError,
+        if an address cannot be read.
         """
         folder = locate(folder)
         config, values = world_config(folder), read_config(folder)
@@ -489,18 +492,21 @@ class Snapshot(NamedTuple):
 
 
 def locate(world: str | Path) -> Path:
-    """A world's folder. What is no folder may be the name of a world that comes with the package."""
+    """A world's folder. What is no folder may be the name of a world that comes with the package, or the address of
+    one, as text: then it is a copy in the cache, and errors are those of fetch_world."""
+    if is_url(world):
+        return fetch_world(str(world))
     folder = Path(world)
     named = len(folder.parts) == 1 and not folder.exists()
     return SHIPPED / folder if named and (SHIPPED / folder).is_dir() else folder
 
 
 def output_folder(folder: Path, out: Path | None, name: str = "") -> Path:
-    """Where to write about a world: `out`, or else its own folder. ValueError if that belongs to the package."""
-    if out is None and folder.parent == SHIPPED:
-        raise UserError(
-            f"{folder.name} comes with the package, which is no place to write to; give a folder with --out"
-        )
+    """Where to write about a world: `out`, or else its own folder. ValueError if that belongs to the package, or is a
+    copy in the cache."""
+    if out is None and (folder.parent == SHIPPED or folder.is_relative_to(cache_root())):
+        where = "comes with the package" if folder.parent == SHIPPED else "lies in the cache"
+        raise UserError(f"{folder.name} {where}, which is no place to write to; give a folder with --out")
     return out or folder / name
 
 

@@ -227,16 +227,16 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def main(world: tyro.conf.Positional[Path], frames: int = 2 * WARM) -> None:
+def main(world: tyro.conf.Positional[str], frames: int = 2 * WARM) -> None:
     """Frames a second, key press to picture, memory.
 
     Args:
-        world: Folder made by train, or coinrun; or by export --web.
+        world: Folder made by train, or coinrun, or an address; or a folder made by export --web.
         frames: How many to play; memory is compared from the 1,000th on.
     """
     try:
-        if (world / "world.json").exists():
-            print("\n".join(measure_site(world, min(frames, 100))))
+        if (Path(world) / "world.json").exists():
+            print("\n".join(measure_site(Path(world), min(frames, 100))))
             return
         print("\n".join(measure_browser(locate(world), frames=frames).lines()))
     except (ValueError, OSError) as error:

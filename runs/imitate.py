@@ -380,7 +380,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 def main(
-    world: tyro.conf.Positional[Path],
+    world: tyro.conf.Positional[str],
     sizes: tyro.conf.OmitArgPrefixes[Sizes],
     out: Path | None = None,
     device: Device = None,
@@ -388,11 +388,12 @@ def main(
     """Learn to play CoinRun from video without keys, through the world's latent actions, and see how far it gets.
 
     Args:
-        world: Folder made by train, of CoinRun footage.
+        world: Folder made by train, of CoinRun footage, or the address of one.
         out: Folder for imitation.json and imitation.gif; WORLD/imitation by default. What is there is gone on from.
     """
-    folder = output_folder(locate(world), out, "imitation")
-    show(imitate(locate(world), folder, sizes, device))
+    played = locate(world)
+    folder = output_folder(played, out, "imitation")
+    show(imitate(played, folder, sizes, device))
     print(f"report        {folder / 'imitation.json'}")
     print(f"picture       {folder / 'imitation.gif'}")
 

@@ -31,7 +31,7 @@ Scene = list[tuple[int, int]]  # an action and for how many frames it is held, a
 
 
 def main(
-    world: tyro.conf.Positional[Path],
+    world: tyro.conf.Positional[str],
     out: tyro.conf.Positional[Path],
     script: str = "",
     seed: int = 0,
@@ -40,7 +40,7 @@ def main(
     """Record `world` being played into `out`.
 
     Args:
-        world: Folder made by train.
+        world: Folder made by train, or the address of a world.
         out: The GIF to write.
         script: Scenes, each from the next start picture: 2x8,3x9/7x8 is action 2 for 8 frames, then 3 for 9; then 7.
             By default the actions that move the picture most, each followed by its opposite.

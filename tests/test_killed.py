@@ -34,7 +34,7 @@ TRAINING = {  # each stage, and the file that ends it
     "lam": "lam.safetensors",
     "encoding actions": "encoded/actions.npy",
     "dynamics": "dynamics.safetensors",
-    "finishing": "README.md",
+    "finishing": "checksums.json",
 }
 
 

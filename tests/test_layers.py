@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "minigenie"
 # Each module may import from its own line and those above it.
 LAYERS = [
     ["errors", "files", "settings"],
-    ["config"],
+    ["config", "remote"],
     ["runtime"],
     ["data", "nn", "pictures", "maskgit"],
     ["tokenizer", "lam", "inverse", "found", "camera", "dynamics"],
@@ -24,7 +24,7 @@ LAYERS = [
     ["train", "finish"],
     ["pipeline"],
     ["console", "track"],
-    ["eval", "env", "play", "teach", "web"],
+    ["eval", "env", "play", "teach", "web", "hub"],
     ["recipes", "bench", "info"],
     ["demo"],
     ["__main__"],

@@ -50,8 +50,9 @@ def address(footage, bucket) -> str:
 def counted(monkeypatch) -> list[str]:
     """Every address that was read."""
     asked: list[str] = []
-    read = datasets.read_url
-    monkeypatch.setattr(datasets, "read_url", lambda url: asked.append(url) or read(url))
+    read = files.read_url
+    for module in (files, datasets):
+        monkeypatch.setattr(module, "read_url", lambda url: asked.append(url) or read(url))
     return asked
 
 
@@ -84,11 +85,12 @@ def test_processes_copy_at_once(address, footage):
     """Four processes want all shards at the same time: each is whole, and comes once."""
     code = (
         "import sys, numpy as np\n"
+        "from minigenie import files\n"
         "from minigenie.data import dataset\n"
-        "read, asked = dataset.read_url, []\n"
-        "dataset.read_url = lambda url: asked.append(url) or read(url)\n"
+        "read, asked = files.read_url, []\n"
+        "files.read_url = lambda url: asked.append(url) or read(url)\n"
         "there = dataset.Dataset.open(sys.argv[1])\n"
-        "print(int(there.clips(there.windows(8), 8).sum(dtype=np.int64)), len(asked) - 1)\n"
+        "print(int(there.clips(there.windows(8), 8).sum(dtype=np.int64)), len(asked))\n"
     )
     command = [sys.executable, "-c", code, address]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
@@ -178,8 +180,10 @@ def refused(capsys, *arguments) -> str:
 
 
 def test_what_is_not_there_is_one_line(address, tmp_path, capsys):
-    assert "there is no s3://my-bucket/gone/manifest.json" in refused(capsys, "info", "s3://my-bucket/gone")
-    assert "there is no s3://nowhere/toy/manifest.json" in refused(capsys, "info", "s3://nowhere/toy")
+    gone = "s3://my-bucket/gone"
+    assert f"there is no {gone}/manifest.json" in refused(capsys, "train", gone, "--out", tmp_path / "run")
+    for address in (gone, "s3://nowhere/toy"):
+        assert f"there is no dataset and no finished world at {address}" in refused(capsys, "info", address)
     assert "Protocol not known: floppy" in refused(capsys, "train", "floppy://toy", "--out", tmp_path / "run")
 
 
@@ -198,7 +202,7 @@ def test_no_network_is_one_line(tmp_path):
     ended = subprocess.run(command, env=environment | keys, capture_output=True, text=True)
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
-    assert ended.stderr.startswith("error: cannot read s3://footage/toy/manifest.json (")
+    assert ended.stderr.startswith("error: cannot read s3://footage/toy/checksums.json (")
     assert ended.stderr.endswith("check the address, the credentials and the network\n")
 
 

@@ -27,7 +27,11 @@ CLIPS, CLIP_FRAMES, FRAMES = 64, 16, 2_000
 
 def run(settings: BenchSettings) -> None:
     """UserError, one line, if there is nothing of the kind to measure."""
-    what, world, device = settings.what, settings.world and locate(settings.world), pick_device(settings.device)
+    what, world, device = (
+        settings.what,
+        locate(settings.world) if settings.world else None,
+        pick_device(settings.device),
+    )
     with TemporaryDirectory(prefix="minigenie-bench-") as scratch, working(f"bench {what}", "rounds") as progress:
         kinds = {
             "train": lambda: train_items(settings, device),

@@ -13,7 +13,6 @@ Which clips a training step sees is a pure function of (seed, step, rank): there
 Dimensions:  b batch   t frames of a clip   h height   w width   c channels (3, RGB)
 """
 
-import hashlib
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +28,10 @@ from msgspec import Meta, Struct
 from minigenie.errors import UserError
 from minigenie.files import (
     THREADS,
+    Checksum,
     cache_folder,
     convert,
+    copy_url,
     damaged,
     is_url,
     load_npy,
@@ -48,7 +49,6 @@ COPY_AGAIN = "copy it again, or make the dataset again in another folder"
 OTHER_FILES = "already holds other files; choose a new or an empty folder"
 OPEN_FILES = 10_240  # that a process asks for at most, as macOS gives no more
 FileName = Annotated[str, Meta(pattern=r"\A[\w-]+\.npy\Z")]  # in the dataset's own folder
-Checksum = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Side = Annotated[int, Meta(ge=1)]
 
 
@@ -325,7 +325,7 @@ class Dataset:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / f".{sha256}.lock"):  # what one process copies the others wait for
                 if not path.exists():
-                    _copy(f"{self.url}/{name}", path, sha256)
+                    copy_url(f"{self.url}/{name}", path, sha256, "copy it there again, or make the dataset again")
                     trim_cache(path)
         with suppress(OSError):
             os.utime(path)  # what was used last is kept longest
@@ -366,14 +366,6 @@ def _mappable(files: int) -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, limits[1]))
             allowed = wanted
     return min(files, allowed // 4)
-
-
-def _copy(url: str, path: Path, sha256: str) -> None:
-    data = read_url(url)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        cure = "copy it there again, or make the dataset again"
-        raise UserError(f"{url} is damaged (the sha256 of its {len(data):,} bytes is not the manifest's); {cure}")
-    write_atomic(path, data)
 
 
 def _read_object(path: Path | str) -> dict[str, Any]:

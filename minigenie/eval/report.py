@@ -24,6 +24,7 @@ from minigenie.eval.plots import code_plot, control_plot, drift_plots, quality_p
 from minigenie.files import to_json, write_atomic
 from minigenie.metrics import read_metrics
 from minigenie.pictures import grid, label, save_picture, save_video
+from minigenie.remote import write_listed
 from minigenie.world import WorldConfig
 
 Clip = UInt8[Tensor, "t h w c"]
@@ -59,7 +60,7 @@ def write_report(
         codes=[code_plot(report["tokenizer"]["usage"])], drifting=drift_plots({"": report}),
         training=training_plots(lines) if lines else [], fps=report["fps"] / 2,
     )  # fmt: skip
-    write_atomic(folder / "report.json", to_json(report))
+    write_listed(folder / "report.json", to_json(report))
     return pictures
 
 

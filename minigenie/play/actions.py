@@ -21,7 +21,8 @@ from jaxtyping import Float
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from minigenie.errors import UserError
-from minigenie.files import convert, parse_json, to_json, write_atomic
+from minigenie.files import convert, parse_json, to_json
+from minigenie.remote import write_listed
 
 DIRECTIONS = {  # where the player goes: the picture goes the other way
     "right": ((0, -1), "ArrowRight"),
@@ -135,4 +136,4 @@ def check_actions(actions: Any, num_actions: int) -> None:
 
 
 def save_actions(folder: Path, actions: list[dict[str, Any]]) -> None:
-    write_atomic(folder / "actions.json", to_json(actions))
+    write_listed(folder / "actions.json", to_json(actions))

@@ -216,7 +216,7 @@ def make_server(app: Starlette) -> LimitedServer:
 def run(
     make_app: Callable[[str, str | None, Callable[[], Any], Sequence[str]], Starlette],
     listening: socket.socket,
-    what: Path,
+    what: str | Path,
     server: ServerSettings,
 ) -> None:
     """Serve the app of `make_app(host, token, ready, allow)` until Ctrl-C, and say where `what` is. Beyond this machine
@@ -250,7 +250,7 @@ def _own_address() -> str:
     return "127.0.0.1"
 
 
-def serve(folder: Path, settings: PlaySettings, server: ServerSettings) -> None:
-    """Play the world in `folder` until Ctrl-C. UserError or OSError, one line, if that cannot be."""
+def serve(folder: str | Path, settings: PlaySettings, server: ServerSettings) -> None:
+    """Play the world, as World.load takes it, until Ctrl-C. UserError or OSError, one line, if that cannot be."""
     with listen(server.host, server.port) as listening:
         run(partial(make_app, Session(folder, settings)), listening, folder, server)

@@ -44,7 +44,7 @@ BACKGROUND_SHARE = 0.25  # of the worker's time, while somebody plays
 class Session:
     """A world folder that is being played."""
 
-    def __init__(self, folder: Path, settings: PlaySettings) -> None:
+    def __init__(self, folder: str | Path, settings: PlaySettings) -> None:
         if settings.max_players < 1:
             raise UserError(f"max_players is {settings.max_players}; let at least 1 play")
         self.folder, self.max_players, self.seed = locate(folder), settings.max_players, settings.seed

@@ -49,7 +49,10 @@ RUNTIME = {  # files of ONNX Runtime Web, by what it computes with, and their sh
 
 
 def export_site(
-    folder: Path, out: Path, runtime: Path | None = None, watch: Callable[[int, int], None] = lambda done, total: None
+    folder: str | Path,
+    out: Path,
+    runtime: Path | None = None,
+    watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write the site of a world to the new folder `out`. runtime: a folder with ONNX Runtime Web's files, which are
     copied; by default the page takes them from a public address, whose files it knows by their checksums.
@@ -63,7 +66,8 @@ def export_site(
         raise UserError(f"export --web needs {error.name}; run `pip install 'minigenie[web]'`") from None
     if out.exists():
         raise FileExistsError(f"{out} exists; delete it, or choose a new folder")
-    world, folder = World.load(folder, "cpu"), locate(folder)
+    folder = locate(folder)
+    world = World.load(folder, "cpu")
     models: list[nn.Module] = [world.tokenizer, world.dynamics]
     if (size := sum(map(count_parameters, models))) > MOST_PARAMETERS:
         raise UserError(
