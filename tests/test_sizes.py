@@ -40,5 +40,6 @@ def test_from_video_to_a_world(toy_videos, tmp_path, size, capsys):
     assert world.rollout(start, torch.zeros(1, 3, dtype=torch.long)).shape == (1, 3, *size, 3)
     main(["rollout", str(run), "--actions", "0,1", "--out", str(tmp_path / "clip.mp4"), "--device", "cpu"])
     assert (tmp_path / "clip.mp4").stat().st_size > 1000
-    main(["eval", str(run), str(data), "--clips", "2", "--device", "cpu"])
-    assert (run / "report.html").exists()
+    if size == (96, 160):  # a whole evaluation, once
+        main(["eval", str(run), str(data), "--clips", "2", "--device", "cpu"])
+        assert (run / "report.html").exists()
