@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -36,8 +35,7 @@ def runtime(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runtime")
     command = ["npm", "pack", f"onnxruntime-web@{VERSION}", "--silent", "--pack-destination", str(folder)]
     subprocess.run(command, check=True, timeout=300)
-    with tarfile.open(next(folder.glob("*.tgz"))) as packed:
-        packed.extractall(folder, filter="data")
+    shutil.unpack_archive(next(folder.glob("*.tgz")), folder)
     return folder / "package"
 
 
