@@ -434,7 +434,7 @@ def test_controls_are_named_on_the_page(data, visit):
         expect(page.locator("#fault")).to_contain_text("cannot be left out")
         page.click("#cancel")
         page.reload()
-        expect(page.locator("#go")).to_be_enabled()  # its clip is there: before, keys are not heard
+        expect(page.locator("#go")).to_be_enabled()  # the page has loaded a clip
         page.click("#edit")
         names.nth(1).fill("stop")
         page.click("#save")
