@@ -109,12 +109,11 @@ def with_actions(recipe: Recipe, dataset: Dataset, source: Actions, labels: int 
     if source == "true":
         if labels:
             raise UserError(f"labels is {labels}, but with --actions true all are known; leave --labels out")
-        controls = controls_of(dataset)
-        if controls is None:
+        if not dataset.has_actions:
             raise UserError(
                 f"{dataset.name} has no recorded actions; take --actions latent, or label some with `minigenie teach`"
             )
-        names, sidecar = controls.names, ""
+        names, sidecar = recorded_labels(dataset, _labels_of_all(dataset), recipe.seed).names, ""
     elif labels:
         names, sidecar = recorded_labels(dataset, labels, recipe.seed).names, ""
     else:
@@ -122,6 +121,11 @@ def with_actions(recipe: Recipe, dataset: Dataset, source: Actions, labels: int 
         sidecar = hashlib.sha256(b"".join(path.read_bytes() for path in label_files(dataset))).hexdigest()
     inverse = replace(recipe.inverse, controls=names, held=0.0 if source == "true" else HELD)
     return replace(recipe, actions=source, inverse=inverse, labels=labels, sidecar=sidecar)
+
+
+def _labels_of_all(dataset: Dataset) -> int:
+    """How many recorded actions inverse dynamics learns from, where all are known."""
+    return min(MOST_LABELS, len(dataset.windows(2)))
 
 
 @dataclass
@@ -252,8 +256,7 @@ class Run:
             return check_labels(read_labels(self.dataset))
         if self.recipe.actions == "found":
             return found_labels(self.dataset, self.recipe.seed)
-        most = min(MOST_LABELS, len(self.dataset.windows(2)))
-        return recorded_labels(self.dataset, self.recipe.labels or most, self.recipe.seed)
+        return recorded_labels(self.dataset, self.recipe.labels or _labels_of_all(self.dataset), self.recipe.seed)
 
     @cached_property
     def motions_around_labels(self) -> Tensor:

@@ -139,6 +139,12 @@ def test_a_climber_goes_both_ways_alike():
     assert abs(right - left) < 0.05
 
 
+def test_a_ninja_throws_every_star():
+    plan = explored("ninja", 4000)
+    assert all((plan == star).mean() > 0.005 for star in range(9, 13))
+    assert not (explored("coinrun", 1000) > 8).any()
+
+
 def test_random_is_uniform_over_all_actions():
     plan = action_plan("coinrun", "random", 3000, 16, np.random.default_rng(0))
     np.testing.assert_allclose(np.bincount(plan.ravel(), minlength=15) / plan.size, 1 / 15, atol=0.005)

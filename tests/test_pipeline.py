@@ -510,6 +510,20 @@ def test_labels_that_make_no_sense_end_in_one_line(toy, tmp_path, capsys, what, 
     assert not (tmp_path / "world").exists()
 
 
+def test_a_control_that_the_footage_never_shows_is_said_before_training(tmp_path, capsys):
+    writer = DatasetWriter(
+        tmp_path / "data", frame_size=(64, 64), fps=10, source="x", generator="x", split="train",
+        settings={"controls": ["stay", "go", "fly"]},
+    )  # fmt: skip
+    writer.write(0, np.zeros((40, 64, 64, 3), np.uint8), [Episode(0, 0, 40)], np.arange(40) % 2)
+    writer.close()
+    with pytest.raises(SystemExit) as end:
+        main(["train", str(tmp_path / "data"), "--out", str(tmp_path / "world"), "--actions", "true", *SMALL])
+    assert end.value.code == 2
+    assert "no label says 'fly'" in capsys.readouterr().err
+    assert not (tmp_path / "world").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

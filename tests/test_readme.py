@@ -21,7 +21,8 @@ from minigenie.data.labels import write_labels
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALLER = [  # what makes a command quick, and nothing else
-    (r"python runs/", f"python {ROOT}/runs/"),
+    (r"python (runs|examples)/", rf"python {ROOT}/\1/"),
+    (r"drive.py (.*)--clips \d+", r"drive.py \1--clips 2 --length 120"),
     (r"minigenie demo", "minigenie demo --minutes 0.15"),
     (r"--minutes [\d.]+ (.*)--minutes [\d.]+", r"--minutes 0.15 \1"),
     (r"--frames [\d_]+", "--frames 600"),

@@ -26,7 +26,7 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
-from minigenie.data.controls import PROCGEN_NAMES, TOY_NAMES, procgen_action
+from minigenie.data.controls import FIRES, PROCGEN_NAMES, TOY_NAMES, procgen_action
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.data.expert import Expert
 from minigenie.data.toy import ToyWorld
@@ -57,6 +57,7 @@ TURN_AT_A_WALL = 0.3  # how often
 STANDS = 2  # steps without any change of the picture
 REST_ENDS = 0.25  # how often, at each step of standing there
 KEY_STEPS, WAIT_STEPS = (2, 12), (4, 30)  # that a key is held, or none, at least and at most
+FIRE = 0.05  # how often a choice is to fire, in platformers that know it
 TRIPS = {"on": (40, 120), "back": (15, 50)}  # steps; where no direction leads on, those on are as short as those back
 RUN_RIGHT = ("coinrun", "ninja", "toy")
 CLIMB = ("climber", "jumper")
@@ -135,7 +136,9 @@ class Explorer:
     """Plays n games of a platformer: see EXPLORE. It looks at the picture only to notice that it stands."""
 
     def __init__(self, game: str, n: int, rng: np.random.Generator) -> None:
-        self._names = TOY_ACTIONS if game == "toy" else PROCGEN_ACTIONS
+        self._fires = PROCGEN_NAMES[9 : 9 + FIRES.get(game, 0)]
+        fires = {name: procgen_action(name) for name in self._fires}
+        self._names = TOY_ACTIONS if game == "toy" else PROCGEN_ACTIONS | fires
         self._trips = {**TRIPS, **({} if game in RUN_RIGHT else {"on": TRIPS["back"]})}
         self._rng, self._seen = rng, np.zeros((n, 0))
         self._trip, self._trip_steps = ["back"] * n, [0] * n
@@ -162,6 +165,8 @@ class Explorer:
         return np.array([self._names[key] for key in self._key])
 
     def _choose(self, shares: dict[str, float], trip: str) -> str:
+        if self._fires and self._rng.random() < FIRE:
+            return str(self._rng.choice(self._fires))
         on, back = ("right", "left") if trip == "on" else ("left", "right")
         return self._rng.choice(list(shares), p=list(shares.values())).replace("on", on).replace("back", back)
 
