@@ -243,6 +243,10 @@ def test_eval_measures_and_shows_it(coinrun, tmp_path):
     assert any(line.startswith("control test  ") for line in summary(report))
     assert report["actions"]["controls"] == list(CONTROLS.names)
     assert set(report["actions"]["information"]) == {"all", "sideways", "jump"}
+    assert "Gravity: in" in page
+    del report["control"]["gravity"]  # as of ninja
+    write_report(tmp_path, report, scenes)
+    assert "Gravity: in" not in (tmp_path / "report.html").read_text()
 
 
 @needs_games
