@@ -261,7 +261,7 @@ class Run:
     @cached_property
     def motions_around_labels(self) -> Tensor:
         """The motions of the picture around each label: [labels s 2]."""
-        return motions_around(self.dataset, self.labels.frames, self.recipe, self.watcher, self.motions)
+        return motions_around(self.dataset, self.labels.frames, self.recipe, self.watcher, self.motions, self.device)
 
     @cached_property
     def motions(self) -> np.ndarray | None:
@@ -448,7 +448,7 @@ class Run:
             return None
         number = min(HELD_OUT_LABELS, len(self.held_out.windows(2)))
         labels = recorded_labels(self.held_out, number, self.recipe.seed)
-        around = motions_around(self.held_out, labels.frames, self.recipe)
+        around = motions_around(self.held_out, labels.frames, self.recipe, device=self.device)
         return self._to_device(label_batch(self.held_out, labels, np.arange(number), around))
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -542,21 +542,24 @@ def motions_around(
     recipe: Recipe,
     watcher: Watcher | None = None,
     motions: np.ndarray | None = None,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The motions of the picture at the steps around those that lead on from `frames`: [frames s 2]. Beyond an
-    episode's ends nothing moves. motions: those of `encode_motions`, if they are known."""
-    model = InverseDynamics(recipe.inverse, recipe.tokenizer.frame_size)
+    """The motions of the picture at the steps around those that lead on from `frames`: [frames s 2], on the CPU. Beyond
+    an episode's ends nothing moves. motions: those of `encode_motions`, if they are known. device: where others are
+    measured."""
+    model = InverseDynamics(recipe.inverse, recipe.tokenizer.frame_size).to(device)
     first, episode = dataset.episode_starts, dataset.episodes_of(frames)
     last = first + np.array([each.length for each in dataset.episodes]) - 1
     steps = frames[:, None] + np.arange(-recipe.inverse.past, recipe.inverse.future + 1)
     inside = (steps >= first[episode][:, None]) & (steps < last[episode][:, None])
     seen, place = np.unique(steps[inside], return_inverse=True)
     found = torch.zeros(len(seen), 2) if motions is None else torch.from_numpy(motions[seen]) / model.scale
-    for begin in range(0, len(seen) if motions is None else 0, CLIP):
-        some = slice(begin, begin + CLIP)
-        found[some] = model.motions(to_float(torch.from_numpy(dataset.clips(seen[some], 2))))[:, 0]
+    piece = CLIP if torch.device(device).type == "cpu" else 16 * CLIP
+    for begin in range(0, len(seen) if motions is None else 0, piece):
+        some = slice(begin, begin + piece)
+        found[some] = model.motions(to_float(torch.from_numpy(dataset.clips(seen[some], 2)).to(device)))[:, 0].cpu()
         if watcher:
-            watcher.work("motion", min(begin + CLIP, len(seen)), len(seen))
+            watcher.work("motion", min(begin + piece, len(seen)), len(seen))
     around = torch.zeros(*steps.shape, 2)
     around[torch.from_numpy(inside)] = found[torch.from_numpy(place)]
     return around

@@ -1,24 +1,25 @@
 """Play behind a proxy that has a name and a path of its own, and on machines without a display."""
 
-import asyncio
-import http.client
+import contextlib
+import os
 import re
+import shutil
+import socket
+import subprocess
 import sys
 import threading
 import webbrowser
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from starlette.applications import Starlette
-from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
-from test_browser import arrived, frames_on
-from websockets.asyncio.client import connect
+from test_browser import arrived, frames_on, serving
 
 from minigenie.play import server as servers
 from minigenie.play import session as sessions
-from minigenie.play.server import can_show_pages, listen, make_app, make_server
+from minigenie.play.server import can_show_pages, listen, make_app
 from minigenie.play.session import Session
 from minigenie.settings import PlaySettings, ServerSettings
 
@@ -56,8 +57,8 @@ def test_a_proxy_that_was_named_is_let_in(trained, headers):
         assert client.post("/actions", headers={**headers, "origin": "https://evil.example"}).status_code == 403
         with pytest.raises(WebSocketDisconnect), client.websocket_connect("/play", headers={"origin": "https://e.vil"}):
             pass
-        with client.websocket_connect("/play", headers=headers) as socket:
-            assert socket.receive_json()["type"] == "hello"
+        with client.websocket_connect("/play", headers=headers) as connection:
+            assert connection.receive_json()["type"] == "hello"
 
 
 def test_who_may_frame_the_page(session):
@@ -73,72 +74,60 @@ def test_a_name_that_is_none_is_not_said_again(session):
     assert "script" not in answer.text
 
 
-def forwarding(port: int, prefix: str) -> Starlette:
-    """A reverse proxy as a hub has one: everything under a path goes on without it."""
+NGINX = """
+daemon off;
+pid nginx.pid;
+error_log stderr;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    server {{
+        listen 127.0.0.1:{outer};
+        {location}
+    }}
+}}
+"""
 
-    async def forward(request):
-        inner = http.client.HTTPConnection("127.0.0.1", port)
-        path = request.url.path.removeprefix(prefix) + (f"?{request.url.query}" if request.url.query else "")
-        headers = {name: value for name, value in request.headers.items() if name != "content-length"}
-        body = await request.body()
-        await asyncio.to_thread(inner.request, request.method, path or "/", body, headers)
-        answer = await asyncio.to_thread(inner.getresponse)
-        kept = {name: value for name, value in answer.getheaders() if name.lower() != "content-length"}
-        content = answer.read()
-        inner.close()
-        return Response(content, answer.status, kept)
 
-    async def both_ways(socket):
-        await socket.accept()
-        async with connect(f"ws://127.0.0.1:{port}/play", origin=f"http://127.0.0.1:{port}") as inner:
-
-            async def up():
-                while (said := await socket.receive())["type"] == "websocket.receive":
-                    await inner.send(said.get("text") or said["bytes"].decode())
-
-            async def down():
-                async for said in inner:
-                    await (socket.send_text(said) if isinstance(said, str) else socket.send_bytes(said))
-
-            tasks = [asyncio.create_task(up()), asyncio.create_task(down())]
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                task.cancel()
-
-    return Starlette(
-        routes=[
-            WebSocketRoute(f"{prefix}/play", both_ways),
-            Route(f"{prefix}/{{rest:path}}", forward, methods=["GET", "POST"]),
-        ]
+@contextlib.contextmanager
+def nginx(folder, inner):
+    """Debian's nginx before a port, with the lines of docs/play.md; its own port."""
+    if not (program := shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")):
+        assert not os.environ.get("CI"), "no nginx is installed; apt-get install nginx-light"
+        pytest.skip("no nginx is installed")
+    with listen("127.0.0.1", 0) as free:
+        outer = free.getsockname()[1]
+    text = Path(__file__).parents[1].joinpath("docs/play.md").read_text()
+    location = (
+        re.search(r"```nginx\n(.*?)```", text, re.DOTALL).group(1).replace("127.0.0.1:8000", f"127.0.0.1:{inner}")
     )
-
-
-def test_the_page_plays_under_a_path(trained, visit):
-    """All its addresses are relative."""
-    with listen("127.0.0.1", 0) as inside, listen("127.0.0.1", 0) as outside:
-        inner, outer = inside.getsockname()[1], outside.getsockname()[1]
-        session = Session(trained, PlaySettings(device="cpu", fps=20))
-        running = [
-            (make_server(make_app(session)), inside),
-            (make_server(forwarding(inner, "/user/me/proxy")), outside),
-        ]
-        threads = [threading.Thread(target=asyncio.run, args=(each.serve([at]),)) for each, at in running]
-        for thread in threads:
-            thread.start()
+    conf = folder / "nginx.conf"
+    conf.write_text(("user root;" if os.getuid() == 0 else "") + NGINX.format(outer=outer, location=location))
+    with subprocess.Popen([program, "-p", folder, "-c", conf, "-e", "stderr"], stderr=subprocess.PIPE) as running:
         try:
-            page = visit(f"http://127.0.0.1:{outer}/user/me/proxy/")
-            arrived(page)
-            frames_on(page)
-            pictures = (
-                "[...document.querySelectorAll('#starts img')].every(image => image.complete && image.naturalWidth)"
-            )
-            assert page.evaluate(pictures)
-            assert page.evaluate("[...document.querySelectorAll('#starts img')].length")
+            while running.poll() is None:
+                with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", outer)):
+                    break
+            assert running.poll() is None, running.stderr.read().decode()
+            yield outer
         finally:
-            for each, _ in running:
-                each.should_exit = True
-            for thread in threads:
-                thread.join()
+            running.terminate()
+
+
+def test_the_page_plays_under_a_path(trained, visit, tmp_path):
+    """All its addresses are relative."""
+    with serving(trained) as url, nginx(tmp_path, urlsplit(url).port) as port:
+        page = visit(f"http://127.0.0.1:{port}/world/")
+        arrived(page)
+        frames_on(page)
+        pictures = "[...document.querySelectorAll('#starts img')]"
+        assert page.evaluate(f"{pictures}.every(image => image.complete && image.naturalWidth)")
+        assert page.evaluate(f"{pictures}.length")
 
 
 def test_addresses_that_work_are_printed(monkeypatch, capsys):
