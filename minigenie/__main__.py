@@ -152,7 +152,7 @@ def train(
         labels: With --actions labels, take so many from the recorded actions instead of what `teach` wrote.
         max_minutes: At most so long training, all stages together; their schedules end in time.
         shard: Under torchrun, cut weights and optimizer state up over the processes instead of keeping all on each.
-        track: Show metrics and pictures in TensorBoard too, from OUT/tensorboard, or in Weights & Biases.
+        track: Show metrics and pictures in TensorBoard too, from OUT/tensorboard, in Weights & Biases or in Trackio.
         dry_run: Print the recipe, its parameters and its memory, and stop.
     """
     from minigenie.console import note_precision, training

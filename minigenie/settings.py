@@ -11,7 +11,7 @@ from minigenie.errors import UserError
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Actions = Literal["latent", "found", "labels", "true"]
-Tracker = Literal["tensorboard", "wandb"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 Device = Annotated[str | None, arg(help="cuda, mps or cpu; the best there is by default.")]
 WorldFolder = Annotated[  # text: a Path would make one slash of the two in an address
     Positional[str],

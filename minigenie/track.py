@@ -1,4 +1,4 @@
-"""Where runs are watched: their metrics and pictures in TensorBoard or Weights & Biases, as they come.
+"""Where runs are watched: their metrics and pictures in TensorBoard, Weights & Biases or Trackio, as they come.
 
 Metrics are called by their stage, as in tokenizer/loss, and counted by its steps.
 """
@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ def tracking(tracker: Tracker, out: Path, recipe: Recipe) -> Iterator[Callable[[
 
         def watch(progress: Progress) -> None:
             nonlocal log
-            log = log or stack.enter_context({"tensorboard": _tensorboard, "wandb": _wandb}[tracker](out, recipe))
+            if not log:
+                tracked = _tensorboard(out, recipe) if tracker == "tensorboard" else _runs_of(tracker, out, recipe)
+                log = stack.enter_context(tracked)
             path = out / "samples" / f"{progress.stage}-{progress.step:08d}.png"
             log(progress.stage, progress.step, progress.metrics, np.array(Image.open(path)) if path.exists() else None)
 
@@ -57,21 +60,28 @@ def _tensorboard(out: Path, recipe: Recipe) -> Iterator[Log]:
 
 
 @contextmanager
-def _wandb(out: Path, recipe: Recipe) -> Iterator[Log]:
-    """One run for one folder, whoever goes on with it."""
-    import wandb
+def _runs_of(tracker: Tracker, out: Path, recipe: Recipe) -> Iterator[Log]:
+    """One run for one folder, whoever goes on with it, of wandb or trackio, which speaks its language."""
+    module, folder = import_module(tracker), out.resolve()
 
     def log(stage: str, step: int, metrics: dict[str, float], picture: np.ndarray | None) -> None:
         line: dict[str, Any] = {f"{stage}/{name}": value for name, value in metrics.items()}
         if picture is not None:
-            line[f"{stage}/sample"] = wandb.Image(picture)
+            line[f"{stage}/sample"] = module.Image(picture)
         if line:
             run.log({f"{stage}/step": step, **line})
 
-    key = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
-    with wandb.init(
-        project="minigenie", name=out.resolve().name, id=key, resume="allow", config=to_dict(recipe), dir=out
-    ) as run:
-        for stage in STAGES:
-            run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+    key = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    run = module.init(
+        project="minigenie",
+        config=to_dict(recipe),
+        resume="allow",
+        **{"name": folder.name, "id": key, "dir": out} if tracker == "wandb" else {"name": f"{folder.name}-{key}"},
+    )
+    try:
+        if tracker == "wandb":
+            for stage in STAGES:
+                run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         yield log
+    finally:
+        run.finish()

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,17 @@ def test_wandb_gets_the_same_offline(toy, tmp_path, monkeypatch):
     assert list(folder.glob("*.wandb"))
     pictures = [path.name for path in folder.rglob("*.png")]
     assert any("tokenizer" in str(path) for path in folder.rglob("*.png")), pictures
+
+
+def test_trackio_gets_the_same_on_this_disk(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    train(toy, tmp_path / "run", "trackio")
+    with closing(sqlite3.connect(tmp_path / "trackio/minigenie.db")) as database:
+        lines = [json.loads(line) for (line,) in database.execute("select metrics from metrics")]
+    for name, losses in numbers(tmp_path / "run").items():
+        shown = {line[name.replace("loss", "step")]: line[name] for line in lines if name in line}
+        assert {step: shown[step] for step in losses} == pytest.approx(losses, rel=1e-4)
+    assert list((tmp_path / "trackio/media").rglob("*.png"))
 
 
 def test_a_tracker_that_is_not_there(toy, tmp_path, monkeypatch, capsys):
