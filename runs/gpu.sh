@@ -30,7 +30,7 @@ mkdir -p "$results" "$work/left"
 measure() {  # for so many seconds at most, so that what is slow does not take along what comes after it
   local seconds=$1 name=$2
   shift 2
-  timeout --foreground "$seconds" python -m minigenie bench "$@" --device "$device" --rounds "$rounds" \
+  timeout --foreground --kill-after 20 "$seconds" python -m minigenie bench "$@" --device "$device" --rounds "$rounds" \
     --json "$results/$name.json" 2>&1 | tee "$results/$name.txt"
 }
 
@@ -50,7 +50,7 @@ world() {
 tests() {  # warnings of another torch are no failures
   local only=()
   [ "$device" = cuda ] || only=(--collect-only)
-  JAXTYPING_DISABLE=1 timeout --foreground 450 python -m pytest -q -n 0 -W default -m gpu "${only[@]}" \
+  JAXTYPING_DISABLE=1 timeout --foreground --kill-after 20 450 python -m pytest -q -n 0 -W default -m gpu "${only[@]}" \
     tests/test_gpu.py 2>&1 | tee "$results/tests.txt"
 }
 

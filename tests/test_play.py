@@ -431,6 +431,14 @@ def test_actions_that_were_named_stay_as_they_are_whatever_is_measured():
     assert sum(entry["noop"] for entry in got) == 1
 
 
+def test_every_control_has_a_key_that_keyboards_have(tmp_path):
+    """Zero is the tenth; of more than ten the last are played by their tiles."""
+    keys = [entry["key"] for entry in entries(procgen_controls("ninja").names)]
+    assert keys[-4:] == ["f", "8", "9", "0"]
+    keys = [entry["key"] for entry in load_actions(tmp_path, 12)]
+    assert keys == [*"1234567890", "", ""]
+
+
 def test_actions_are_told_by_name_or_number_and_how_often():
     actions = entries(procgen_controls("coinrun").names)
     assert [entry["name"] for entry in actions] == ["noop", "left", "right", "jump", "jump-left", "jump-right"]

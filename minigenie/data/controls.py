@@ -24,6 +24,7 @@ FOLLOWED = ("caveflyer", "climber", "coinrun", "jumper", "ninja")  # by the came
 FIRES = {"bossfight": 1, "caveflyer": 1, "dodgeball": 1, "fruitbot": 1, "plunder": 1, "starpilot": 2, "ninja": 4}
 TOY_NAMES = ("noop", "left", "right", "jump", "jump-left", "jump-right")
 ARROWS = {"left": "ArrowLeft", "right": "ArrowRight", "up": "ArrowUp", "down": "ArrowDown"}
+DIGITS = "1234567890"  # of a keyboard, from left to right
 KEYS = {**ARROWS, "jump": "ArrowUp", "fire": "f"}
 
 
@@ -55,7 +56,7 @@ def entries(names: tuple[str, ...]) -> list[dict[str, Any]]:
     found = []
     for number, name in enumerate(names, 1):
         keys, is_noop = [KEYS.get(part, "") for part in name.split("-")], name == "noop"
-        key = "" if is_noop else "+".join(keys) if all(keys) else str(number)
+        key = "" if is_noop else "+".join(keys) if all(keys) else DIGITS[number - 1 : number]
         found.append({"name": name, "key": key, "noop": is_noop})
     return found
 

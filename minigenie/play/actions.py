@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from minigenie.data.controls import DIGITS
 from minigenie.errors import UserError
 from minigenie.files import convert, parse_json, to_json
 from minigenie.remote import write_listed
@@ -98,7 +99,7 @@ def load_actions(folder: Path, num_actions: int) -> list[dict[str, Any]]:
     """The world's actions.json, or plain numbers where it has none. UserError, one line, if it is damaged."""
     path = folder / "actions.json"
     if not path.exists():
-        return [{"name": f"action {a}", "key": str(a + 1)} for a in range(num_actions)]
+        return [{"name": f"action {a}", "key": DIGITS[a : a + 1]} for a in range(num_actions)]
     try:
         actions = parse_json(path.read_bytes())
         check_actions(actions, num_actions)
