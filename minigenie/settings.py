@@ -108,7 +108,7 @@ class RecipeSettings:
     """A recipe, and what to change of it.
 
     Args:
-        recipe: tiny or laptop (2 CPU cores), coinrun or speedrun (a GPU), or paper.
+        recipe: tiny or laptop (2 CPU cores), speedrun, pocket or coinrun (a GPU), or paper.
         max_steps: At most so many steps in each stage.
         save_every: Steps between checkpoints.
         precision: float32, bfloat16, or auto: bfloat16 where the device is fast at it.

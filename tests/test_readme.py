@@ -26,6 +26,7 @@ SMALLER = [  # what makes a command quick, and nothing else
     (r"minigenie demo", "minigenie demo --minutes 0.15"),
     (r"--minutes [\d.]+ (.*)--minutes [\d.]+", r"--minutes 0.15 \1"),
     (r"--frames [\d_]+", "--frames 600"),
+    (r"--recipe pocket (.*)--max-minutes [\d.]+", r"--recipe tiny \1"),
     (r"--expert-frames [\d_]+ (.*)--levels \d+ --steps \d+", r"--expert-frames 150 \1--levels 2 --steps 2"),
     (r"--labels \d+", "--labels 20"),
     (r"minigenie train (?!.*--dry-run)", "minigenie train --max-steps 2 --set tokenizer_fit.batch_size=4 "),

@@ -170,7 +170,7 @@ def estimates(recipe: Recipe) -> list[float]:
     return [float(each) for each in re.findall(r"about ([\d.]+) GiB", describe(recipe))]
 
 
-@pytest.mark.parametrize(("name", "most"), [("coinrun", 14), ("paper", 16), ("speedrun", 60)])
+@pytest.mark.parametrize(("name", "most"), [("coinrun", 14), ("paper", 16), ("speedrun", 60), ("pocket", 40)])
 def test_a_recipe_is_estimated_to_fit_its_gpu(name, most):
     assert max(estimates(recipe_named(name))) < most
 
@@ -213,7 +213,7 @@ def test_a_field_that_would_change_nothing_is_refused(recipe, settings, reason):
 
 
 def test_an_unknown_recipe():
-    with pytest.raises(ValueError, match="choose one of tiny, laptop, coinrun, speedrun, paper"):
+    with pytest.raises(ValueError, match="choose one of tiny, laptop, coinrun, speedrun, pocket, paper"):
         recipe_named("huge")
 
 
