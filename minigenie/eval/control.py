@@ -1,9 +1,10 @@
 """The control test: does a held action lead where the game's own key leads?
 
-From resting states of held-out levels each key is held in the game and each action in the world; both are seen through
-the same search for the camera's motion. Only for Procgen games whose camera follows the player, with the game here.
-For every key the action that fits it best on one half of the states is judged on the other half, so an action needs no
-name and none is rewarded for chance.
+From states of held-out levels each key is held in the game and each action in the world. Where the camera follows the
+player, both begin at rest and are seen through the same search for the camera's motion: they agree if they lead to the
+same place. Where it stands still an action agrees with the key whose future in the game its own looks most like; others
+than the player move in both. Only for Procgen games, with the game here. For every key the action that fits it best on
+one half of the states is judged on the other half, so an action needs no name and none is rewarded for chance.
 
 Dimensions:  n states   k keys   a actions   t frames   h w c a frame
 Paths are pixels [right, up] from the start, where the player goes: the picture goes the other way.
@@ -29,6 +30,7 @@ from minigenie.settings import CollectSettings
 
 STATES, FEWEST = 32, 2
 HELD = 24  # frames for which a key is held: a jump takes 15, and lands
+HELD_IN_VIEW = 12  # where the camera stands still: what else moves goes its own way, and a player soon meets a wall
 UP, DOWN = 8, 24  # frames of the jump key, then of none
 SIDEWAYS_AT, HEIGHT_AT = 16, (8, 24)  # frames after which the paths are compared
 SIDEWAYS, HEIGHT = 3.0, 4.0  # pixels: less is no way to a side; more is another height
@@ -70,8 +72,6 @@ def why_impossible(dataset: Dataset) -> str | None:
     generator, game = dataset.manifest["generator"], dataset.manifest["source"]
     if not generator.startswith("procgen"):
         return "the footage is of no Procgen game"
-    if game not in FOLLOWED:
-        return f"the camera of {game} does not follow the player"
     if why := available():
         return why
     return None if generator == generator_of(game) else f"the footage is of {generator}, here is {generator_of(game)}"
@@ -80,7 +80,9 @@ def why_impossible(dataset: Dataset) -> str | None:
 def frames_to_imagine(evaluator: Evaluator) -> int:
     if why_impossible(evaluator.dataset):
         return 0
-    return min(evaluator.max_clips, STATES) * (evaluator.world.num_actions * HELD + UP + DOWN)
+    followed = evaluator.dataset.manifest["source"] in FOLLOWED
+    frames = evaluator.world.num_actions * (HELD if followed else HELD_IN_VIEW) + (UP + DOWN) * followed
+    return min(evaluator.max_clips, STATES) * frames
 
 
 def measure(evaluator: Evaluator, inverse: InverseDynamics | None) -> tuple[Report, Scene | None]:
@@ -134,6 +136,28 @@ def find_rest(game: ProcgenGame, settings: CollectSettings, count: int, seed: in
     return Start(list(states), frames, list(levels))
 
 
+def find_play(game: ProcgenGame, settings: CollectSettings, count: int, seed: int) -> Start:
+    """Up to `count` states in the midst of play: each `game` wanders for a while. Raises Impossible for hardly any."""
+    n, rng = len(game.first), np.random.default_rng([seed, 6])
+    wander = rng.integers(*WANDER, size=n, endpoint=True)
+    act = player_for(replace(settings, policy="explore"), game, rng, WANDER[1])
+    seen, since, states = [], np.zeros(n, int), [b""] * n
+    videos, levels = [np.empty(0)] * n, [0] * n
+    for step in range(WANDER[1]):
+        seen = [*seen[1 - PROMPT :], game.frames().copy()]
+        since = np.where(game.first, 1, since + 1)  # frames of this episode
+        for i in np.flatnonzero((step + 1 >= wander) & (since >= PROMPT)):
+            if not states[i]:
+                states[i], levels[i] = game.save(int(i)), int(game.level_seed[i])
+                videos[i] = np.stack([frames[i] for frames in seen])
+        game.step(act())
+    found = [i for i in range(n) if states[i]][:count]
+    if len(found) < FEWEST:
+        raise Impossible(f"{len(found)} states in play found, {FEWEST} wanted")
+    frames = torch.from_numpy(np.stack([videos[i] for i in found]))
+    return Start([states[i] for i in found], frames, [levels[i] for i in found])
+
+
 def play(game: ProcgenGame, start: Start, actions: list[int]) -> tuple[UInt8[Tensor, "n t h w c"], Some]:
     """What the game shows from each state, the first frame included, and in which of them no episode ended."""
     game.restore(start.states)
@@ -157,6 +181,21 @@ def agree(one: Float[np.ndarray, "... t 2"], other: Float[np.ndarray, "... t 2"]
     side = [np.sign(p[..., SIDEWAYS_AT - 1, 0]) * (abs(p[..., SIDEWAYS_AT - 1, 0]) >= SIDEWAYS) for p in (one, other)]
     high = [abs(one[..., t - 1, 1] - other[..., t - 1, 1]) <= HEIGHT for t in HEIGHT_AT]
     return (side[0] == side[1]) & high[0] & high[1]
+
+
+def unlike(game: Videos, world: Videos) -> Float[np.ndarray, "n k a"]:
+    """How far each key's future in the game is from each action's in the world: mean difference of pixels."""
+    rows = [
+        torch.stack([(true.int() - each.int()).abs().float().mean() for each in seen])
+        for of_keys, seen in zip(game, world, strict=True)
+        for true in of_keys
+    ]
+    return torch.stack(rows).unflatten(0, game.shape[:2]).numpy()
+
+
+def nearest(distance: Float[np.ndarray, "n k a"]) -> Bool[np.ndarray, "n k a"]:
+    """Whether no other key is nearer; several may be as near, where a wall makes them alike."""
+    return distance <= distance.min(axis=1, keepdims=True)
 
 
 class Fit(NamedTuple):
@@ -210,12 +249,22 @@ def measure_control(
     if why := why_impossible(dataset):
         raise Impossible(why)
     settings = settings_of(dataset)
-    start = find_rest(procgen_game(settings, states, seed), settings, states, seed)
+    followed = settings.game in FOLLOWED
+    find, held = (find_rest, HELD) if followed else (find_play, HELD_IN_VIEW)
+    start = find(procgen_game(settings, states, seed), settings, states, seed)
     game, names = procgen_game(settings, len(start.states), seed), procgen_controls(settings.game).names
-    real, whole = zip(*(play(game, start, [procgen_action(name)] * HELD) for name in names), strict=True)
+    real, whole = zip(*(play(game, start, [procgen_action(name)] * held) for name in names), strict=True)
     played, counts = torch.stack(real, dim=1), np.stack(whole, axis=1)
-    imagined, true = hold_actions(rollout, start.frames, num_actions, HELD), paths(played)
-    fit, still = compare(true, paths(imagined), counts), agree(true, np.zeros_like(true))
+    imagined = hold_actions(rollout, start.frames, num_actions, held)
+    if followed:
+        true = paths(played)
+        fit, still = compare(true, paths(imagined), counts), agree(true, np.zeros_like(true))
+        spread = true[:, :, -1].std(axis=1).sum(axis=1)
+    else:
+        distance = unlike(played, imagined)
+        fit = Fit(nearest(distance), distance, counts)
+        still = nearest(unlike(played, start.frames[:, None, -1:].expand(-1, -1, held + 1, -1, -1, -1)))[..., 0]
+        spread = played.float().std(dim=1).mean((1, 2, 3, 4)).numpy()
     best_actions = [fit.best_action(key, np.ones(len(counts), bool)) for key in range(len(names))]
     scores = judge(fit)
     judged = ~np.isnan(scores)
@@ -233,7 +282,8 @@ def measure_control(
         "game": settings.game,
         "states": len(counts),
         "levels": len(set(start.levels)),
-        "frames": HELD,
+        "frames": held,
+        "seen": "camera" if followed else "picture",
         "share": float(np.mean([key["share"] for key in keys.values()])),
         "share_ci95": interval_of_columns(scores[:, judged.any(axis=0)], seed),
         "still": float(np.mean([key["still"] for key in keys.values()])),
@@ -243,7 +293,7 @@ def measure_control(
         report["gravity"] = _gravity(rollout, game, start, fit, names, seed)
     if inverse:
         report |= _probe(inverse, played, imagined, counts, best_actions)
-    shown = int(np.where(counts.all(axis=1), true[:, :, -1].std(axis=1).sum(axis=1), -1).argmax())
+    shown = int(np.where(counts.all(axis=1), spread, -1).argmax())
     world = imagined[shown, [action or 0 for action in best_actions]]
     return report, Scene(list(names), played[shown], world)
 
