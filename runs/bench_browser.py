@@ -196,14 +196,14 @@ def _use(pid: int) -> tuple[int, float]:
     return resident, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
-def measure_site(folder: Path, frames: int, presses: int = 12, provider: str = "wasm") -> list[str]:
-    """Play the site in `folder` with nothing but a file server behind it, `provider` computing: lines of results."""
+def measure_site(folder: Path, frames: int, presses: int = 12, threads: int = 1) -> list[str]:
+    """Play the site in `folder` with nothing but a file server behind it, WebAssembly computing: lines of results."""
     handler = partial(QuietHandler, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, chromium() as browser:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         page = browser.new_page()
         began = time.monotonic()
-        page.goto(f"http://127.0.0.1:{server.server_port}/?provider={provider}")
+        page.goto(f"http://127.0.0.1:{server.server_port}/?provider=wasm&threads={threads}")
         page.wait_for_selector("#screen[data-number]:not([data-number='0'])", timeout=120_000)
         first = time.monotonic() - began
         page.evaluate(SCRIPT)
@@ -227,16 +227,17 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def main(world: tyro.conf.Positional[str], frames: int = 2 * WARM) -> None:
+def main(world: tyro.conf.Positional[str], frames: int = 2 * WARM, threads: int = 1) -> None:
     """Frames a second, key press to picture, memory.
 
     Args:
         world: Folder made by train, or coinrun, or an address; or a folder made by export --web.
         frames: How many to play; memory is compared from the 1,000th on.
+        threads: Of a page that export --web made.
     """
     try:
         if (Path(world) / "world.json").exists():
-            print("\n".join(measure_site(Path(world), min(frames, 100))))
+            print("\n".join(measure_site(Path(world), min(frames, 100), threads=threads)))
             return
         print("\n".join(measure_browser(locate(world), frames=frames).lines()))
     except (ValueError, OSError) as error:

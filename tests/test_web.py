@@ -162,6 +162,17 @@ def test_names_are_kept_in_this_browser(page):
     expect(page.locator(".tile .name").first).to_have_text("fly")
 
 
+def test_any_server_lets_it_compute_on_several_threads(page, site, serve, browser, tmp_path):
+    """Without the file that sees to that it plays all the same."""
+    assert page.evaluate("crossOriginIsolated")
+    copy = shutil.copytree(site, tmp_path / "site", ignore=shutil.ignore_patterns("isolate.js"))
+    page = browser.new_page()
+    page.goto(serve(copy))
+    arrived(page)
+    frames_on(page)
+    assert not page.evaluate("crossOriginIsolated")
+
+
 def test_a_world_without_a_camera(toy, runtime, serve, visit, tmp_path):
     """It has three graphs instead of four."""
     recipe = small_recipe()

@@ -1,8 +1,23 @@
 // The engine of a page without a server: a worker beside it computes the world. It stands in for the websocket.
+/** Where the server does not isolate the page, a service worker does, once the page has loaded again. */
+async function isolated() {
+  if (crossOriginIsolated || !navigator.serviceWorker || sessionStorage.getItem("isolated")) return;
+  try {
+    await navigator.serviceWorker.register("isolate.js");
+    await navigator.serviceWorker.ready;
+  } catch { return; }  // then on one thread
+  sessionStorage.setItem("isolated", "tried");
+  location.reload();
+  await new Promise(() => {});
+}
+
 class LocalWorld {
   constructor() {
     this.readyState = WebSocket.OPEN;
     this.recorder = null;
+    isolated().then(() => this.#load());
+  }
+  #load() {
     this.worker = new Worker(`worker.js${location.search}`, { type: "module" });
     this.worker.onmessage = ({ data }) => this.#pass(data);
     this.worker.onerror = event => this.#pass(JSON.stringify({ type: "full", text: `This world cannot be loaded: ${event.message || "its worker.js is missing"}` }));

@@ -159,7 +159,8 @@ def _write(world: World, folder: Path, out: Path, watch: Callable[[int, int], No
     }
     (out / "world.json").write_bytes(to_json(about))
     (out / "index.html").write_text(page_text(PAGE, HERE / "engine.js"))
-    shutil.copyfile(HERE / "worker.js", out / "worker.js")
+    for name in ("worker.js", "isolate.js"):
+        shutil.copyfile(HERE / name, out / name)
 
 
 def _previews(world: World, start: Tensor) -> list[np.ndarray]:

@@ -39,6 +39,8 @@ function widened(bytes) {
 /** What a page without a network, or with another file there, is told. */
 const unreachable = error => { throw new Error(`its engine cannot be fetched from ${about.runtime.base} (${error.message}); export it again with --runtime`); };
 
+const asked = name => new URL(location.href).searchParams.get(name);
+
 async function loadRuntime(provider) {
   const { module, wasm } = about.runtime[provider], from = file => new URL(file.name, new URL(about.runtime.base, location.href)).href;
   const options = file => ({ integrity: file.integrity, mode: "cors", credentials: "omit" });
@@ -46,7 +48,7 @@ async function loadRuntime(provider) {
   const found = await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
   found.env.wasm.wasmBinary = await read(from(wasm), undefined, options(wasm)).catch(unreachable);
   found.env.logLevel = "error";
-  found.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
+  found.env.wasm.numThreads = self.crossOriginIsolated ? +asked("threads") || Math.min(4, navigator.hardwareConcurrency || 1) : 1;
   return found;
 }
 
@@ -56,8 +58,7 @@ function progress() {
 }
 
 async function provider() {
-  const forced = new URL(location.href).searchParams.get("provider");
-  if (forced) return forced;
+  if (asked("provider")) return asked("provider");
   const adapter = await navigator.gpu?.requestAdapter?.().catch(() => null);
   return adapter && !(adapter.info ?? adapter).isFallbackAdapter ? "webgpu" : "wasm";
 }
