@@ -141,7 +141,8 @@ def find_play(game: ProcgenGame, settings: CollectSettings, count: int, seed: in
     n, rng = len(game.first), np.random.default_rng([seed, 6])
     wander = rng.integers(*WANDER, size=n, endpoint=True)
     act = player_for(replace(settings, policy="explore"), game, rng, WANDER[1])
-    seen, since, states = [], np.zeros(n, int), [b""] * n
+    seen: list[np.ndarray] = []
+    since, states = np.zeros(n, int), [b""] * n
     videos, levels = [np.empty(0)] * n, [0] * n
     for step in range(WANDER[1]):
         seen = [*seen[1 - PROMPT :], game.frames().copy()]
