@@ -161,7 +161,7 @@ def test_named_controls_are_on_the_keys_that_their_names_say(visit, named):
     page = visit(named)
     arrived(page)
     noop, left, right, jump, jump_left, jump_right, fire, fire_2 = range(8)
-    expect(page.locator(".tile b").nth(noop)).to_have_text("nothing held")
+    expect(page.locator(".tile b").nth(noop)).to_have_text("no key")
     expect(page.locator(".tile").nth(jump_right)).to_contain_text("jump right")
     expect(page.locator(".tile kbd").nth(jump_right)).to_have_text("↑→")
     expect(page.locator("#legend")).to_have_text("Keys: ↑ ← → · W A D · Space: jump · F · 1 to 8")
