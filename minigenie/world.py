@@ -7,6 +7,7 @@ Every frame is computed once: tokenizer and dynamics keep its keys and values as
 Dimensions:  b batch (worlds side by side)   t frames   n patches per frame   h w c a frame
 """
 
+import sys
 from collections.abc import Callable
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
@@ -195,18 +196,25 @@ class World:
 
         certainty: give float [b] too, how sure the world was of each frame's tokens: the mean of their probabilities
         when they were filled in, 1 if there was no doubt."""
+        frames, sure = self.step_on_device(actions)
+        return (frames.cpu(), sure.cpu()) if certainty else frames.cpu()
+
+    @torch.no_grad()
+    def step_on_device(
+        self, actions: Int[Tensor, " b"] | np.ndarray | list[int]
+    ) -> tuple[UInt8[Tensor, "b h w c"], Float[Tensor, " b"]]:
+        """As `step` with certainty, but both stay on the world's device."""
         past = self._current_past()
-        leading_in = self._check_actions(actions, past.b)
+        leading_in = self.check_actions(actions, past.b)
         if not self._use_cuda_graph:
-            frames, sure = self._imagine(leading_in, past)
-            return (frames.cpu(), sure.cpu()) if certainty else frames.cpu()
+            return self._imagine(leading_in, past)
         if self._captured_step is None or not self._captured_step.matches(past, self.config.sampling):
             with torch.cuda.device(self.device):
                 self._captured_step = CapturedStep(
                     self._imagine, leading_in, past, self.config.sampling, self._generator
                 )
         frames, sure = self._captured_step(leading_in)
-        return (frames.cpu(), sure.cpu()) if certainty else frames.cpu()
+        return frames.clone(), sure.clone()  # the next replay writes over the graph's own
 
     def _imagine(self, action: Int[Tensor, " b"], past: "Past") -> tuple[Tensor, Tensor]:
         given = self.next_given(action, past.history, past.frame, past.mosaic, *self._chance(past.b))
@@ -281,7 +289,7 @@ class World:
         frame = self.tokenizer.decode(tokens)[:, -1]
         for column in actions.unbind(1):
             past = tokens[:, -keep:]
-            chosen = self._check_actions(column, len(video))
+            chosen = self.check_actions(column, len(video))
             coming = self.next_given(
                 chosen, self._history(tokens[:, -1], given), frame, mosaic, *self._chance(len(video))
             )
@@ -333,7 +341,8 @@ class World:
             raise UserError(f"frames are {list(video.shape)}; a world begins with at least one frame")
         return video.to(self.device)
 
-    def _check_actions(self, actions: Tensor | np.ndarray | list[int], b: int) -> Int[Tensor, " b"]:
+    def check_actions(self, actions: Tensor | np.ndarray | list[int], b: int) -> Int[Tensor, " b"]:
+        """Actions of b worlds on this world's device. UserError if they are not."""
         leading_in = torch.as_tensor(actions, device=self.device)
         if leading_in.shape != (b,) or leading_in.is_floating_point():
             raise UserError(f"actions are {list(leading_in.shape)}; give {b} integers, one per world")
@@ -489,6 +498,27 @@ class Snapshot(NamedTuple):
     def size(self) -> int:
         """Bytes."""
         return self.generator.nbytes + sum(each.nbytes for each in self.past.tensors)
+
+
+def load_compiled(folder: str | Path, device: str | None, precision: Precision, b: int = 1) -> World:
+    """As World.load, compiled for b worlds side by side, which takes about a minute. Where the compiler fails, not
+    compiled, and a line on stderr says so. UserError where there is no compiler."""
+    world = World.load(folder, device, precision).compile()
+    try:
+        try_step(world, b)
+    except Exception as error:  # whatever a compiler fails with
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
+        print(f"note: the compiler fails ({why}); going on without", file=sys.stderr, flush=True)
+        return World.load(folder, device, precision)
+    return world
+
+
+def try_step(world: World, b: int = 1) -> World:
+    """A copy that has made a frame, in one MaskGIT step, and so has compiled what there is to compile."""
+    trial = world.fresh_copy(replace(world.config.sampling, steps=1), cuda_graph=False)
+    trial.reset(np.zeros((b, 1, *world.frame_shape), np.uint8))
+    trial.step([0] * b)
+    return trial
 
 
 def locate(world: str | Path) -> Path:

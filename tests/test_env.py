@@ -1,5 +1,6 @@
 """The world behind Gymnasium's interface, alone and as a batch."""
 
+import os
 import re
 import runpy
 import shutil
@@ -10,11 +11,15 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from PIL import Image
 
 from minigenie.env import WorldVectorEnv  # which registers minigenie/World-v0
+from minigenie.maskgit import SamplingConfig
+from minigenie.runtime import can_compile
+from minigenie.world import World
 
 ROOT = Path(__file__).parent.parent
 ID = "minigenie/World-v0"
@@ -178,6 +183,11 @@ def test_other_refusals(trained, envs, tmp_path):
     for arguments, message in (
         ({"world": tmp_path / "none"}, "is not a world, it has no config.json"),
         ({"world": trained, "num_envs": 0}, "num_envs is 0"),
+        ({"world": trained, "num_envs": 2.5}, "num_envs is 2.5; it must be an integer of at least 1"),
+        ({"world": trained, "num_envs": 2, "part": 0}, "part is 0; it must be an integer of at least 1"),
+        ({"world": trained, "output": "jax"}, "output is 'jax'; use 'numpy' or 'torch'"),
+        ({"world": trained, "precision": "int8"}, "precision is 'int8'; use 'auto', 'float32' or 'bfloat16'"),
+        ({"world": trained, "autoreset_mode": "never"}, "autoreset_mode is 'never'; use 'NextStep', 'SameStep' or 'Di"),
         ({"world": trained, "max_episode_steps": 0}, "max_episode_steps is 0"),
         ({"world": trained, "render_mode": "ascii"}, "render_mode is 'ascii'; use 'rgb_array' or None"),
     ):
@@ -270,3 +280,163 @@ def test_how_sure_the_world_was_is_in_the_infos(env, envs):
     assert 0 < env.step(0)[4]["certainty"] <= 1
     envs.reset(seed=0)
     assert envs.step(np.zeros(envs.num_envs, int))[4]["certainty"].shape == (envs.num_envs,)
+
+
+# Tensors, and parts.
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_tensors_are_the_same_frames_rewards_and_flags(trained, mode):
+    """Beside numpy, whose reward sees one member at a time; with an end, after which all begin anew."""
+    calls = []
+
+    def brightness_of_all(frames, next_frames):
+        calls.append(len(frames))
+        return next_frames.double().mean((1, 2, 3)) - frames.double().mean((1, 2, 3))
+
+    numpy = made(trained, mode, reward=brightness)
+    torched = made(trained, mode, reward=brightness_of_all, output="torch")
+    np.testing.assert_array_equal(torched.reset(seed=5)[0].numpy(), numpy.reset(seed=5)[0])
+    for step in range(4 if mode == AutoresetMode.DISABLED else 7):
+        frames, rewards, over, truncated, infos = numpy.step(np.array([0, 1, step % 8]))
+        got = torched.step(torch.tensor([0, 1, step % 8]))
+        assert [each.dtype for each in got[:4]] == [torch.uint8, torch.float32, torch.bool, torch.bool]
+        wanted = (frames, rewards, over, truncated, infos["certainty"])
+        for mine, its in zip((*got[:4], got[4]["certainty"]), wanted, strict=True):
+            np.testing.assert_allclose(mine.numpy(), its, rtol=1e-6, atol=1e-5)
+        assert got[4].keys() == infos.keys()
+        if "final_obs" in infos:
+            np.testing.assert_array_equal(got[4]["final_obs"].numpy(), np.stack(infos["final_obs"]))
+    assert truncated.all() == (mode == AutoresetMode.DISABLED)
+    assert set(calls) == {3}
+
+
+def test_tensors_are_the_agents_own(trained):
+    envs = made(trained, AutoresetMode.NEXT_STEP, output="torch", render_mode="rgb_array")
+    envs.reset(seed=0)[0].zero_()
+    assert envs.render()[0].any()
+    envs.step(torch.zeros(3, dtype=torch.long))[0].zero_()
+    assert envs.render()[0].any()
+
+
+def test_one_world_as_tensors(trained):
+    options = {"device": "cpu", "output": "torch", "reward": lambda before, after: after.float().mean((1, 2, 3))}
+    env = gymnasium.make(ID, world=trained, disable_env_checker=True, **options).unwrapped
+    numpy = gymnasium.make(ID, world=trained, device="cpu").unwrapped
+    np.testing.assert_array_equal(env.reset(seed=1)[0].numpy(), numpy.reset(seed=1)[0])
+    frame, reward, terminated, truncated, info = env.step(torch.tensor(3))
+    np.testing.assert_array_equal(frame.numpy(), numpy.step(3)[0])
+    assert float(reward) == pytest.approx(float(frame.float().mean()))
+    assert not terminated
+    assert not truncated
+    assert 0 < info["certainty"] <= 1
+    with pytest.raises(ValueError, match=r"action 8 is out of range|action np.int64\(8\) is out of range"):
+        env.step(torch.tensor(8))
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"), [(lambda *_: 0.5, "0.5"), (lambda _, after: after.float().mean(), r"a tensor \[\]")]
+)
+def test_a_reward_that_is_not_one_for_each_member(trained, reward, said):
+    envs = made(trained, AutoresetMode.NEXT_STEP, output="torch", reward=reward)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match=f"the reward of 3 members is {said}; with output='torch' give a tensor"):
+        envs.step(np.zeros(3, int))
+
+
+def test_parts_are_worlds_of_their_own_seeds(trained, toy):
+    """Beside the naive way: a world for each part. Members that begin anew in one part leave the others alone."""
+    starts = np.stack([toy.episode_frames(i)[:2] for i in range(5)])
+    envs = WorldVectorEnv(5, trained, device="cpu", part=2, max_episode_steps=-1)
+    envs.reset(seed=3, options={"prompt": starts})
+    seeds = np.random.default_rng(3).integers(2**31, size=3).tolist()
+    naive = [World.load(trained, "cpu") for _ in seeds]
+    members = [slice(0, 2), slice(2, 4), slice(4, 5)]
+    for world, own, seed in zip(naive, members, seeds, strict=True):
+        world.reset(starts[own], seed)
+    for step in range(4):
+        actions = np.array([0, 1, 2, 3, step])
+        if step == 2:
+            envs.reset(options={"prompt": starts[0], "reset_mask": np.array([False, False, False, True, True])})
+            naive[1].reset_some([1], starts[:1])
+            naive[2].reset_some([0], starts[:1])
+        wanted = [world.step(actions[own]).numpy() for world, own in zip(naive, members, strict=True)]
+        np.testing.assert_array_equal(envs.step(actions)[0], np.concatenate(wanted))
+
+
+def test_without_chance_parts_are_as_all_at_once(trained, toy, monkeypatch):
+    monkeypatch.setattr(World, "load", without_chance(World.load))
+    starts = np.stack([toy.episode_frames(i)[:2] for i in range(5)])
+    actions = np.random.default_rng(0).integers(8, size=(4, 5))
+    played = [
+        play(WorldVectorEnv(5, trained, device="cpu", part=part), actions, seed=0, options={"prompt": starts})[0]
+        for part in (1, 2, 5)
+    ]
+    np.testing.assert_array_equal(played[0], played[2])
+    np.testing.assert_array_equal(played[1], played[2])
+
+
+def without_chance(load):
+    def loaded(*arguments):
+        return load(*arguments).fresh_copy(SamplingConfig(steps=3, temperature=0.0))
+
+    return loaded
+
+
+def test_a_lower_precision_and_a_compiler_that_fails(trained, monkeypatch, capsys):
+    def fails(call, **options):
+        def compiled(*args):
+            raise RuntimeError("cc1plus: internal error\nof many lines")
+
+        return compiled
+
+    monkeypatch.setattr("minigenie.world.compiled", fails)
+    monkeypatch.setattr("minigenie.world.can_compile", lambda device: True)
+    envs = made(trained, AutoresetMode.NEXT_STEP, compiled=True, precision="bfloat16")
+    assert capsys.readouterr().err == "note: the compiler fails (cc1plus: internal error); going on without\n"
+    assert envs.world.dtype == torch.bfloat16
+    envs.reset(seed=0)
+    frames, _, _, _, infos = envs.step(np.zeros(3, int))
+    assert frames.shape == (3, 64, 64, 3)
+    assert ((infos["certainty"] > 0) & (infos["certainty"] <= 1)).all()
+
+
+COMPILED = """
+import sys
+import numpy as np
+from minigenie.env import WorldVectorEnv
+frames = []
+for compiled in (False, True):
+    envs = WorldVectorEnv(3, sys.argv[1], device="cpu", part=2, compiled=compiled)
+    envs.reset(seed=2)
+    frames.append(np.stack([envs.step(actions)[0] for actions in ([0, 1, 2], [3, 4, 5])]).astype(int))
+difference = np.abs(frames[0] - frames[1])
+assert (difference <= 1).mean() > 0.99, difference.mean()
+"""
+SPAWNED = """
+import sys
+import gymnasium, numpy as np
+import minigenie.env
+if __name__ == "__main__":
+    options = {"world": sys.argv[1], "device": "cpu", "vectorization_mode": "async"}
+    envs = gymnasium.make_vec("minigenie/World-v0", 2, vector_kwargs={"context": "spawn"}, **options)
+    envs.reset(seed=0)
+    assert envs.step(np.array([0, 7]))[0].shape == (2, 64, 64, 3)
+    envs.close()
+"""
+
+
+def test_compiled_members_imagine_the_same(trained, tmp_path):
+    """In a process of its own: the type checks of these tests are no code to compile."""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", COMPILED, str(trained)], env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 0 if can_compile(torch.device("cpu")) else "install g++" in ended.stderr, ended.stderr
+
+
+def test_environments_in_processes_of_their_own_are_spawned(trained, tmp_path):
+    (tmp_path / "main.py").write_text(SPAWNED)  # a file, as each process imports it anew
+    command = [sys.executable, "-W", "error", tmp_path / "main.py", trained]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr

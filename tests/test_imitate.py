@@ -11,13 +11,14 @@ import pytest
 import torch
 import tyro
 from conftest import small_recipe
-from imitate import Sizes, count_keys, draw_keys, imitate, main, measure_map, named_keys, play, wilson
+from imitate import Sizes, count_keys, draw_keys, imitate, main, measure_map
 from PIL import Image
 
 from minigenie.data import collect as module
 from minigenie.data.collect import PROCGEN_ACTIONS, available, collect, expert_for, procgen_game
 from minigenie.data.dataset import Dataset
 from minigenie.data.expert import tiles_from_left
+from minigenie.eval.levels import named_keys, play, wilson
 from minigenie.pipeline import train_world
 from minigenie.settings import CollectSettings
 from minigenie.world import World
@@ -179,7 +180,7 @@ def test_a_world_of_another_game(trained, tmp_path):
     script = Path(__file__).parent.parent / "runs" / "imitate.py"
     ended = subprocess.run([sys.executable, script, trained, "--out", tmp_path / "out"], capture_output=True, text=True)
     assert ended.returncode == 1
-    assert ended.stderr.strip() == f"error: {trained} is a world of toy; the experiment needs one of coinrun"
+    assert ended.stderr.strip() == f"error: {trained} is a world of toy; take one of coinrun"
     assert not (tmp_path / "out").exists()
 
 

@@ -173,7 +173,7 @@ def test_a_compiler_that_fails_does_not_end_play(trained, monkeypatch, capsys):
     monkeypatch.setattr("minigenie.world.can_compile", lambda device: True)
     session = Session(trained, PlaySettings(device="cpu", compiled=True))
     said = capsys.readouterr().err
-    assert said == "note: the compiler fails (cc1plus: internal error); playing on without\n"
+    assert said == "note: the compiler fails (cc1plus: internal error); going on without\n"
     sessions.try_step(session.world)
 
 

@@ -27,6 +27,8 @@ SMALLER = [  # what makes a command quick, and nothing else
     (r"--minutes [\d.]+ (.*)--minutes [\d.]+", r"--minutes 0.15 \1"),
     (r"--frames [\d_]+", "--frames 600"),
     (r"--recipe pocket (.*)--max-minutes [\d.]+", r"--recipe tiny \1"),
+    (r"ppo.py (.*)--minutes \d+ --levels \d+", r"ppo.py \1--minutes 0.02 --levels 2"),
+    (r"bench_envs.py (.*)", r"bench_envs.py \1 --numbers 1 2"),
     (r"--expert-frames [\d_]+ (.*)--levels \d+ --steps \d+", r"--expert-frames 150 \1--levels 2 --steps 2"),
     (r"--labels \d+", "--labels 20"),
     (r"minigenie train (?!.*--dry-run)", "minigenie train --max-steps 2 --set tokenizer_fit.batch_size=4 "),

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import struct
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from minigenie.play.actions import check_actions, describe, load_actions, save_a
 from minigenie.play.player import View
 from minigenie.runtime import Result
 from minigenie.settings import PlaySettings
-from minigenie.world import World, locate, read_prompt
+from minigenie.world import World, load_compiled, locate, read_prompt, try_step
 
 # kind, format, action, serial, number, ms, width, height, parts, certainty of 65,535: what a picture says of itself
 PICTURE_HEADER = struct.Struct("<BBHIIfHHHH")
@@ -51,16 +50,10 @@ class Session:
         # The one thread in which the models load and run. Load too: where a second thread has ever run them, torch has
         # two pools of threads that fight over the cores (measured on 2 of them: 288 ms a frame instead of 117).
         self.worker, self.background_turn = ThreadPoolExecutor(1), asyncio.Lock()
-        self.world = self.worker.submit(World.load, self.folder, settings.device, settings.precision).result()
         if settings.compiled:
             print("compiling the world; this takes a minute", flush=True)
-            self.world.compile()
-            try:
-                self.worker.submit(try_step, self.world).result()
-            except Exception as error:  # whatever a compiler fails with
-                why = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
-                print(f"note: the compiler fails ({why}); playing on without", file=sys.stderr, flush=True)
-                self.world = self.worker.submit(World.load, self.folder, settings.device, settings.precision).result()
+        load = load_compiled if settings.compiled else World.load
+        self.world = self.worker.submit(load, self.folder, settings.device, settings.precision).result()
         self.worker.submit(choose_threads, self.world).result()
         self.fps = float(settings.fps or self.world.fps)
         if not 0 < self.fps <= 240:
@@ -206,14 +199,6 @@ def timed(call: Callable[[], Result]) -> tuple[Result, float]:
     """What it returns, and the seconds it took."""
     began = time.perf_counter()
     return call(), time.perf_counter() - began
-
-
-def try_step(world: World) -> World:
-    """A copy that has made a frame, and so has compiled what there is to compile."""
-    trial = with_fewer_steps(world, 1)
-    trial.reset(np.zeros((1, 1, *world.frame_shape), np.uint8))
-    trial.step([0])
-    return trial
 
 
 def choose_threads(world: World) -> None:
