@@ -201,7 +201,7 @@ def main(
     save_video(torch.from_numpy(side_by_side(games)), out / "ppo.gif", float(FPS))
     figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
     axes.plot(np.arange(1, len(curve) + 1) * WORLDS * STEPS, curve)
-    axes.set(xlabel="steps in the world", ylabel=f"reward a step ({WAY:.0f} pixels to the right are 1)")
+    axes.set(xlabel="steps in the world", ylabel="reward a step")
     figure.savefig(out / "curve.png", dpi=120)
     table(["player", "levels solved", "95 % interval", "mean steps"], (
         [name, f"{of['solved']:.1%}", "{:.1%} to {:.1%}".format(*of["ci95"]), f"{of['mean_steps']:.0f}"]
