@@ -26,6 +26,7 @@ SMALLER = [  # what makes a command quick, and nothing else
     (r"minigenie demo", "minigenie demo --minutes 0.15"),
     (r"--minutes [\d.]+ (.*)--minutes [\d.]+", r"--minutes 0.15 \1"),
     (r"--frames [\d_]+", "--frames 600"),
+    (r"collect ninja (.*)--frames 600 ", r"collect ninja \1--frames 6000 "),  # all its controls have to be in there
     (r"--recipe pocket (.*)--max-minutes [\d.]+", r"--recipe tiny \1"),
     (r"ppo.py (.*)--minutes \d+ --levels \d+", r"ppo.py \1--minutes 0.02 --levels 2"),
     (r"bench_envs.py (.*)", r"bench_envs.py \1 --numbers 1 2"),
