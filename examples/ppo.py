@@ -38,7 +38,7 @@ from minigenie.eval.levels import (
     play,
     scripted_player,
     side_by_side,
-)  # fmt: skip
+)
 from minigenie.nn.motion import motion
 from minigenie.nn.patches import to_float
 from minigenie.pictures import save_video
@@ -174,10 +174,10 @@ def main(
     settings = CollectSettings(game="coinrun", split="test", seed=seed, **coinrun_look(folder))
     check(settings)
     dataset = Dataset.open(footage)
-    out.mkdir(parents=True, exist_ok=True)
     env = WorldVectorEnv(WORLDS, folder, way_to_the_right, None, device, -1, output="torch")
     if (named := named_keys(env.world)) is None:
         raise UserError(f"the actions of {world} have no names; train one with --actions true or labels")
+    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     env.np_random = np.random.default_rng(seed)
     policy = Policy(env.world.num_actions).to(env.world.device)

@@ -52,7 +52,7 @@ from minigenie.eval.levels import (
     play,
     scripted_player,
     side_by_side,
-)  # fmt: skip
+)
 from minigenie.files import write_atomic
 from minigenie.nn.model import Model
 from minigenie.nn.patches import to_float
