@@ -78,10 +78,11 @@ def _runs_of(tracker: Tracker, out: Path, recipe: Recipe) -> Iterator[Log]:
         resume="allow",
         **{"name": folder.name, "id": key, "dir": out} if tracker == "wandb" else {"name": f"{folder.name}-{key}"},
     )
-    try:
+    with ExitStack() as stack:
         if tracker == "wandb":
+            stack.enter_context(run)  # which tells a run that failed
             for stage in STAGES:
                 run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+        else:
+            stack.callback(run.finish)
         yield log
-    finally:
-        run.finish()
