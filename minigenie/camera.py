@@ -105,7 +105,7 @@ class Camera(nn.Module):
         for step, frame in enumerate(video.unbind(1)):
             if step:
                 mosaic.move(motions[:, step - 1], frame)
-            moved.append(mosaic.look(frame, self.motions[codes[:, step]]))
+            moved.append(mosaic.look(frame, self.motions[codes[:, step]])[0])
         return torch.stack(moved, dim=1)
 
     def history(self, tokens: Int[Tensor, "m n"], motions: Int[Tensor, "m t"], actions: Int[Tensor, "m t"]) -> History:

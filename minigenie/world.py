@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from minigenie.camera import History
@@ -32,7 +32,7 @@ from minigenie.lam import LAMConfig, LatentActionModel
 from minigenie.maskgit import Filled, SamplingConfig, fill_most_confident, sample_frame
 from minigenie.nn.mosaic import Mosaic
 from minigenie.nn.motion import clip_motions
-from minigenie.nn.patches import patch_grid, to_float, to_uint8
+from minigenie.nn.patches import patch_grid, patchify, to_float, to_uint8
 from minigenie.nn.st_transformer import TimeCache
 from minigenie.remote import fetch_world
 from minigenie.runtime import can_compile, compiled, dtype_of, pick_device
@@ -218,7 +218,7 @@ class World:
 
     def _imagine(self, action: Int[Tensor, " b"], past: "Past") -> tuple[Tensor, Tensor]:
         given = self.next_given(action, past.history, past.frame, past.mosaic, *self._chance(past.b))
-        tokens, sure = self._sample(partial(self.dynamics.fill, given, past.dynamics), past.b)
+        tokens, sure = self._sample(partial(self.dynamics.fill, given, past.dynamics), past.b, given.new)
         return self.commit(tokens, given, past), sure.exp().mean(-1)
 
     def commit(self, tokens: Int[Tensor, "b n"], given: Given, past: "Past") -> UInt8[Tensor, "b h w c"]:
@@ -248,8 +248,12 @@ class World:
         if camera is None:
             return Given(action)
         code = camera.sample_motion(history, action, uniform, temperature)
-        moved = mosaic.look(frame, camera.motions[code])
-        return Given(action, code, self.tokenizer.encode(moved[:, None])[:, 0])
+        moved, seen = mosaic.look(frame, camera.motions[code])
+        tokens = self.tokenizer.encode(moved[:, None])[:, 0]
+        if self.config.sampling.draw == "all":
+            return Given(action, code, tokens)
+        new = patchify((~seen)[:, None, ..., None].float(), self.config.tokenizer.patch)[:, 0].amax(-1) > 0
+        return Given(action, code, tokens, new)
 
     def _go_on(self, mosaic: Mosaic, given: Given, frame: Float[Tensor, "b h w c"]) -> None:
         if self.dynamics.camera is not None and given.motion is not None:
@@ -300,7 +304,7 @@ class World:
                 logits = self.dynamics.logits(torch.cat((past, filled.tokens[:, None]), dim=1), given)[:, -1]
                 return fill_most_confident(filled, self.dynamics.mask_id, logits, *rest)
 
-            tokens = torch.cat((tokens, self._sample(fill, len(video)).tokens[:, None]), dim=1)
+            tokens = torch.cat((tokens, self._sample(fill, len(video), coming.new).tokens[:, None]), dim=1)
             frame = self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]
             self._go_on(mosaic, coming, frame)
             imagined.append(to_uint8(frame).cpu())
@@ -394,9 +398,9 @@ class World:
     def _infer(self, video: Tensor, tokens: Tensor | None) -> Int[Tensor, "b steps"]:
         return self.lam.infer(to_float(video) if tokens is None or not self.config.sees_tokens else tokens)
 
-    def _sample(self, fill: Callable[..., Filled], b: int) -> Filled:
+    def _sample(self, fill: Callable[..., Filled], b: int, new: Bool[Tensor, "b n"] | None) -> Filled:
         masked = torch.full((b, self.config.tokenizer.num_patches), self.dynamics.mask_id, device=self.device)
-        return sample_frame(fill, masked, self.config.sampling, self._generator)
+        return sample_frame(fill, masked, self.config.sampling, self._generator, new)
 
 
 class Past(NamedTuple):

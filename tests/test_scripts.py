@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from minigenie.world import World
+from minigenie.world import World, read_prompt
 
 RUNS = Path(__file__).parent.parent / "runs"
 
@@ -78,6 +80,30 @@ def test_the_speedrun_ends_in_time_and_goes_on(tmp_path):
     settings = {"RECIPE": "tiny", "FRAMES": 2_000, "MODE": "easy", "WORK": tmp_path, "PART_SECONDS": 1}
     assert "to be continued" in run("speedrun.sh", "collect", **settings)
     assert "to be continued" not in run("speedrun.sh", "collect", **settings | {"PART_SECONDS": 300, "FRAMES": 2_000})
+
+
+def walk(world, out, *options):
+    command = [sys.executable, RUNS / "walk.py", str(world), str(out), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_a_walk_is_a_row_of_pictures_for_each_start(trained, tmp_path):
+    ended = walk(trained, tmp_path / "walk.png", "--seconds", "20", "--starts", "2", "--walk", "1*3,2")
+    assert ended.returncode == 0, ended.stderr
+    picture = Image.open(tmp_path / "walk.png")
+    assert picture.size == (3 * 66, 2 * 66)
+    rows = ended.stdout.splitlines()[1:]
+    assert [len(row.split()) for row in rows] == [3, 3]
+    start = read_prompt(trained / "prompts/00.png", (64, 64, 3))[0, 0].numpy()
+    assert (np.array(picture)[1:65, 1:65] == start).all()
+
+
+def test_a_walk_of_actions_that_there_are_not_is_one_line(trained, tmp_path):
+    ended = walk(trained, tmp_path / "walk.png", "--walk", "fly*3")
+    assert ended.returncode == 2
+    assert "fly" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("script", ["gpu.sh", "speedrun.sh"])

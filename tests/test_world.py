@@ -51,10 +51,11 @@ def video():
     return torch.randint(256, (2, 4, 64, 64, 3), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_cached_rollout_is_the_naive_one(world, video, temperature):
+@pytest.mark.parametrize(("temperature", "draw"), [(0.0, "all"), (1.0, "all"), (1.0, "new")])
+def test_the_cached_rollout_is_the_naive_one(world, video, temperature, draw):
     """Up to the length the world remembers, the cache is exact: 4 true frames and 3 imagined ones of 7."""
-    actions, world = torch.randint(8, (2, 4)), world.fresh_copy(replace(world.config.sampling, temperature=temperature))
+    sampling = replace(world.config.sampling, temperature=temperature, draw=draw)
+    actions, world = torch.randint(8, (2, 4)), world.fresh_copy(sampling)
     cached, naive = (world.rollout(video, actions, seed=3, cached=cached) for cached in (True, False))
     assert_close(cached, naive, atol=1, rtol=0)
     assert cached.shape == (2, 4, 64, 64, 3)

@@ -1,0 +1,75 @@
+"""Minutes of play as a person plays, in pictures: does the level stay itself?
+
+    python runs/walk.py coinrun walk.png
+
+From some start pictures side by side it walks on, leaps gaps, goes back and stands, over and over: a row of pictures
+for each, one every ten seconds of play.
+"""
+
+import sys
+from itertools import cycle, islice
+from pathlib import Path
+
+import torch
+import tyro
+
+from minigenie.console import working
+from minigenie.errors import UserError
+from minigenie.nn.patches import to_float
+from minigenie.pictures import grid, save_picture
+from minigenie.play.actions import load_actions, resolve_actions
+from minigenie.world import World, load_compiled, locate, read_prompt
+
+WALK = (
+    "right*60,jump-right*18,right*30,noop*15,jump-right*22,noop*20,"
+    "left*45,jump-left*18,noop*45,jump*15,noop*22"
+)  # fmt: skip
+EVERY = 10  # seconds
+
+
+def main(
+    world: tyro.conf.Positional[str],
+    out: tyro.conf.Positional[Path],
+    seconds: int = 300,
+    starts: int = 4,
+    seed: int = 0,
+    walk: str = WALK,
+    compiled: bool = False,
+) -> None:
+    """Walk through `world` and leave pictures in `out`.
+
+    Args:
+        world: Folder made by train, or the address of a world.
+        out: The PNG to write.
+        seconds: Of play, at the world's own rate.
+        starts: How many of its start pictures.
+        seed: Of the sampling.
+        walk: What is pressed for how many frames, as in minigenie rollout.
+        compiled: Compile the world first, which takes about a minute.
+    """
+    folder = locate(world)
+    paths = sorted((folder / "prompts").glob("*.png"))[:starts]
+    made = load_compiled(folder, None, "auto", len(paths)) if compiled else World.load(folder, precision="auto")
+    pressed = resolve_actions(walk, load_actions(folder, made.num_actions))
+    videos = [read_prompt(path, made.frame_shape) for path in paths]
+    made.reset(torch.cat(videos), seed)
+    shown, frames, every = [torch.cat(videos)[:, 0]], round(seconds * made.fps), round(EVERY * made.fps)
+    with working("walk", "frames") as watch:
+        for number, action in enumerate(islice(cycle(pressed), frames), 1):
+            picture = made.step([action] * len(videos))
+            if number % every == 0:
+                shown.append(picture)
+                watch(number, frames)
+    save_picture(grid([torch.stack(row) for row in zip(*shown, strict=True)]), out, zoom=1)
+    codes = [made.tokenizer.encode(to_float(each)[:, None].to(made.device)) for each in shown]
+    print(f"{out}: {len(videos)} walks of {seconds} s. Different codes in each picture of them:")
+    for row in zip(*codes, strict=True):
+        print(*(len(tokens.unique()) for tokens in row))
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
