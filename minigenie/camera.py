@@ -16,7 +16,6 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minigenie.maskgit import sample_weighted
 from minigenie.nn.mosaic import Mosaic
 from minigenie.nn.motion import STILL, warp
 from minigenie.nn.quantize import k_means
@@ -105,7 +104,7 @@ class Camera(nn.Module):
         for step, frame in enumerate(video.unbind(1)):
             if step:
                 mosaic.move(motions[:, step - 1], frame)
-            moved.append(mosaic.look(frame, self.motions[codes[:, step]])[0])
+            moved.append(mosaic.look(frame, self.motions[codes[:, step]]))
         return torch.stack(moved, dim=1)
 
     def history(self, tokens: Int[Tensor, "m n"], motions: Int[Tensor, "m t"], actions: Int[Tensor, "m t"]) -> History:
@@ -126,19 +125,10 @@ class Camera(nn.Module):
         steps = self.steps(torch.cat((moved.flatten(1), taken.flatten(1)), dim=1))
         return self.head(torch.cat((self.picture(picture), steps), dim=1)).float()
 
-    def sample_motion(
-        self,
-        history: History,
-        action: Int[Tensor, " m"],
-        uniform: Float[Tensor, " m"],
-        temperature: float | Float[Tensor, ""] | None,
-    ) -> Int[Tensor, " m"]:
-        """The code of the motion into the next frame. uniform: random numbers in [0, 1). temperature: None takes the
-        likeliest."""
-        logits = self.logits(history, action)
-        if temperature is None:
-            return logits.argmax(-1)
-        return sample_weighted((logits / temperature).softmax(-1)[:, None], uniform[:, None])[:, 0]
+    def likeliest_motion(self, history: History, action: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
+        """The code of the motion into the next frame. It is not drawn by chance: whoever plays long enough would be
+        drawn into a wall, and out of a wall no picture leads."""
+        return self.logits(history, action).argmax(-1)
 
     def loss(self, logits: Float[Tensor, "m k"], codes: Int[Tensor, " m"]) -> Tensor:
         """Cross-entropy, in which a motion's near neighbours are nearly right."""

@@ -74,20 +74,18 @@ class DynamicsConfig:
 class Given(NamedTuple):
     """What is known of frames before their tokens, each [b t], or [b] of one frame. action: the one that leads into
     each. motion: the code of the camera's. moved: [b t n], the tokens of the frame before, moved by that; they count
-    where a token is hidden. new: [b n] of one frame, what comes into the picture and was never seen, if only that is to
-    be drawn by chance."""
+    where a token is hidden."""
 
     action: Int[Tensor, "b t"]
     motion: Int[Tensor, "b t"] | None = None
     moved: Int[Tensor, "b t n"] | None = None
-    new: Bool[Tensor, "b n"] | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Given":
-        motion, moved, new = (each if each is None else change(each) for each in self[1:])
-        return Given(change(self.action), motion, moved, new)
+        motion, moved = (each if each is None else change(each) for each in self[1:])
+        return Given(change(self.action), motion, moved)
 
     def then(self, coming: "Given") -> "Given":
-        """With one more frame [b], of which as much is given, or more."""
+        """With one more frame [b], of which as much is given."""
         joined = (
             each if each is None or one is None else torch.cat((each, one[:, None]), dim=1)
             for each, one in zip(self[1:], coming[1:], strict=True)

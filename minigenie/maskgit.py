@@ -7,28 +7,23 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from minigenie.errors import UserError
-
-COLDEST = 1e-6  # a temperature at which the likeliest token is drawn
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """steps: passes per frame (the paper: 25). temperature: of the tokens (the paper: 1); 0 takes the likeliest, and
-    nothing is left to chance. choice_noise: Gumbel noise on which tokens are kept, annealed to 0 over the steps. draw:
-    which tokens are drawn at the temperature: all; or, in a world with a camera, "new" ones, which come into the
-    picture and were never seen, while the others are the likeliest, so that what is there stays as it is."""
+    nothing is left to chance. choice_noise: Gumbel noise on which tokens are kept, annealed to 0 over the steps."""
 
     steps: int = 25
     temperature: float = 1.0
     choice_noise: float = 1.0
-    draw: Literal["all", "new"] = "all"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -60,16 +55,16 @@ def fill_most_confident(
     uniform: Float[Tensor, "2 b n"],
     keep: Int[Tensor, ""],
     noise: Float[Tensor, ""],
-    temperature: Float[Tensor, "..."] | None,
+    temperature: Float[Tensor, ""] | None,
 ) -> Filled:
     """Draw a token for every patch that is still `mask_id` and keep the most confident, until `keep` of a frame are
-    filled in. uniform: random numbers in [0, 1). noise: scale of the Gumbel noise on the confidence. temperature: of
-    all tokens or, [b n], of each; None takes the likeliest."""
+    filled in. uniform: random numbers in [0, 1). noise: scale of the Gumbel noise on the confidence. temperature: None
+    takes the likeliest token."""
     centred = logits - logits.amax(dim=-1, keepdim=True)
     if temperature is None:
         choice = centred.argmax(dim=-1)
     else:
-        choice = sample_weighted((centred * temperature.reciprocal()[..., None]).exp_(), uniform[0])
+        choice = sample_weighted((centred * temperature.reciprocal()).exp_(), uniform[0])
     sure = centred.gather(-1, choice[..., None])[..., 0] - centred.exp_().sum(dim=-1).log()
     confidence = sure - noise * (-uniform[1].clamp(min=1e-20).log()).clamp(min=1e-20).log()
     open_still = filled.tokens == mask_id
@@ -77,11 +72,6 @@ def fill_most_confident(
     first = (torch.arange(order.shape[1], device=keep.device) < keep).expand(order.shape)
     chosen = torch.zeros_like(open_still).scatter(1, order, first) & open_still
     return Filled(torch.where(chosen, choice, filled.tokens), torch.where(chosen, sure, filled.sure))
-
-
-def of_each(temperature: Float[Tensor, ""], new: Bool[Tensor, "b n"] | None) -> Float[Tensor, "..."]:
-    """The temperature of each token, where only new ones are drawn."""
-    return temperature if new is None else torch.where(new, temperature, COLDEST)
 
 
 def sample_weighted(weights: Float[Tensor, "b n k"], uniform: Float[Tensor, "b n"]) -> Int[Tensor, "b n"]:
@@ -102,14 +92,13 @@ def sample_frame(
     masked: Int[Tensor, "b n"],
     config: SamplingConfig,
     generator: torch.Generator,
-    new: Bool[Tensor, "b n"] | None = None,
 ) -> Filled:
     """masked: a frame of nothing but the mask token. fill: what is filled in, and what else `fill_most_confident` takes
     after the logits -> what is filled in then. Every patch is filled exactly once; after step s of S, 1 - cos(pi/2 s/S)
-    of them are. new: the only ones that are drawn, by default all."""
+    of them are."""
     keeps, noises = schedule(config.steps, masked.shape[1], masked.device)
     uniforms = torch.rand(len(keeps), 2, *masked.shape, generator=generator, device=masked.device)
-    temperature = of_each(torch.full_like(noises[0], config.temperature), new) if config.temperature else None
+    temperature = torch.full_like(noises[0], config.temperature) if config.temperature else None
     filled = Filled(masked, torch.zeros(masked.shape, device=masked.device))
     left = noises * (config.choice_noise if config.temperature else 0.0)
     for uniform, keep, noise in zip(uniforms, keeps, left, strict=True):

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from minigenie.camera import History
@@ -32,7 +32,7 @@ from minigenie.lam import LAMConfig, LatentActionModel
 from minigenie.maskgit import Filled, SamplingConfig, fill_most_confident, sample_frame
 from minigenie.nn.mosaic import Mosaic
 from minigenie.nn.motion import clip_motions
-from minigenie.nn.patches import patch_grid, patchify, to_float, to_uint8
+from minigenie.nn.patches import patch_grid, to_float, to_uint8
 from minigenie.nn.st_transformer import TimeCache
 from minigenie.remote import fetch_world
 from minigenie.runtime import can_compile, compiled, dtype_of, pick_device
@@ -217,8 +217,8 @@ class World:
         return frames.clone(), sure.clone()  # the next replay writes over the graph's own
 
     def _imagine(self, action: Int[Tensor, " b"], past: "Past") -> tuple[Tensor, Tensor]:
-        given = self.next_given(action, past.history, past.frame, past.mosaic, *self._chance(past.b))
-        tokens, sure = self._sample(partial(self.dynamics.fill, given, past.dynamics), past.b, given.new)
+        given = self.next_given(action, past.history, past.frame, past.mosaic)
+        tokens, sure = self._sample(partial(self.dynamics.fill, given, past.dynamics), past.b)
         return self.commit(tokens, given, past), sure.exp().mean(-1)
 
     def commit(self, tokens: Int[Tensor, "b n"], given: Given, past: "Past") -> UInt8[Tensor, "b h w c"]:
@@ -229,31 +229,16 @@ class World:
         past.remember(tokens, given)
         return to_uint8(past.frame)
 
-    def _chance(self, b: int) -> tuple[Float[Tensor, " b"], float | None]:
-        """What a motion is drawn by: a random number each, and a temperature."""
-        uniform = torch.rand(b, generator=self._generator, device=self.device)
-        return uniform, self.config.sampling.temperature or None
-
     def next_given(
-        self,
-        action: Int[Tensor, " b"],
-        history: History,
-        frame: Float[Tensor, "b h w c"],
-        mosaic: Mosaic,
-        uniform: Float[Tensor, " b"],
-        temperature: float | Tensor | None,
+        self, action: Int[Tensor, " b"], history: History, frame: Float[Tensor, "b h w c"], mosaic: Mosaic
     ) -> Given:
         """What is given of the next frame: the action, and what follows from it and from what was seen."""
         camera = self.dynamics.camera
         if camera is None:
             return Given(action)
-        code = camera.sample_motion(history, action, uniform, temperature)
-        moved, seen = mosaic.look(frame, camera.motions[code])
-        tokens = self.tokenizer.encode(moved[:, None])[:, 0]
-        if self.config.sampling.draw == "all":
-            return Given(action, code, tokens)
-        new = patchify((~seen)[:, None, ..., None].float(), self.config.tokenizer.patch)[:, 0].amax(-1) > 0
-        return Given(action, code, tokens, new)
+        code = camera.likeliest_motion(history, action)
+        moved = mosaic.look(frame, camera.motions[code])
+        return Given(action, code, self.tokenizer.encode(moved[:, None])[:, 0])
 
     def _go_on(self, mosaic: Mosaic, given: Given, frame: Float[Tensor, "b h w c"]) -> None:
         if self.dynamics.camera is not None and given.motion is not None:
@@ -294,9 +279,7 @@ class World:
         for column in actions.unbind(1):
             past = tokens[:, -keep:]
             chosen = self.check_actions(column, len(video))
-            coming = self.next_given(
-                chosen, self._history(tokens[:, -1], given), frame, mosaic, *self._chance(len(video))
-            )
+            coming = self.next_given(chosen, self._history(tokens[:, -1], given), frame, mosaic)
             given = given.then(coming)
             seen = given.map(lambda each: each[:, -keep - 1 :])
 
@@ -304,7 +287,7 @@ class World:
                 logits = self.dynamics.logits(torch.cat((past, filled.tokens[:, None]), dim=1), given)[:, -1]
                 return fill_most_confident(filled, self.dynamics.mask_id, logits, *rest)
 
-            tokens = torch.cat((tokens, self._sample(fill, len(video), coming.new).tokens[:, None]), dim=1)
+            tokens = torch.cat((tokens, self._sample(fill, len(video)).tokens[:, None]), dim=1)
             frame = self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]
             self._go_on(mosaic, coming, frame)
             imagined.append(to_uint8(frame).cpu())
@@ -398,9 +381,9 @@ class World:
     def _infer(self, video: Tensor, tokens: Tensor | None) -> Int[Tensor, "b steps"]:
         return self.lam.infer(to_float(video) if tokens is None or not self.config.sees_tokens else tokens)
 
-    def _sample(self, fill: Callable[..., Filled], b: int, new: Bool[Tensor, "b n"] | None) -> Filled:
+    def _sample(self, fill: Callable[..., Filled], b: int) -> Filled:
         masked = torch.full((b, self.config.tokenizer.num_patches), self.dynamics.mask_id, device=self.device)
-        return sample_frame(fill, masked, self.config.sampling, self._generator, new)
+        return sample_frame(fill, masked, self.config.sampling, self._generator)
 
 
 class Past(NamedTuple):

@@ -10,7 +10,7 @@ Dimensions:  m worlds   h w c a frame   H W the torus
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from minigenie.nn.motion import warp
@@ -34,11 +34,9 @@ class Mosaic(NamedTuple):
         mosaic._paste(frames)
         return mosaic
 
-    def look(
-        self, frames: Float[Tensor, "m h w c"], motion: Float[Tensor, "m 2"]
-    ) -> tuple[Float[Tensor, "m h w c"], Bool[Tensor, "m h w"]]:
-        """The frame at hand moved by [down, right] pixels, and which of its pixels were ever seen. What comes into the
-        picture is as it was seen before, or, if it never was, as the edge is."""
+    def look(self, frames: Float[Tensor, "m h w c"], motion: Float[Tensor, "m 2"]) -> Float[Tensor, "m h w c"]:
+        """The frame at hand moved by [down, right] pixels. What comes into the picture is as it was seen before, or, if
+        it never was, as the edge is."""
         moved, inside = warp(frames, motion)
         whole = (-motion).floor()
         index, places = self._index(self.at + whole.long(), frames.shape[1] + 1, frames.shape[2] + 1)
@@ -49,7 +47,7 @@ class Mosaic(NamedTuple):
         between = torch.lerp(between[:, :, :-1], between[:, :, 1:], right)
         known = known[:, :-1] & (known[:, 1:] | (down == 0)[..., 0])
         known = known[:, :, :-1] & (known[:, :, 1:] | (right == 0)[..., 0])
-        return torch.where(((inside == 0) & known)[..., None], between, moved), (inside != 0) | known
+        return torch.where(((inside == 0) & known)[..., None], between, moved)
 
     def move(self, motion: Float[Tensor, "m 2"], frames: Float[Tensor, "m h w c"]) -> None:
         """Go on by a motion to the frames that came of it, in place."""

@@ -183,7 +183,7 @@ def _graphs(world: World) -> list[tuple[str, nn.Module, tuple[Any, ...]]]:
     given = [action]
     graphs: list[tuple[str, nn.Module, tuple[Any, ...]]] = [("begin", begin, (picture,))]
     if world.dynamics.camera is not None:
-        inputs = action, torch.rand(1), number, state
+        inputs = action, state
         with torch.no_grad():
             given = give(*inputs)
         graphs.append(("give", give, inputs))

@@ -15,7 +15,7 @@ Dimensions:  n patches of a frame   h w c a frame
 from torch import Tensor, nn
 
 from minigenie.dynamics import Given
-from minigenie.maskgit import Filled, of_each
+from minigenie.maskgit import Filled, fill_most_confident
 from minigenie.world import Past, World
 
 
@@ -41,9 +41,9 @@ class Begin(Graph):
 
 
 class Give(Graph):
-    def forward(self, action: Tensor, uniform: Tensor, temperature: Tensor, state: list[Tensor]) -> list[Tensor]:
+    def forward(self, action: Tensor, state: list[Tensor]) -> list[Tensor]:
         past = self.unflat(state)
-        given = self.world.next_given(action, past.history, past.frame, past.mosaic, uniform, temperature)
+        given = self.world.next_given(action, past.history, past.frame, past.mosaic)
         return [each.clone() for each in given if each is not None]
 
 
@@ -59,9 +59,9 @@ class Fill(Graph):
         temperature: Tensor,
         state: list[Tensor],
     ) -> Filled:
-        known, filled = Given(*given), Filled(tokens, sure)
-        chance = uniform, keep, noise, of_each(temperature, known.new)
-        return self.world.dynamics.fill(known, self.unflat(state).dynamics, filled, *chance)
+        dynamics, past = self.world.dynamics, self.unflat(state)
+        logits, filled = dynamics.step(tokens, Given(*given), past.dynamics), Filled(tokens, sure)
+        return fill_most_confident(filled, dynamics.mask_id, logits, uniform, keep, noise, temperature)
 
 
 class Commit(Graph):

@@ -131,7 +131,7 @@ async function imagine(action, state) {
   const temperature = tensor("float32", [Math.max(player.temperature, COLDEST)], []);
   const chosen = tensor("int64", [integer(action)]);
   const given = numbered("given", about.graphs.includes("give")
-    ? await run("give", { action: chosen, uniform: uniform([1]), temperature, ...before }) : [chosen]);
+    ? await run("give", { action: chosen, ...before }) : [chosen]);
   let tokens = tensor("int64", new BigInt64Array(n).fill(integer(about.mask_id)), [1, n]), sure = tensor("float32", new Float32Array(n), [1, n]);
   for (const { keep, noise } of schedule(player.steps, n)) {
     [tokens, sure] = await run("fill", { ...given, tokens, sure, uniform: uniform([2, 1, n]), keep: tensor("int64", [integer(keep)], []),
