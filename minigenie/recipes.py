@@ -125,7 +125,7 @@ def speedrun() -> Recipe:
             recipe.dynamics, transformer=STConfig(num_blocks=6, dim=320, num_heads=5), motions=256, memory=64
         ),
         dynamics_fit=replace(fit, batch_size=32, clip_frames=16, optim=replace(optim, lr=4e-3)),
-        # tokens are kept in nearly any order: by confidence what goes on as before comes first, and pits never end
+        # tokens are kept in nearly any order: by confidence, that a wall goes on would come before that it ends
         sampling=SamplingConfig(steps=2, temperature=1.0, choice_noise=10.0),
         context_frames=15,
         shares=(0.28, 0.05, 0.67),
