@@ -126,8 +126,8 @@ class Camera(nn.Module):
         return self.head(torch.cat((self.picture(picture), steps), dim=1)).float()
 
     def likeliest_motion(self, history: History, action: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
-        """The code of the motion into the next frame. It is not drawn by chance: whoever plays long enough would be
-        drawn into a wall, and out of a wall no picture leads."""
+        """The code of the motion into the next frame. It is not drawn by chance: that may lead into a wall, and
+        out of a wall no picture leads."""
         return self.logits(history, action).argmax(-1)
 
     def loss(self, logits: Float[Tensor, "m k"], codes: Int[Tensor, " m"]) -> Tensor:

@@ -18,12 +18,9 @@ from minigenie.errors import UserError
 from minigenie.nn.patches import to_float
 from minigenie.pictures import grid, save_picture
 from minigenie.play.actions import load_actions, resolve_actions
-from minigenie.world import World, load_compiled, locate, read_prompt
+from minigenie.world import World, load_compiled, locate, read_prompt, world_config
 
-WALK = (
-    "right*60,jump-right*18,right*30,noop*15,jump-right*22,noop*20,"
-    "left*45,jump-left*18,noop*45,jump*15,noop*22"
-)  # fmt: skip
+WALK = "right*60,jump-right*18,right*30,noop*15,jump-right*22,noop*20,left*45,jump-left*18,noop*45,jump*15,noop*22"
 EVERY = 10  # seconds
 
 
@@ -48,9 +45,11 @@ def main(
         compiled: Compile the world first, which takes about a minute.
     """
     folder = locate(world)
-    paths = sorted((folder / "prompts").glob("*.png"))[:starts]
+    paths = sorted((folder / "prompts").glob("*.png"))[: max(0, starts)]
+    if not paths:
+        raise UserError(f"{starts} of the start pictures in {folder / 'prompts'} are none to walk from")
+    pressed = resolve_actions(walk, load_actions(folder, world_config(folder).num_actions))
     made = load_compiled(folder, None, "auto", len(paths)) if compiled else World.load(folder, precision="auto")
-    pressed = resolve_actions(walk, load_actions(folder, made.num_actions))
     videos = [read_prompt(path, made.frame_shape) for path in paths]
     made.reset(torch.cat(videos), seed)
     shown, frames, every = [torch.cat(videos)[:, 0]], round(seconds * made.fps), round(EVERY * made.fps)
@@ -70,6 +69,6 @@ def main(
 if __name__ == "__main__":
     try:
         tyro.cli(main)
-    except UserError as error:
-        print(error, file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

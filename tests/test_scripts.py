@@ -98,10 +98,14 @@ def test_a_walk_is_a_row_of_pictures_for_each_start(trained, tmp_path):
     assert (np.array(picture)[1:65, 1:65] == start).all()
 
 
-def test_a_walk_of_actions_that_there_are_not_is_one_line(trained, tmp_path):
-    ended = walk(trained, tmp_path / "walk.png", "--walk", "fly*3")
+@pytest.mark.parametrize(
+    ("world", "option", "value", "told"),
+    [(None, "--walk", "fly*3", "fly"), (None, "--starts", "0", "0 of the start"), ("no", "--seed", "0", "no")],
+)
+def test_a_walk_that_cannot_be_is_one_line(trained, tmp_path, world, option, value, told):
+    ended = walk(world or trained, tmp_path / "walk.png", option, value)
     assert ended.returncode == 2
-    assert "fly" in ended.stderr
+    assert told in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
