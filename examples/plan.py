@@ -36,7 +36,7 @@ def main(
     out: Path | None = None,
 ) -> None:
     """Search for the actions that move the view to the right. Prints each round's mean and best return."""
-    envs = gymnasium.make_vec("minigenie/World-v0", plans, world=world, reward=moved_right)
+    envs = gymnasium.make_vec("minigenie/World-v0", plans, world=world, reward=moved_right, ends=False)
     rng, num_actions = np.random.default_rng(seed), envs.single_action_space.n
     likely = np.full((horizon, num_actions), 1 / num_actions)  # of each action at each step
     for number in range(rounds):

@@ -174,7 +174,7 @@ def main(
     settings = CollectSettings(game="coinrun", split="test", seed=seed, **coinrun_look(folder))
     check(settings)
     dataset = Dataset.open(footage)
-    env = WorldVectorEnv(WORLDS, folder, way_to_the_right, None, device, -1, output="torch")
+    env = WorldVectorEnv(WORLDS, folder, way_to_the_right, None, device, -1, output="torch", ends=False)
     if (named := named_keys(env.world)) is None:
         raise UserError(f"the actions of {world} have no names; train one with --actions true or labels")
     out.mkdir(parents=True, exist_ok=True)

@@ -157,7 +157,7 @@ def train(
     """
     from minigenie.console import note_precision, training
     from minigenie.data.joined import open_datasets
-    from minigenie.pipeline import train_world, with_actions
+    from minigenie.pipeline import train_world, with_actions, with_ending
     from minigenie.recipes import adjusted, describe
     from minigenie.runtime import pick_device, process_group
     from minigenie.track import tracking
@@ -167,7 +167,7 @@ def train(
     footage = open_datasets(datasets, weights, verify=False) if datasets else None
     recipe = adjusted(settings, footage.frame_size if footage else None)
     if footage is not None:
-        recipe = with_actions(recipe, footage, actions, labels)
+        recipe = with_ending(with_actions(recipe, footage, actions, labels), footage)
     elif actions != "latent":
         raise UserError(f"--actions {actions} depends on the dataset; name one")
     if dry_run or out is None:

@@ -11,7 +11,7 @@ from minigenie.data.collect import available, collect
 from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
 from minigenie.eval.run import measure, rows
-from minigenie.pipeline import Recipe, train_world, with_actions
+from minigenie.pipeline import Recipe, train_world, with_actions, with_ending
 from minigenie.recipes import tiny
 from minigenie.runtime import pick_device
 from minigenie.settings import CollectSettings
@@ -42,8 +42,8 @@ def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: i
     scale = min(1.0, minutes / FULL_MINUTES)
     footage = {split: _collect(game, out, split, max(2_000, int(FRAMES[split] * scale)), seed) for split in FRAMES}
     stamps["collect"] = time.monotonic()
-    recipe = replace(tiny(), seed=seed)
-    for name in ("tokenizer_fit", "lam_fit", "dynamics_fit"):  # the clock decides, not the steps
+    recipe = with_ending(replace(tiny(), seed=seed), footage["train"])
+    for name in ("tokenizer_fit", "lam_fit", "dynamics_fit", "ending_fit"):  # the clock decides, not the steps
         recipe = replace(recipe, **{name: replace(getattr(recipe, name), steps=1_000_000)})
     labels = min(LABELS, footage["train"].num_frames // 8)
     recipes = {

@@ -61,7 +61,9 @@ class WorldEnv(gymnasium.Env[Array, np.int64]):
 
     ## Episode End
 
-    The episode never terminates. It is truncated after 500 steps, or `gymnasium.make(..., max_episode_steps=...)`.
+    It terminates where the world says that its newest frame is the last one, as the game's own would be (`World.over`);
+    a world whose footage did not say which episodes ended never does. It is truncated after 500 steps, or
+    `gymnasium.make(..., max_episode_steps=...)`.
 
     ## Arguments
 
@@ -76,6 +78,7 @@ class WorldEnv(gymnasium.Env[Array, np.int64]):
     | `output` | **str** | `"numpy"` | `"torch"`: all that `reset` and `step` give stays on the device, as tensors |
     | `precision` | **str** | `"float32"` | What the world computes in: `"float32"`, `"bfloat16"` or `"auto"` |
     | `compiled` | **bool** | `False` | Compile the world first, which takes about a minute |
+    | `ends` | **bool** | `True` | Terminate where the world says that it is over; else never |
 
     Gymnasium's own checks want numpy: with tensors, `gymnasium.make(..., disable_env_checker=True)`.
 
@@ -101,9 +104,10 @@ class WorldEnv(gymnasium.Env[Array, np.int64]):
         output: Output = "numpy",
         precision: Precision = "float32",
         compiled: bool = False,
+        ends: bool = True,
     ) -> None:
         self._batch = batch = WorldVectorEnv(
-            1, world, reward, render_mode, device, -1, output=output, precision=precision, compiled=compiled
+            1, world, reward, render_mode, device, -1, AutoresetMode.DISABLED, output, precision, compiled, ends=ends
         )
         self.world, self.render_mode = batch.world, render_mode
         self.observation_space, self.action_space = batch.single_observation_space, batch.single_action_space
@@ -122,7 +126,7 @@ class WorldEnv(gymnasium.Env[Array, np.int64]):
         certainty = infos["certainty"][0]
         if self._batch.output == "torch":
             return frames[0], rewards[0], over[0], truncated[0], {"certainty": certainty}
-        return frames[0], float(rewards[0]), False, False, {"certainty": float(certainty)}
+        return frames[0], float(rewards[0]), bool(over[0]), False, {"certainty": float(certainty)}
 
     def render(self) -> np.ndarray | None:
         return self._batch.frames[0].numpy(force=True).copy() if self.render_mode else None
@@ -136,8 +140,8 @@ class WorldVectorEnv(VectorEnv[Array, Array, Array]):
     `WorldEnv`'s, batched: frames uint8 `[b h w 3]`, actions int `[b]`; `reward` is called with one member's frames.
 
     With `output="torch"` it is called once, with those of all, and gives `[b]`; frames, rewards (float32), terminated,
-    truncated (bool) and `infos["certainty"]` are tensors on the world's device, and only the flags' causes, the numbers
-    of steps, are kept elsewhere. Actions may be a tensor there.
+    truncated (bool) and `infos["certainty"]` are tensors on the world's device; which members are at their end is known
+    elsewhere too. Actions may be a tensor there.
 
     `part` is how many members are computed at a time, 64 on a CPU and 1,024 elsewhere by default. Each part has random
     numbers of its own: the same seed, prompts, actions and `part` give the same frames.
@@ -149,11 +153,11 @@ class WorldVectorEnv(VectorEnv[Array, Array, Array]):
 
     ## Episode End
 
-    No episode terminates; a member is truncated after `max_episode_steps` (`-1`: never), and begins anew from the
-    prompt of the last `reset` or, without one, a newly drawn one: by Gymnasium's `autoreset_mode`, at the next step,
-    which takes no notice of its action and gives reward 0 (`NEXT_STEP`, the default), at the same one (`SAME_STEP`,
-    with the last frame in `infos["final_obs"]`), or when told to (`DISABLED`). `reset(options={"reset_mask": ...})`,
-    booleans `[b]`, begins some members anew while the others go on."""
+    A member terminates as a `WorldEnv` does, and is truncated after `max_episode_steps` (`-1`: never). Then it begins
+    anew from the prompt of the last `reset` or, without one, a newly drawn one: by Gymnasium's `autoreset_mode`, at the
+    next step, which takes no notice of its action and gives reward 0 (`NEXT_STEP`, the default), at the same one
+    (`SAME_STEP`, with the last frame in `infos["final_obs"]`), or when told to (`DISABLED`).
+    `reset(options={"reset_mask": ...})`, booleans `[b]`, begins some members anew while the others go on."""
 
     metadata = {**WorldEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
@@ -170,6 +174,7 @@ class WorldVectorEnv(VectorEnv[Array, Array, Array]):
         precision: Precision = "float32",
         compiled: bool = False,
         part: int | None = None,
+        ends: bool = True,
     ) -> None:
         for name, number in {"num_envs": num_envs, "part": 1 if part is None else part}.items():
             if not isinstance(number, int | np.integer) or number < 1:
@@ -193,14 +198,14 @@ class WorldVectorEnv(VectorEnv[Array, Array, Array]):
         self.single_action_space = Discrete(self.world.num_actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
+        self.num_envs, self.max_episode_steps, self.ends = num_envs, max_episode_steps, ends
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "render_fps": self.world.fps, "autoreset_mode": self.autoreset_mode}
         self._where = self.world.device if output == "torch" else torch.device("cpu")
         prompts = [read_prompt(path, shape)[0] for path in sorted((self.folder / "prompts").glob("*.png"))]
         self.prompts = torch.stack(prompts).to(self._where) if prompts else None  # uint8 [prompts 1 h w c]
         self.frames = torch.zeros(num_envs, *shape, dtype=torch.uint8, device=self._where)
-        self._steps = np.zeros(num_envs, dtype=int)
+        self._steps, self._ended = np.zeros(num_envs, dtype=int), np.zeros(num_envs, dtype=bool)
         self._prompt: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
@@ -227,14 +232,15 @@ class WorldVectorEnv(VectorEnv[Array, Array, Array]):
                     world.reset_some(due.tolist(), videos[members][due])
         # not in place: the agent may hold these frames
         self.frames = torch.where(self._tensor(some)[:, None, None, None], videos[:, -1], self.frames)
-        self._prompt, self._steps[some] = prompt, 0
+        self._prompt, self._steps[some], self._ended[some] = prompt, 0, False
         return self._give(self.frames), {}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        over = self._steps == self.max_episode_steps  # before this step
+        over = self._ended.copy()  # before this step
         if over.any() and self.autoreset_mode == AutoresetMode.DISABLED:
             members = np.flatnonzero(over).tolist()
-            raise UserError(f"members {members} are at their end; begin them anew with reset and a reset_mask")
+            how = "reset and a reset_mask" if self.num_envs > 1 else "reset"
+            raise UserError(f"members {members} are at their end; begin them anew with {how}")
         chosen, before = self.world.check_actions(actions, self.num_envs), self.frames
         parts = zip(self._parts, self._members, strict=True)
         stepped = [world.step_on_device(chosen[members]) for world, members in parts]
@@ -242,17 +248,25 @@ class WorldVectorEnv(VectorEnv[Array, Array, Array]):
         self.frames, rewards = frames, self._rewards(before, frames)
         infos: dict[str, Any] = {"certainty": self._give(certainty)}
         self._steps += 1
+        terminated = self._terminated()
         if over.any():
             self._begin_anew(over)
             rewards[self._tensor(over)] = 0
+            terminated[over] = False
         truncated = self._steps == self.max_episode_steps
-        if truncated.any() and self.autoreset_mode == AutoresetMode.SAME_STEP:
-            ended = self._give(self._tensor(truncated))
-            infos |= {"final_obs": self._last_frames(truncated), "_final_obs": ended}
+        self._ended = terminated | truncated
+        if self._ended.any() and self.autoreset_mode == AutoresetMode.SAME_STEP:
+            ended = self._give(self._tensor(self._ended))
+            infos |= {"final_obs": self._last_frames(self._ended), "_final_obs": ended}
             infos |= {"final_info": {"certainty": infos["certainty"]}, "_final_info": ended}
-            self._begin_anew(truncated)
-        flags = (self._give(self._tensor(each)) for each in (np.zeros_like(truncated), truncated))
+            self._begin_anew(self._ended.copy())
+        flags = (self._give(self._tensor(each)) for each in (terminated, truncated))
         return self._give(self.frames), self._give(rewards), *flags, infos
+
+    def _terminated(self) -> np.ndarray:
+        if self.world.ending is None or not self.ends:  # then nothing waits for the device
+            return np.zeros(self.num_envs, dtype=bool)
+        return torch.cat([world.over for world in self._parts]).numpy(force=True).copy()
 
     def _rewards(self, before: Tensor, after: Tensor) -> Tensor:
         """[b] of uint8 [b h w c]; float64 of numpy, as Gymnasium has it."""

@@ -16,7 +16,7 @@ from minigenie.data.dataset import Dataset
 from minigenie.files import write_atomic
 from minigenie.pictures import save_picture
 from minigenie.remote import CHECKSUMS, write_checksums
-from minigenie.world import MODELS, World, locate, read_config, world_config
+from minigenie.world import World, locate, read_config, world_config
 
 KEYS = "1234567890qwertyuiopasdfghjklzxcvbnm"
 
@@ -27,7 +27,7 @@ def finish(world: World, dataset: Dataset, out: Path, prompts: int = 8) -> None:
     if not (out / "README.md").exists():
         _write_beside(world, dataset, out, prompts)
     if not (out / CHECKSUMS).exists():
-        write_checksums(out, [out / f"{name}.safetensors" for name in MODELS] + files_beside(out))
+        write_checksums(out, [out / f"{name}.safetensors" for name in world.config.models] + files_beside(out))
 
 
 def _write_beside(world: World, dataset: Dataset, out: Path, prompts: int) -> None:
@@ -57,7 +57,7 @@ def export_world(folder: str | Path, out: Path, unfinished: bool = False) -> lis
     that goes on, models that are not trained yet as they were last saved. Gives the names of those that are missing.
     Raises FileExistsError if `out` is there, or as World.load does."""
     folder = locate(folder)
-    models = {name: _weights(folder, name, unfinished) for name in MODELS}
+    models = {name: _weights(folder, name, unfinished) for name in world_config(folder).models}
     if out.exists():
         raise FileExistsError(f"{out} exists; choose a new folder")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def export_world(folder: str | Path, out: Path, unfinished: bool = False) -> lis
         shutil.copyfile(path, copy)
     missing = [name for name, weights in models.items() if not weights]
     if not missing:
-        write_checksums(unready, [unready / f"{name}.safetensors" for name in MODELS] + files_beside(unready))
+        write_checksums(unready, [unready / f"{name}.safetensors" for name in models] + files_beside(unready))
     unready.chmod(0o755)
     unready.rename(out)
     return missing
@@ -88,7 +88,7 @@ def _weights(folder: Path, name: str, unfinished: bool) -> dict[str, Tensor]:
     path = folder / f"{name}.safetensors"
     if path.exists() or not unfinished:
         return load_model(path, getattr(world_config(folder), f"make_{name}")).state_dict()
-    joint = name != "tokenizer" and read_config(folder).get("joint")
+    joint = name in ("lam", "dynamics") and read_config(folder).get("joint")
     prefix = f"model/{name}." if joint else "model/"
     saved = Checkpoints(folder / "checkpoints" / ("dynamics" if joint else name)).load().tensors
     return {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
@@ -96,7 +96,7 @@ def _weights(folder: Path, name: str, unfinished: bool) -> dict[str, Tensor]:
 
 def model_card(world: World, dataset: Dataset) -> str:
     height, width, _ = world.frame_shape
-    sizes = ", ".join(f"{name} {count_parameters(getattr(world, name)) / 1e6:.1f} M" for name in MODELS)
+    sizes = ", ".join(f"{name} {count_parameters(getattr(world, name)) / 1e6:.1f} M" for name in world.config.models)
     return f"""# A MiniGenie world
 
 Learned from video by the method of [Genie](https://arxiv.org/abs/2402.15391): frames of {height}x{width},

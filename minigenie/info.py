@@ -66,22 +66,21 @@ def describe_dataset(dataset: Dataset) -> None:
 def describe_run(folder: Path) -> None:
     from minigenie.checkpoint import Checkpoints
     from minigenie.finish import count_parameters
-    from minigenie.pipeline import STAGES
     from minigenie.runtime import dtype_of, pick_device
-    from minigenie.world import World, read_config
+    from minigenie.world import World, read_config, world_config
 
-    values = read_config(folder)
+    values, stages = read_config(folder), world_config(folder).models
     source = values["dataset"]
-    made = [stage for stage in STAGES if (folder / f"{stage}.safetensors").exists()]
-    print(f"{folder}: a {'world' if len(made) == 3 else 'run'}, {values['fps']:g} frames a second")
+    made = [stage for stage in stages if (folder / f"{stage}.safetensors").exists()]
+    print(f"{folder}: a {'world' if made == list(stages) else 'run'}, {values['fps']:g} frames a second")
     print(f"footage       {source.get('source')} ({source.get('generator')})")
-    for stage in STAGES:
+    for stage in stages:
         saved = Checkpoints(folder / "checkpoints" / stage).paths()
         state = "trained" if stage in made else f"saved as {saved[-1].stem}" if saved else "not begun"
         print(f"{stage:<13} {state}")
-    if len(made) == 3:
+    if made == list(stages):
         world = World.load(folder, "cpu")
-        sizes = ", ".join(f"{stage} {count_parameters(getattr(world, stage)) / 1e6:.2f} M" for stage in STAGES)
+        sizes = ", ".join(f"{stage} {count_parameters(getattr(world, stage)) / 1e6:.2f} M" for stage in stages)
         print(f"parameters    {sizes}; {world.num_actions} actions, frames {world.frame_shape}")
     where = pick_device()
     precision = str(dtype_of(where, "auto")).removeprefix("torch.")

@@ -1,21 +1,24 @@
-"""From a dataset to a world: tokenizer, tokens, latent actions, dynamics. Each stage is skipped when its file is there.
+"""From a dataset to a world: tokenizer, tokens, ending, latent actions, dynamics. Each stage is skipped when its file
+is there.
 
 A run's folder is the world's folder: config.json (the whole recipe), metrics.jsonl, samples/, checkpoints/, encoded/,
-and the three models as they are finished.
+and the models as they are finished.
 """
 
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from jaxtyping import Int
 from torch import Tensor
 
 from minigenie import __version__
@@ -28,6 +31,7 @@ from minigenie.data.joined import JoinedDataset
 from minigenie.data.labels import Labels, check_labels, label_files, read_labels, recorded_labels
 from minigenie.dynamics import Dynamics, Joint
 from minigenie.encode import CLIP, encode_actions, encode_motions, encode_moved, encode_tokens, load_motions
+from minigenie.ending import LAST, Ending, EndingConfig
 from minigenie.errors import UserError
 from minigenie.files import write_atomic
 from minigenie.finish import finish
@@ -38,33 +42,43 @@ from minigenie.metrics import MetricsLog, read_metrics
 from minigenie.nn.model import Model, Sample
 from minigenie.nn.motion import clip_motions, motion
 from minigenie.nn.patches import to_float
+from minigenie.optim import OptimConfig
 from minigenie.runtime import autocast, barrier
 from minigenie.tokenizer import VideoTokenizer
-from minigenie.train import ENDLESS, FitConfig, Progress, fit
+from minigenie.train import ENDLESS, Execution, FitConfig, Progress, fit
 from minigenie.world import FORMAT, VERSION, ActionModel, Actions, World, WorldConfig, read_config
 
-STAGES = ("tokenizer", "lam", "dynamics")
 MEASURES = ("psnr", "cross_entropy", "accuracy")  # of a model's metrics, those that footage decides
 HELD_OUT_CLIPS = 32
 HELD_OUT_LABELS = 512
-REUSED = ("tokenizer.safetensors", *(f"encoded/{name}.npy" for name in ("tokens", "motions", "camera", "moved")))
+ENCODED = ("tokens", "motions", "camera", "moved")
+REUSED = ("tokenizer.safetensors", "ending.safetensors", *(f"encoded/{name}.npy" for name in ENCODED))
 MOST_MOTIONS = 2**16  # from which the typical ones are taken
 STEPS = 32  # of the footage, from which the camera learns beside each clip
 MOST_LABELS = 20_000  # that inverse dynamics learns from
 HELD = 0.5  # share of the likeliest control's chance above which one stays that was held before
 FOCUSING = 1_024  # pairs of frames that tell it where to look
+ENDING_SHARE = 0.04  # of a time limit, beside the shares of all else
 SURVEYED = 8  # shards, or as many as it takes to find enough pairs of frames
+
+
+def ending_fit() -> FitConfig:
+    """As good as any: it overfits when it goes on."""
+    optim = OptimConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.2, warmup=50, decay="late", final_lr=0.0)
+    return FitConfig(steps=1_000, batch_size=256, clip_frames=1, optim=optim, execution=Execution(save_every=100))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(WorldConfig):
     """A world, and how to train it. joint: LAM and dynamics in one model, as in the paper, trained as dynamics_fit
-    says; else the LAM first. shares: of a time limit, for tokenizer, LAM and dynamics. labels: with actions="labels",
-    how many are taken from the recorded actions; 0 takes the dataset's sidecar, whose sha256 is `sidecar`."""
+    says; else the LAM first. shares: of a time limit, for tokenizer, LAM and dynamics, beside what the ending takes.
+    labels: with actions="labels", how many are taken from the recorded actions; 0 takes the dataset's sidecar, whose
+    sha256 is `sidecar`."""
 
     tokenizer_fit: FitConfig
     lam_fit: FitConfig
     dynamics_fit: FitConfig
+    ending_fit: FitConfig = field(default_factory=ending_fit)
     joint: bool = False
     labels: int = 0
     sidecar: str = ""
@@ -84,8 +98,20 @@ class Recipe(WorldConfig):
             raise UserError(f"joint trains latent actions; leave it out with actions={self.actions}")
         if self.joint and self.dynamics.motions:
             raise UserError(f"joint knows no camera; set dynamics.motions to 0, not {self.dynamics.motions}")
+        if self.ending_fit.clip_frames != 1:
+            raise UserError(f"clip_frames of ending_fit is {self.ending_fit.clip_frames}; it tells of single frames")
         if self.seed < 0 or not all(share > 0 for share in self.shares):
             raise UserError(f"seed {self.seed} must be 0 or more, shares {self.shares} above 0")
+
+    def share(self, *stages: str) -> float:
+        """Of a time limit."""
+        shares = dict(zip(("tokenizer", "lam", "dynamics"), self.shares, strict=True), ending=ENDING_SHARE)
+        return sum(shares[stage] for stage in stages) / sum(shares[model] for model in self.models)
+
+
+def with_ending(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe; without an ending, if the dataset does not say which of its episodes ended."""
+    return recipe if any(episode.ended for episode in dataset.episodes) else replace(recipe, ending=EndingConfig())
 
 
 def with_actions(recipe: Recipe, dataset: Dataset, source: Actions, labels: int = 0) -> Recipe:
@@ -169,13 +195,14 @@ def train_world(
     barrier()
     tokenizer = run.tokenizer()
     tokens = run.tokens(tokenizer)
+    ending = run.ending(tokenizer, tokens)
     lam: ActionModel
     if recipe.joint:
         lam, dynamics = run.joint(tokenizer, tokens)
     else:
         lam = run.lam(tokenizer, tokens)
         dynamics = run.dynamics(tokenizer, lam, tokens, run.actions(lam, tokens))
-    world = World(recipe, tokenizer, lam, dynamics, device, float(dataset.fps))
+    world = World(recipe, tokenizer, lam, dynamics, device, float(dataset.fps), ending=ending)
     if run.rank == 0:
         finish(world, dataset, out)
     return world
@@ -195,13 +222,13 @@ class Run:
         watcher: Watcher,
     ) -> None:
         check_fits(recipe, dataset)
-        if max_seconds is None and any(getattr(recipe, f"{stage}_fit").steps >= ENDLESS for stage in STAGES):
+        if max_seconds is None and any(getattr(recipe, f"{stage}_fit").steps >= ENDLESS for stage in recipe.models):
             raise UserError("this recipe goes on until its time is over; give it some, as in --max-minutes 9")
         self.dataset, self.recipe, self.out, self.device, self.watcher = dataset, recipe, out, device, watcher
         self.max_seconds, self.shard = max_seconds, shard
         self.windows = lru_cache(dataset.training_windows)
         self.rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        for stage in STAGES:
+        for stage in recipe.models:
             getattr(recipe, f"{stage}_fit").parts(processes)
         self.held_out = held_out(dataset)
         if self.rank == 0:
@@ -220,6 +247,20 @@ class Run:
         path = self.out / "encoded/tokens.npy"
         with autocast(self.device, self.recipe.tokenizer_fit.execution.precision):
             return encode_tokens(self.dataset, tokenizer.to(self.device), self.recipe.context_frames, path, watch)
+
+    def ending(self, tokenizer: VideoTokenizer, tokens: np.ndarray) -> Ending | None:
+        if not self.recipe.ending.dim:
+            return None
+
+        def make() -> Ending:
+            model = self.recipe.make_ending()
+            model.init_from_codebook(tokenizer.quantizer.codebook.cpu())
+            return model
+
+        batch = partial(ending_batch, ending_moments(self.dataset), tokens, self.recipe.seed)
+        model = self._train("ending", make, batch)
+        assert isinstance(model, Ending)
+        return model
 
     def lam(self, tokenizer: VideoTokenizer, tokens: np.ndarray) -> ActionModel:
         if self.recipe.actions != "latent":
@@ -351,7 +392,7 @@ class Run:
         def batch(config: FitConfig, step: int, clips: range) -> dict[str, Tensor]:
             return {**self._frames(config, step, clips), **self._integers({"tokens": tokens}, config, step, clips)}
 
-        self._fit("dynamics", model, batch, self.recipe.shares[1:], tokenizer)
+        self._fit("dynamics", model, batch, self.recipe.share("lam", "dynamics"), tokenizer)
         if self.rank == 0:
             save_model(paths[0], lam)
             save_model(paths[1], dynamics)
@@ -371,7 +412,7 @@ class Run:
         model = make()
         if path.exists():
             return load_model(path, lambda: model).to(self.device)
-        self._fit(stage, model, batch, self.recipe.shares[STAGES.index(stage) :][:1], *before)
+        self._fit(stage, model, batch, self.recipe.share(stage), *before)
         if self.rank == 0:
             save_model(path, model)
         barrier()
@@ -382,7 +423,7 @@ class Run:
         stage: str,
         model: Model,
         batch: Callable,
-        shares: tuple[float, ...],
+        share: float,
         *before: Model,
     ) -> None:
         config: FitConfig = getattr(self.recipe, f"{stage}_fit")
@@ -406,7 +447,7 @@ class Run:
             stage=stage,
             seed=self.recipe.seed,
             device=self.device,
-            max_seconds=self.max_seconds and self.max_seconds * sum(shares) / sum(self.recipe.shares),
+            max_seconds=self.max_seconds and self.max_seconds * share,
             shard=self.shard,
             sample=sample,
             watch=self.watcher.progress,
@@ -415,7 +456,7 @@ class Run:
     @torch.no_grad()
     def _held_out_batch(self, model: Model, config: FitConfig, *before: Model) -> dict[str, Tensor] | None:
         """Some held-out clips, as a batch of what `model` learns from."""
-        if self.held_out is None:
+        if self.held_out is None or isinstance(model, Ending):
             return None
         if isinstance(model, InverseDynamics):
             return self._held_out_labels()
@@ -490,6 +531,41 @@ class Run:
         steps = {name: np.where(before, unknown, of[back].astype(np.int64)) for name, (of, unknown) in known.items()}
         steps["tokens"] = tokens[frames].astype(np.int64)
         return {f"step_{name}": torch.from_numpy(each) for name, each in steps.items()}
+
+
+class Moments(NamedTuple):
+    """Frames of a dataset [m], and the one before each: the last ones of episodes that ended, and all others but those
+    where one was cut off, of which nobody knows."""
+
+    ended: Int[np.ndarray, "m 2"]
+    others: Int[np.ndarray, "k 2"]
+
+
+def ending_moments(dataset: Dataset) -> Moments:
+    first, frames = dataset.episode_starts, np.arange(dataset.num_frames)
+    last = first + np.array([episode.length for episode in dataset.episodes]) - 1
+    pairs = np.stack((np.maximum(frames - 1, first[dataset.episodes_of(frames)]), frames), axis=1)
+    return Moments(pairs[last[[episode.ended for episode in dataset.episodes]]], np.delete(pairs, last, axis=0))
+
+
+def ending_batch(
+    moments: Moments, tokens: np.ndarray, seed: int, config: FitConfig, step: int, some: range
+) -> dict[str, Tensor]:
+    """What an ending learns from: `some` of a step's moments, by tokens of the whole dataset, [f n]."""
+    few = math.ceil(LAST * config.batch_size)
+    numbers = few, config.batch_size - few
+    pairs = np.concatenate(
+        [
+            kind[sample_batch(len(kind), seed=seed, step=step, batch_size=number)]
+            for kind, number in zip(moments, numbers, strict=True)
+        ]
+    )
+    odds = few / max(1, numbers[1]) * len(moments.others) / len(moments.ended)
+    return {
+        "tokens": torch.from_numpy(tokens[pairs[some.start : some.stop]].astype(np.int64)),
+        "last": torch.arange(some.start, some.stop) < few,
+        "odds": torch.full((len(some),), odds),
+    }
 
 
 def seen_by_camera(camera: Camera, tokenizer: VideoTokenizer, frames: Tensor) -> dict[str, Tensor]:
@@ -573,8 +649,10 @@ def check_fits(recipe: Recipe, dataset: Dataset) -> None:
             f"{dataset.name} has frames of {here}, the recipe is for {wanted}; leave tokenizer.frame_size out, or "
             f"ingest with --size {wanted}"
         )
-    for stage in STAGES:
+    for stage in recipe.models:
         dataset.windows(getattr(recipe, f"{stage}_fit").clip_frames)
+    if recipe.ending.dim and not any(episode.ended for episode in dataset.episodes):
+        raise UserError(f"{dataset.name} does not say that any of its episodes ended; set ending.dim to 0")
     with torch.device("meta"):  # sizes that do not fit together show before anything is written
         recipe.make_tokenizer(), recipe.make_lam(), recipe.make_dynamics()
 
@@ -636,6 +714,7 @@ def reuse_stages(other: Path, out: Path) -> None:
     """Tokenizer and tokens of a run whose config says that they are the same."""
     here, there = read_config(out), read_config(other)
     same = [here[key] == there[key] for key in ("dataset", "tokenizer", "context_frames", "seed")]
+    same += [here.get("ending") == there.get("ending")]
     same += [here["dynamics"][key] == there["dynamics"].get(key, 0) for key in ("motions", "memory")]
     if not all(same):
         raise UserError(f"{other} is a run on other footage or with another tokenizer; train {out} on its own")

@@ -12,6 +12,7 @@ from torch import nn
 
 from minigenie.config import override, to_dict
 from minigenie.dynamics import DynamicsConfig
+from minigenie.ending import EndingConfig
 from minigenie.errors import UserError
 from minigenie.finish import count_parameters
 from minigenie.lam import LAMConfig
@@ -53,6 +54,7 @@ def tiny() -> Recipe:
         lam_fit=replace(fit, steps=800, batch_size=64, clip_frames=2, optim=of_lam),
         dynamics=DynamicsConfig(group=2, transformer=STConfig(num_blocks=4, dim=192, num_heads=6), motions=256),
         dynamics_fit=replace(fit, steps=3_000, batch_size=4, clip_frames=8, optim=replace(optim, lr=4e-3)),
+        ending=EndingConfig(dim=64),
         sampling=SamplingConfig(steps=1, temperature=0.0, choice_noise=0.0),
         context_frames=7,
     )
@@ -99,6 +101,7 @@ def coinrun() -> Recipe:
         lam_fit=replace(fit, steps=30_000, batch_size=256, clip_frames=2, execution=replace(parts, part=256)),
         dynamics=DynamicsConfig(transformer=STConfig(num_blocks=12)),
         dynamics_fit=replace(fit, steps=100_000, batch_size=36, execution=replace(parts, part=3)),
+        ending=EndingConfig(dim=64),
         sampling=SamplingConfig(steps=25),
     )
 
@@ -231,6 +234,7 @@ def fitted(recipe: Recipe, frame_size: tuple[int, int]) -> Recipe:
 IDLE: dict[str, tuple[Callable[[Recipe], bool], str]] = {  # fields that change nothing, and when
     "dynamics.corrupt": (lambda recipe: recipe.dynamics.context == "masked", "dynamics.context=masked"),
     "dynamics.min_mask": (lambda recipe: recipe.dynamics.context == "clean", "dynamics.context=clean"),
+    "ending_fit": (lambda recipe: not recipe.ending.dim, "ending.dim=0"),
     "lam.patch": (lambda recipe: recipe.lam.input == "tokens", "lam.input=tokens"),
     "lam_fit": (lambda recipe: recipe.joint, "joint, which trains as dynamics_fit says"),
 }
@@ -248,7 +252,7 @@ def adjusted(settings: RecipeSettings, frame_size: tuple[int, int] | None = None
                 raise UserError(f"{field} does nothing with {reason}; leave it out")
     execution = {name: getattr(settings, name) for name in ("save_every", "precision")}
     execution = {name: value for name, value in execution.items() if value is not None}
-    for name in ("tokenizer_fit", "lam_fit", "dynamics_fit"):
+    for name in ("tokenizer_fit", "lam_fit", "dynamics_fit", "ending_fit"):
         fit = getattr(recipe, name)
         steps = fit.steps if settings.max_steps is None else min(fit.steps, settings.max_steps)
         fit = replace(fit, steps=steps, execution=replace(fit.execution, **execution))
@@ -260,12 +264,12 @@ def adjusted(settings: RecipeSettings, frame_size: tuple[int, int] | None = None
 def describe(recipe: Recipe) -> str:
     """The resolved config; for each model its parameters, and an estimate of the memory that a training step takes."""
     with torch.device("meta"):
-        models = {"tokenizer": recipe.make_tokenizer(), "lam": recipe.make_lam(), "dynamics": recipe.make_dynamics()}
+        models: dict[str, Model] = {name: getattr(recipe, f"make_{name}")() for name in recipe.models}
     tokens, positions = recipe.tokenizer.num_patches, recipe.tokenizer.num_patches // recipe.dynamics.group**2
     cut = f"a frame is {tokens} patches of {recipe.tokenizer.patch} pixels, {positions} positions of dynamics"
     lines, together = [json.dumps(to_dict(recipe), indent=1), "", cut], 0.0
     for name, model in models.items():
-        joint = recipe.joint and name != "tokenizer"
+        joint = recipe.joint and name in ("lam", "dynamics")
         fit: FitConfig = recipe.dynamics_fit if joint else getattr(recipe, f"{name}_fit")
         size = _step_bytes(recipe, name, model, fit) / 2**30
         together += size * joint

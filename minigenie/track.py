@@ -17,7 +17,7 @@ from PIL import Image
 
 from minigenie.config import to_dict
 from minigenie.errors import UserError
-from minigenie.pipeline import STAGES, Recipe
+from minigenie.pipeline import Recipe
 from minigenie.settings import Tracker
 from minigenie.train import Progress
 
@@ -81,7 +81,7 @@ def _runs_of(tracker: Tracker, out: Path, recipe: Recipe) -> Iterator[Log]:
     with ExitStack() as stack:
         if tracker == "wandb":
             stack.enter_context(run)  # which tells a run that failed
-            for stage in STAGES:
+            for stage in recipe.models:
                 run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         else:
             stack.callback(run.finish)

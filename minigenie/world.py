@@ -18,13 +18,14 @@ from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from minigenie.camera import History
 from minigenie.checkpoint import load_model
 from minigenie.config import from_dict
 from minigenie.dynamics import Dynamics, DynamicsConfig, Given
+from minigenie.ending import Ending, EndingConfig
 from minigenie.errors import UserError
 from minigenie.files import cache_root, is_url, parse_json
 from minigenie.inverse import InverseConfig, InverseDynamics
@@ -40,14 +41,13 @@ from minigenie.settings import Actions, Precision
 from minigenie.tokenizer import TokenizerConfig, VideoTokenizer
 
 FORMAT, VERSION = "minigenie-world", 1
-MODELS = ("tokenizer", "lam", "dynamics")
 ActionModel = LatentActionModel | InverseDynamics
 SHIPPED = Path(__file__).parent / "worlds"  # those that come with the package
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """The three models, how frames are sampled, and how many past frames the world remembers.
+    """The models, how frames are sampled, and how many past frames the world remembers.
 
     actions: what they are. "latent" ones a latent action model finds (`lam`); with "labels" they are controls, which an
     inverse dynamics model (`inverse`) learns from some labelled frames and tells of all others; with "found" it learns
@@ -59,6 +59,7 @@ class WorldConfig:
     lam: LAMConfig = field(default_factory=LAMConfig)
     inverse: InverseConfig = field(default_factory=InverseConfig)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    ending: EndingConfig = field(default_factory=EndingConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     context_frames: int = 15
 
@@ -72,6 +73,11 @@ class WorldConfig:
         rows, columns = self.tokenizer.grid
         if rows % self.dynamics.group or columns % self.dynamics.group:
             raise UserError(f"group {self.dynamics.group} does not divide a frame's {rows}x{columns} tokens")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of those that it has: attributes of a World, and files in its folder."""
+        return ("tokenizer", "lam", "dynamics", "ending") if self.ending.dim else ("tokenizer", "lam", "dynamics")
 
     @property
     def sees_tokens(self) -> bool:
@@ -94,6 +100,9 @@ class WorldConfig:
     def make_dynamics(self) -> Dynamics:
         return Dynamics(self.dynamics, self.tokenizer, self.num_actions)
 
+    def make_ending(self) -> Ending:
+        return Ending(self.ending, self.tokenizer)
+
 
 class World:
     """`reset(frames)`, then `step(actions)` as long as you like; b worlds at once. Frames are uint8 on the CPU.
@@ -111,6 +120,7 @@ class World:
         device: torch.device | str | None = None,
         fps: float = 10.0,
         precision: Precision = "float32",
+        ending: Ending | None = None,
     ) -> None:
         self.config, self.fps = config, fps
         self.device = device if isinstance(device, torch.device) else pick_device(device)
@@ -118,6 +128,7 @@ class World:
         self.tokenizer = tokenizer.to(self.device).eval()
         self.lam = lam.to(self.device).eval()
         self.dynamics = dynamics.to(self.device).eval()
+        self.ending = ending.to(self.device).eval() if ending else None
         stacks = (stack for model in (self.tokenizer, self.lam, self.dynamics) for stack in model.stacks)
         for parameter in (p for stack in stacks for p in stack.parameters()):
             parameter.data = parameter.data.to(self.dtype)
@@ -137,12 +148,10 @@ class World:
         """
         folder = locate(folder)
         config, values = world_config(folder), read_config(folder)
-        models = (
-            load_model(folder / "tokenizer.safetensors", config.make_tokenizer),
-            load_model(folder / "lam.safetensors", config.make_lam),
-            load_model(folder / "dynamics.safetensors", config.make_dynamics),
-        )
-        return cls(config, *models, device=device, fps=float(values["fps"]), precision=precision)
+        models = {
+            name: load_model(folder / f"{name}.safetensors", getattr(config, f"make_{name}")) for name in config.models
+        }
+        return cls(config, **models, device=device, fps=float(values["fps"]), precision=precision)
 
     def compile(self) -> "World":
         """Have the passes of `step` compiled by their first calls, which then take about a minute; for long sessions.
@@ -162,6 +171,16 @@ class World:
     @property
     def num_actions(self) -> int:
         return self.config.num_actions
+
+    @property
+    @torch.no_grad()
+    def over(self) -> Bool[Tensor, " b"]:
+        """Of every world whether its newest frame is told to be the last of its episode; on its device. `step` goes on
+        all the same. Never, if the world knows no end."""
+        past = self._current_past()
+        if self.ending is None:
+            return torch.zeros(past.b, dtype=torch.bool, device=self.device)
+        return self.ending.over(past.tokens)
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -362,7 +381,8 @@ class World:
         for i in range(t):
             self.dynamics.commit(tokens[:, i], given.map(itemgetter((slice(None), i))), dynamics)
             frame = self.tokenizer.decode_next(tokens[:, i], decoder)
-        return Past(dynamics, decoder, frame, *self._history(tokens[:, -1], given), *mosaic)
+        _, motions, steps = self._history(tokens[:, -1], given)
+        return Past(dynamics, decoder, frame, tokens[:, [-min(t, 2), -1]], motions, steps, *mosaic)
 
     def _look_at(self, video: UInt8[Tensor, "b t h w c"], tokens: Int[Tensor, "b t n"]) -> tuple[Given, Mosaic]:
         """Of true frames: the actions that lead into them, inferred ones, how far the camera went, and what it saw."""
@@ -387,13 +407,13 @@ class World:
 
 
 class Past(NamedTuple):
-    """What b worlds remember. frame: the newest one, float. tokens, motions, actions: its History. seen, at,
-    rest: its Mosaic."""
+    """What b worlds remember. frame: the newest one, float. tokens: of the one before and of it. motions, actions: of
+    its History. seen, at, rest: its Mosaic."""
 
     dynamics: TimeCache
     decoder: TimeCache
     frame: Float[Tensor, "b h w c"]
-    tokens: Int[Tensor, "b n"]
+    tokens: Int[Tensor, "b 2 n"]
     motions: Int[Tensor, "b s"]
     actions: Int[Tensor, "b s"]
     seen: Float[Tensor, "b H W c+2"]
@@ -410,10 +430,10 @@ class Past(NamedTuple):
 
     @property
     def history(self) -> History:
-        return History(self.tokens, self.motions, self.actions)
+        return History(self.tokens[:, -1], self.motions, self.actions)
 
     def remember(self, tokens: Int[Tensor, "b n"], given: Given) -> None:
-        self.tokens.copy_(tokens)
+        self.tokens.copy_(torch.stack((self.tokens[:, -1], tokens), dim=1))
         if given.motion is not None:
             for steps, newest in ((self.motions, given.motion), (self.actions, given.action)):
                 steps.copy_(torch.cat((steps[:, 1:], newest[:, None]), dim=1))
@@ -527,7 +547,7 @@ def output_folder(folder: Path, out: Path | None, name: str = "") -> Path:
     return out or folder / name
 
 
-CONFIG_KEYS = ("actions", "tokenizer", "lam", "inverse", "dynamics", "sampling", "context_frames")
+CONFIG_KEYS = ("actions", "tokenizer", "lam", "inverse", "dynamics", "ending", "sampling", "context_frames")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -69,7 +69,7 @@ leave() {  # a trained model once, since all of them are more than can be carrie
     cp -r "$work"/world/{samples,pictures,report.html} "$results" 2>/dev/null
   fi
   [ -n "${OUT:-}" ] || return 0
-  for model in tokenizer lam dynamics; do
+  for model in tokenizer lam dynamics ending; do
     [ -e "$results/world/$model.safetensors" ] || continue
     size=$(($(stat -c %s "$results/world/$model.safetensors") * 3 / 4))  # as xz has it
     if [ -e "$work/left/$model" ] || [ "$size" -gt "$room" ]; then

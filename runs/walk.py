@@ -3,11 +3,11 @@
     python runs/walk.py coinrun walk.png
 
 From some start pictures side by side it walks on, leaps gaps, goes back and stands, over and over: a row of pictures
-for each, one every ten seconds of play.
+for each, one every ten seconds of play. Where the world says that it is over, it begins anew from the start picture, as
+the page does.
 """
 
 import sys
-from itertools import cycle, islice
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ def main(
     seed: int = 0,
     walk: str = WALK,
     compiled: bool = False,
+    endless: bool = False,
 ) -> None:
     """Walk through `world` and leave pictures in `out`.
 
@@ -43,6 +44,7 @@ def main(
         seed: Of the sampling.
         walk: What is pressed for how many frames, as in minigenie rollout.
         compiled: Compile the world first, which takes about a minute.
+        endless: Go on where it is over.
     """
     folder = locate(world)
     paths = sorted((folder / "prompts").glob("*.png"))[: max(0, starts)]
@@ -50,20 +52,26 @@ def main(
         raise UserError(f"{starts} of the start pictures in {folder / 'prompts'} are none to walk from")
     pressed = resolve_actions(walk, load_actions(folder, world_config(folder).num_actions))
     made = load_compiled(folder, None, "auto", len(paths)) if compiled else World.load(folder, precision="auto")
-    videos = [read_prompt(path, made.frame_shape) for path in paths]
-    made.reset(torch.cat(videos), seed)
-    shown, frames, every = [torch.cat(videos)[:, 0]], round(seconds * made.fps), round(EVERY * made.fps)
+    starts_at = torch.cat([read_prompt(path, made.frame_shape) for path in paths])
+    made.reset(starts_at, seed)
+    shown, frames, every = [starts_at[:, 0]], round(seconds * made.fps), round(EVERY * made.fps)
+    lived, lives = torch.zeros(len(paths), dtype=torch.long), torch.ones(len(paths), dtype=torch.long)
     with working("walk", "frames") as watch:
-        for number, action in enumerate(islice(cycle(pressed), frames), 1):
-            picture = made.step([action] * len(videos))
+        for number in range(1, frames + 1):
+            over = made.over.cpu() & (lived > 0) & (not endless)
+            picture = made.step(torch.tensor(pressed)[lived % len(pressed)])
+            lived += 1
+            if over.any():
+                made.reset_some(over.nonzero()[:, 0].tolist(), starts_at[over])
+                picture[over], lived[over], lives[over] = starts_at[over, 0], 0, lives[over] + 1
             if number % every == 0:
                 shown.append(picture)
                 watch(number, frames)
     save_picture(grid([torch.stack(row) for row in zip(*shown, strict=True)]), out, zoom=1)
     codes = [made.tokenizer.encode(to_float(each)[:, None].to(made.device)) for each in shown]
-    print(f"{out}: {len(videos)} walks of {seconds} s. Different codes in each picture of them:")
-    for row in zip(*codes, strict=True):
-        print(*(len(tokens.unique()) for tokens in row))
+    print(f"{out}: {len(paths)} walks of {seconds} s. How often each began, different codes in each picture of it:")
+    for began, row in zip(lives.tolist(), zip(*codes, strict=True), strict=True):
+        print(f"{began:3}:", *(len(tokens.unique()) for tokens in row))
 
 
 if __name__ == "__main__":

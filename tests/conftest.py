@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,13 +12,14 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-EVAL = ("control", "controllability", "drift", "evaluator", "fidelity", "measure", "perceptual")
+EVAL = ("control", "controllability", "drift", "ending", "evaluator", "fidelity", "measure", "perceptual")
 SHAPED = (
     "nn",
     "tokenizer",
     "lam",
     "inverse",
     "camera",
+    "ending",
     "dynamics",
     "maskgit",
     "world",
@@ -26,14 +28,21 @@ SHAPED = (
 )
 install_import_hook([f"minigenie.{name}" for name in (*SHAPED, "teach.session")], "beartype.beartype")
 
+from minigenie.checkpoint import save_model  # noqa: E402
+from minigenie.config import to_dict  # noqa: E402
 from minigenie.data.collect import collect  # noqa: E402
 from minigenie.data.dataset import Dataset  # noqa: E402
+from minigenie.ending import EndingConfig  # noqa: E402
 from minigenie.eval import controllability, drift  # noqa: E402
+from minigenie.files import to_json  # noqa: E402
+from minigenie.nn.patches import to_float  # noqa: E402
 from minigenie.nn.st_transformer import STConfig  # noqa: E402
 from minigenie.pipeline import Recipe  # noqa: E402
 from minigenie.recipes import tiny  # noqa: E402
+from minigenie.remote import CHECKSUMS  # noqa: E402
 from minigenie.settings import CollectSettings  # noqa: E402
 from minigenie.train import Execution  # noqa: E402
+from minigenie.world import World, read_config, world_config  # noqa: E402
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job's, and then its children's too
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -81,6 +90,7 @@ def small_recipe(steps: int = 4) -> Recipe:
         ),
         lam=replace(recipe.lam, encoder=narrow, decoder=narrow),
         dynamics=replace(recipe.dynamics, transformer=narrow, token_dim=16),
+        ending=EndingConfig(),
         sampling=replace(recipe.sampling, steps=3),
         **(fits | {"tokenizer_fit": replace(fits["tokenizer_fit"], clip_frames=8)}),
     )
@@ -159,3 +169,20 @@ def visit(browser):
     for context in contexts:
         context.close()
     assert not complaints
+
+
+@pytest.fixture(scope="session")
+def ending_world(trained, toy, tmp_path_factory) -> Path:
+    """The same world with an ending of random weights, by which about every second picture is the last."""
+    out = tmp_path_factory.mktemp("world") / "ending"
+    shutil.copytree(trained, out)
+    config = replace(world_config(out), ending=EndingConfig(dim=8))
+    torch.manual_seed(0)
+    model = config.make_ending()
+    pairs = World.load(out, "cpu").tokenizer.encode(to_float(torch.from_numpy(toy.clips(toy.windows(2)[::9], 2))))
+    with torch.no_grad():
+        model.head[-1].bias -= model.eval().logits(pairs).median()
+    save_model(out / "ending.safetensors", model)
+    (out / "config.json").write_bytes(to_json(read_config(out) | {"ending": to_dict(config.ending)}))
+    (out / CHECKSUMS).unlink()
+    return out

@@ -135,6 +135,27 @@ def until(page, true, seconds=30.0):
         page.wait_for_timeout(20)
 
 
+def begins_anew_where_it_is_over(page):
+    """At the start picture, with the same luck; undo goes back to the last frame."""
+    pause(page)
+    start, seen = pixels(page), []
+    while number(page) == len(seen):
+        assert len(seen) < 60
+        serial = page.locator("#screen").get_attribute("data-serial")
+        page.keyboard.press("2")
+        until(page, f"$('screen').dataset.serial !== '{serial}'")
+        seen += [pixels(page)] if number(page) else []
+    assert number(page) == 0
+    np.testing.assert_array_equal(pixels(page), start)
+    expect(page.locator("#toast")).to_contain_text("over")
+    page.keyboard.press("Backspace")
+    expect(page.locator("#screen")).to_have_attribute("data-number", str(len(seen)))
+    np.testing.assert_array_equal(pixels(page), seen[-1])
+    restart(page)
+    for mine, its in zip(play(page, "2" * len(seen)), seen, strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
 def until_it_shows(page, color):
     shown = "$('screen').getContext('2d').getImageData(0, 0, 64, 64).data"
     until(page, f"{shown}.every((value, i) => value === {[*color, 255]}[i % 4])")
@@ -476,6 +497,13 @@ def test_keys_are_shown_as_ones_own_keyboard_has_them(visit, named):
     arrived(page)
     page.evaluate("layout = new Map([['KeyW', 'z'], ['KeyA', 'q'], ['KeyD', 'd']]); drawTiles()")
     expect(page.locator("#legend")).to_contain_text("Z Q D")
+
+
+def test_it_begins_anew_where_it_is_over(ending_world, visit):
+    with serving(ending_world) as url:
+        page = visit(url)
+        arrived(page)
+        begins_anew_where_it_is_over(page)
 
 
 def test_the_border_warms_where_the_world_guesses(still):

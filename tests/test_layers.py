@@ -18,7 +18,7 @@ LAYERS = [
     ["config", "remote"],
     ["runtime"],
     ["data", "nn", "pictures", "maskgit"],
-    ["tokenizer", "lam", "inverse", "found", "camera", "dynamics"],
+    ["tokenizer", "lam", "inverse", "found", "camera", "dynamics", "ending"],
     ["optim", "checkpoint", "metrics"],
     ["world", "encode"],
     ["train", "finish"],

@@ -1,9 +1,11 @@
 """The scripts in runs/, as they are, only smaller."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,9 +95,49 @@ def test_a_walk_is_a_row_of_pictures_for_each_start(trained, tmp_path):
     picture = Image.open(tmp_path / "walk.png")
     assert picture.size == (3 * 66, 2 * 66)
     rows = ended.stdout.splitlines()[1:]
-    assert [len(row.split()) for row in rows] == [3, 3]
+    assert [row.split()[0] for row in rows] == ["1:", "1:"]
+    assert [len(row.split()) for row in rows] == [4, 4]
     start = read_prompt(trained / "prompts/00.png", (64, 64, 3))[0, 0].numpy()
     assert (np.array(picture)[1:65, 1:65] == start).all()
+
+
+def test_a_walk_begins_anew_where_it_is_over(ending_world, tmp_path):
+    """Until it is told not to."""
+    options = "--seconds", "10", "--starts", "3", "--walk", "1"
+    ended, endless = (walk(ending_world, tmp_path / "walk.png", *options, *more) for more in ((), ("--endless",)))
+    began = [[int(row.split(":")[0]) for row in each.stdout.splitlines()[1:]] for each in (ended, endless)]
+    assert max(began[0]) > 1
+    assert began[1] == [1, 1, 1]
+
+
+def add_ending(*arguments):
+    command = [sys.executable, RUNS / "add_ending.py", *map(str, arguments), "--device", "cpu", "--steps", "3"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_a_finished_world_learns_when_it_is_over(trained, toy, tmp_path):
+    """All else stays as it is; and what was interrupted goes on."""
+    ended = add_ending(trained, toy.folder, tmp_path / "world")
+    assert ended.returncode == 0, ended.stderr
+    world, before = World.load(tmp_path / "world", "cpu"), World.load(trained, "cpu")
+    assert world.ending is not None
+    assert world.config == replace(before.config, ending=world.config.ending)
+    assert set(json.loads((tmp_path / "world/checksums.json").read_bytes())) >= {"ending.safetensors", "config.json"}
+    assert not [path for path in (tmp_path / "world").iterdir() if path.name in ("encoded", "checkpoints", "samples")]
+
+
+@pytest.mark.parametrize(("which", "told"), [("dataset", "does not say"), ("world", "is not a world")])
+def test_a_world_that_cannot_learn_it_is_left_alone(trained, toy, tmp_path, which, told):
+    if which == "dataset":
+        shutil.copytree(toy.folder, tmp_path / "toy")
+        manifest = (tmp_path / "toy/manifest.json").read_text()
+        (tmp_path / "toy/manifest.json").write_text(manifest.replace('"ended": true', '"ended": false'))
+    given = (trained, tmp_path / "toy") if which == "dataset" else (tmp_path / "none", toy.folder)
+    ended = add_ending(*given, tmp_path / "out")
+    assert ended.returncode == 2
+    assert told in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,13 @@ from bench_browser import QuietHandler, measure_site
 from conftest import small_recipe
 from PIL import Image
 from playwright.sync_api import expect
-from test_browser import arrived, frames_on, pause, pixels, play, until
+from test_browser import arrived, begins_anew_where_it_is_over, frames_on, pause, pixels, play, until
 
 from minigenie.__main__ import main
 from minigenie.maskgit import SamplingConfig
 from minigenie.pipeline import train_world
 from minigenie.web.export import VERSION, Weights
+from minigenie.web.graphs import Commit
 from minigenie.world import SHIPPED, World, read_prompt
 
 
@@ -181,6 +182,28 @@ def test_a_world_without_a_camera(toy, runtime, serve, visit, tmp_path):
     export(tmp_path / "world", "--out", tmp_path / "site", "--web", "--runtime", runtime)
     assert json.loads((tmp_path / "site/world.json").read_bytes())["graphs"] == ["begin", "fill", "commit"]
     arrived(visit(serve(tmp_path / "site")))
+
+
+def test_it_begins_anew_where_it_is_over(ending_world, runtime, serve, visit, tmp_path):
+    export(ending_world, "--out", tmp_path / "site", "--web", "--runtime", runtime)
+    page = visit(serve(tmp_path / "site"))
+    arrived(page)
+    begins_anew_where_it_is_over(page)
+
+
+def test_a_page_is_told_what_the_world_knows(ending_world, toy):
+    world = World.load(ending_world, "cpu")
+    told = []
+    for frames in toy.clips(toy.windows(2)[::40], 1):
+        past = world.encode_past(torch.from_numpy(frames[None]))
+        commit, given = Commit(world, past), world.next_given(torch.tensor([1]), past.history, past.frame, past.mosaic)
+        tokens = world.tokenizer.encode(torch.from_numpy(frames[None]) / 255)[:, 0]
+        frame, over, *state = commit([each for each in given if each is not None], tokens, commit.flat(past))
+        assert frame.shape == world.frame_shape
+        assert len(state) == len(commit.flat(past))
+        torch.testing.assert_close(over.bool(), world.ending.over(torch.stack((tokens, tokens), dim=1)))
+        told.append(bool(over))
+    assert set(told) == {False, True}
 
 
 def test_a_folder_that_is_not_whole_says_so(site, serve, browser, tmp_path):

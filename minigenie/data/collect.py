@@ -198,7 +198,8 @@ def _play(settings: CollectSettings, k: int, n: int, steps: int) -> tuple[np.nda
             length = min(stop - start, max(wanted - total, 2))
             if length >= 2 and total < wanted:
                 pieces.append((i, slice(start, start + length)))
-                episodes.append(Episode(k, total, length, level_seed=int(level_seed[i, start])))
+                ended = start + length == stop < played
+                episodes.append(Episode(k, total, length, level_seed=int(level_seed[i, start]), ended=ended))
                 total += length
     actions = np.concatenate([plan[piece, i] for i, piece in pieces]).astype(np.uint8)
     return np.concatenate([frames[piece] for piece in pieces]), episodes, actions

@@ -24,6 +24,7 @@ from typing import Annotated, Any
 import numpy as np
 from filelock import FileLock
 from msgspec import Meta, Struct
+from msgspec.structs import astuple
 
 from minigenie.errors import UserError
 from minigenie.files import (
@@ -81,13 +82,15 @@ class Shard(Struct, forbid_unknown_fields=True):
 
 
 class Episode(Struct, frozen=True, forbid_unknown_fields=True):
-    """`length` consecutive frames of shard number `shard`, from its frame `offset`; one take, no cut inside."""
+    """`length` consecutive frames of shard number `shard`, from its frame `offset`; one take, no cut inside. ended:
+    the game was over after its last frame, which was not cut off."""
 
     shard: int
     offset: int
     length: int
     level_seed: int | None = None
     source: str | None = None
+    ended: bool = False
 
 
 class Manifest(Header):
@@ -150,7 +153,7 @@ class DatasetWriter:
             if actions is not None:
                 shard.actions = f"actions-{index:05d}.npy"
                 shard.actions_sha256 = write_atomic(self.folder / shard.actions, *npy_parts(actions))
-        entry = {"shard": shard, "episodes": [[e.offset, e.length, e.level_seed, e.source] for e in episodes]}
+        entry = {"shard": shard, "episodes": [astuple(episode)[1:] for episode in episodes]}
         write_atomic(self._sidecar(index), to_json(entry))
 
     def close(self) -> "Dataset":

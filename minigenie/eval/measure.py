@@ -1,8 +1,8 @@
 """One evaluation of a world on held-out data, as numbers and as scenes to look at. docs/measure.md says what each is.
 
 Each part of the report has a file: fidelity.py (tokenizer, rollout, long_rollouts, dynamics), controllability.py
-(actions), control.py (the control test), drift.py. Everything follows from the seed. What cannot be measured is said
-in `report["notes"]`, and the rest still comes.
+(actions), control.py (the control test), drift.py, ending.py. Everything follows from the seed. What cannot be
+measured is said in `report["notes"]`, and the rest still comes.
 
 Dimensions:  b clips   t frames   a actions   h w c a frame
 """
@@ -22,10 +22,10 @@ from minigenie.config import to_dict
 from minigenie.data.controls import controls_of
 from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
-from minigenie.eval import control, controllability, drift, fidelity, perceptual
+from minigenie.eval import control, controllability, drift, ending, fidelity, perceptual
 from minigenie.eval.evaluator import PROMPT, UNMEASURED, Evaluator, Watch
 from minigenie.settings import EvalSettings
-from minigenie.world import CONFIG_KEYS, MODELS, World
+from minigenie.world import CONFIG_KEYS, World
 
 VERSION = 3  # of the report; 2 had a motion search of its own, 1 resampled single clips, drift beside single frames
 HORIZON, LONG_HORIZON = 8, 15  # frames imagined of every clip
@@ -102,6 +102,7 @@ def evaluate(
         "rollout": rollout,
         "long_rollouts": long,
         "drift": drifted,
+        **ending.measure(evaluator),
         "world": {key: config[key] for key in CONFIG_KEYS},
         "fps": world.fps,
         "made_with": made_with(world.device) | {"precision": precision},
@@ -112,7 +113,7 @@ def evaluate(
 
 
 def check_finite(world: World) -> None:
-    for name in MODELS:
+    for name in world.config.models:
         for weight, values in getattr(world, name).state_dict().items():
             if values.is_floating_point() and not values.isfinite().all():
                 raise UserError(f"the world's {name} has weights that are no numbers, in {weight}; train it again")

@@ -179,6 +179,9 @@ def headline(report: Report) -> dict[str, str]:
         if "probe_imagined" in control:
             seen = control["probe_imagined"], control["probe_real"]
             numbers["keys seen in imagined frames"] = "{:.2f} (in the game's {:.2f})".format(*seen)
+    if ends := report.get("ending"):
+        numbers["ends of episodes told"] = f"{spread(ends['told'])} of {ends['told']['clips']}"
+        numbers["told too early"] = f"{spread(ends['early'])} of {ends['early']['clips']}"
     if "st_lpips_first_10" in far:
         numbers[f"10 frames from 1, {ST_LPIPS_NAME}"] = spread(far["st_lpips_first_10"], digits=3)
     if "frechet" in far:

@@ -1,7 +1,7 @@
 """One player's connection: what the browser says, and the loop that steps the player's world.
 
 To the server, as JSON: held, step, ack, reset, pause, undo, sampling, record, watch (`Connection.on_...`).
-To the browser, as JSON: hello, actions, state, error. Binary: frames and previews (`PICTURE_HEADER`, then pixels).
+To the browser, as JSON: hello, actions, state, over, error. Binary: frames and previews (`PICTURE_HEADER`, pixels).
 """
 
 import asyncio
@@ -153,7 +153,8 @@ class Connection:
 
     async def _step(self, action: int) -> None:
         was_recording = self.player.recording
-        await self.session.run(partial(self.player.step, action))
+        if await self.session.run(partial(self.player.step, action)):
+            await self._send({"type": "over"})
         if was_recording and not self.player.recording:
             await self._send({"type": "error", "text": "the recording is full; download it, or record anew"})
             await self._send_state()

@@ -49,6 +49,7 @@ class Player:
         self.recorded: list[np.ndarray] = []
         self.recording = False
         self.clip: Clip | None = None
+        self.start: np.ndarray | None = None
         self.seed = 0
 
     @property
@@ -58,24 +59,28 @@ class Player:
 
     def reset(self, start: np.ndarray, seed: int, clip: Clip | None = None) -> None:
         """Begin anew from one frame, uint8 [h w c]; with a clip: its first, to be followed by its own actions."""
-        self.world.reset(start[None, None], seed)
-        self.seed, self.clip = seed, clip
+        self.start, self.seed, self.clip = start, seed, clip
         self.past.clear()
-        self._show(start, None, 0)
+        self._begin()
 
-    def step(self, action: int) -> None:
-        """One frame on. In the split view the clip says which action, and begins again at its end."""
+    def step(self, action: int) -> bool:
+        """One frame on. Where the world says that it is over, the start picture again, and True. In the split view the
+        clip says which action, and begins again at its end."""
         assert self.view is not None
         if self.clip is not None and self.view.number == len(self.clip.actions):
-            return self.reset(self.clip.frames[0], self.seed, self.clip)
+            self.reset(self.clip.frames[0], self.seed, self.clip)
+            return False
         if self.clip is not None:
             action = self.clip.actions[self.view.number]
         before = self.world.snapshot()
+        over = self.clip is None and self.view.number > 0 and bool(self.world.over)
+        self._remember(before)
+        if over:
+            self._begin()
+            return True
         frames, certainty = self.world.step([action], certainty=True)
-        self.past.append((self.view, before))
-        while len(self.past) * before.size > PAST_BYTES and len(self.past) > 1:
-            self.past.popleft()
         self._show(frames[0].numpy(), action, self.view.number + 1, float(certainty))
+        return False
 
     def undo(self) -> bool:
         """Back by one frame, to the very state it was in. False at the beginning of what is kept."""
@@ -100,6 +105,17 @@ class Player:
         if on and not self.recording:
             self.recorded = [self.view.frame] if self.view else []
         self.recording = on
+
+    def _begin(self) -> None:
+        assert self.start is not None
+        self.world.reset(self.start[None, None], self.seed)
+        self._show(self.start, None, 0)
+
+    def _remember(self, before: Snapshot) -> None:
+        assert self.view is not None
+        self.past.append((self.view, before))
+        while len(self.past) * before.size > PAST_BYTES and len(self.past) > 1:
+            self.past.popleft()
 
     def _show(self, frame: np.ndarray, action: int | None, number: int, certainty: float = 1.0) -> None:
         self.view = View(frame, action, number, self.clip.frames[number] if self.clip else None, certainty)

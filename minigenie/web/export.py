@@ -24,7 +24,7 @@ from minigenie.play.actions import load_actions
 from minigenie.play.player import MAX_STEPS
 from minigenie.play.server import PAGE, page_text
 from minigenie.play.session import MAX_STARTS, PREVIEW_FRAMES, PREVIEW_STEPS, preview_strip, with_fewer_steps
-from minigenie.web.graphs import Begin, Commit, Fill, Give
+from minigenie.web.graphs import Begin, Commit, Fill, Give, played_models
 from minigenie.world import World, locate, read_prompt
 
 HERE = Path(__file__).parent
@@ -68,7 +68,7 @@ def export_site(
         raise FileExistsError(f"{out} exists; delete it, or choose a new folder")
     folder = locate(folder)
     world = World.load(folder, "cpu")
-    models: list[nn.Module] = [world.tokenizer, world.dynamics]
+    models = played_models(world)
     if (size := sum(map(count_parameters, models))) > MOST_PARAMETERS:
         raise UserError(
             f"{folder} has {size / 1e6:.0f} million parameters, more than the {MOST_PARAMETERS / 1e6:.0f} that a "
@@ -153,6 +153,7 @@ def _write(world: World, folder: Path, out: Path, watch: Callable[[int, int], No
         "num_patches": n,
         "mask_id": world.dynamics.mask_id,
         "graphs": names,
+        "ending": world.ending is not None,
         "state_bytes": state,
         "preview": {"width": strip_shape[1], "height": strip_shape[0]},
         "bytes": sum(path.stat().st_size for path in out.glob("*") if path.is_file()),

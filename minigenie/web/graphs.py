@@ -7,7 +7,8 @@ each as tensors, so that they can stay on the device:
     give    action, state -> what is given of the next frame: the action, and where there is a camera its motion and the
             last frame moved by it, as tokens
     fill    what is given, tokens filled in so far, state -> those after a step of MaskGIT, and how sure of each
-    commit  what is given, the frame's tokens, state -> the frame, the state after it
+    commit  what is given, the frame's tokens, state -> the frame, whether it is the last where the world knows an end,
+            the state after it
 
 Dimensions:  n patches of a frame   h w c a frame
 """
@@ -19,12 +20,17 @@ from minigenie.maskgit import Filled, fill_most_confident
 from minigenie.world import Past, World
 
 
+def played_models(world: World) -> list[nn.Module]:
+    """Those that a page needs."""
+    return [model for model in (world.tokenizer, world.dynamics, world.ending) if model is not None]
+
+
 class Graph(nn.Module):
     """past: of any one frame, in whose form all of them are."""
 
     def __init__(self, world: World, past: Past) -> None:
         super().__init__()
-        self.world, self.past, self.models = world, past, nn.ModuleList((world.tokenizer, world.dynamics))
+        self.world, self.past, self.models = world, past, nn.ModuleList(played_models(world))
 
     def flat(self, past: Past) -> list[Tensor]:
         """The state: all of a past but what is empty, as the camera's is where there is none."""
@@ -67,4 +73,6 @@ class Fill(Graph):
 class Commit(Graph):
     def forward(self, given: list[Tensor], tokens: Tensor, state: list[Tensor]) -> list[Tensor]:
         past = self.unflat(state)
-        return [self.world.commit(tokens, Given(*given), past)[0], *self.flat(past)]
+        frame = self.world.commit(tokens, Given(*given), past)[0]
+        over = [] if self.world.ending is None else [self.world.ending.over(past.tokens).byte()]
+        return [frame, *over, *self.flat(past)]

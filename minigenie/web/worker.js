@@ -125,7 +125,7 @@ async function beginState(picture) {
   return run("begin", { picture: tensor("uint8", picture, [height, width, 3]) });
 }
 
-/** The next frame, uint8 [h w 3], how sure the world was of its tokens, 0 to 1, and the state after it. */
+/** The next frame, uint8 [h w 3], how sure the world was of its tokens, 0 to 1, whether it is the last, and the state after it. */
 async function imagine(action, state) {
   const before = numbered("state", state), n = about.num_patches;
   const temperature = tensor("float32", [Math.max(player.temperature, COLDEST)], []);
@@ -138,22 +138,27 @@ async function imagine(action, state) {
       noise: tensor("float32", [noise], []), temperature, ...before });
   }
   const [frame, ...after] = await run("commit", { ...given, tokens, ...before });
+  const over = about.ending && (await after.shift().getData(true))[0] > 0;
   const certainty = (await sure.getData(true)).reduce((sum, each) => sum + Math.exp(each), 0) / n;
-  return { picture: await frame.getData(true), certainty, state: after };
+  return { picture: await frame.getData(true), certainty, over, state: after };
 }
 
 // ---- the player -----------------------------------------------------------------------------------------------------
 
-function show(picture, action, number, certainty = 1) { Object.assign(player, { picture, action, number, certainty }); }
+function show(picture, action, number, certainty = 1, over = false) { Object.assign(player, { picture, action, number, certainty, over }); }
 
 function forget(moment) { for (const each of moment.state) each.dispose(); }
+
+async function beginAgain() {
+  random = generator(player.seed);
+  player.state = await beginState(player.start);
+  show(player.start, null, 0);
+}
 
 async function restart() {
   for (const moment of player.past) forget(moment);
   player.past = [];
-  random = generator(player.seed);
-  player.state = await beginState(player.start);
-  show(player.start, null, 0);
+  await beginAgain();
   Object.assign(player, { redraw: true, single: undefined, tapped: null });
   if (player.startIndex !== null) sendPreviews(player.startIndex);
   sendState();
@@ -177,12 +182,14 @@ async function begin(index) {
 }
 
 async function step(action) {
-  const { picture, certainty, state } = await imagine(action, player.state);
-  player.past.push({ picture: player.picture, action: player.action, number: player.number, certainty: player.certainty, state: player.state });
+  const next = player.over ? null : await imagine(action, player.state);
+  const { picture, action: led, number, certainty, over } = player;
+  player.past.push({ picture, action: led, number, certainty, over, state: player.state });
   const bytes = about.state_bytes;
   while (player.past.length > 1 && (player.past.length * bytes > PAST_BYTES || player.past.length > PAST_MOMENTS)) forget(player.past.shift());
-  player.state = state;
-  show(picture, action, player.number + 1, certainty);
+  if (!next) { await beginAgain(); return tell({ type: "over" }); }
+  player.state = next.state;
+  show(next.picture, action, number + 1, next.certainty, next.over);
 }
 
 function undo() {
@@ -190,7 +197,7 @@ function undo() {
   if (!moment) return tell({ type: "error", text: "This is as far back as it goes." });
   forget(player);
   player.state = moment.state;
-  show(moment.picture, moment.action, moment.number, moment.certainty);
+  show(moment.picture, moment.action, moment.number, moment.certainty, moment.over);
   Object.assign(player, { redraw: true, paused: true, single: undefined, tapped: null });
   sendState();
 }

@@ -1,0 +1,316 @@
+"""Whether it is over: what footage says, what a network makes of it, and what a world, its players and agents do."""
+
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+
+from minigenie import env as _registers  # noqa: F401
+from minigenie.data.collect import collect
+from minigenie.data.dataset import Dataset, DatasetWriter, Episode
+from minigenie.ending import CORRUPT, Ending, EndingConfig
+from minigenie.env import WorldVectorEnv
+from minigenie.eval import ending as measured
+from minigenie.eval.evaluator import Evaluator
+from minigenie.finish import export_world
+from minigenie.pipeline import ending_batch, ending_fit, ending_moments, train_world, with_ending
+from minigenie.play.player import Player
+from minigenie.settings import CollectSettings
+from minigenie.tokenizer import TokenizerConfig
+from minigenie.world import World, read_prompt
+
+ID = "minigenie/World-v0"
+NUM_CODES = 16
+
+
+def write(folder, episodes, frames=40, side=8):
+    header = {"frame_size": (side, side), "fps": 10, "source": "s", "generator": "g", "split": "train", "settings": {}}
+    writer = DatasetWriter(folder, **header)
+    writer.write(0, np.zeros((frames, side, side, 3), np.uint8), episodes)
+    return writer.close()
+
+
+def test_collected_episodes_ended_unless_they_were_cut_off(tmp_path):
+    """The next frame of a game that ended begins another level; where collecting stops, nobody knows."""
+    settings = CollectSettings(game="toy", frames=2_048, policy="explore", levels=20, num_envs=2)
+    dataset = collect(settings, tmp_path / "toy")
+    assert Dataset.open(dataset.folder).episodes == dataset.episodes
+    by_game = np.cumsum([episode.length for episode in dataset.episodes]) % 512 == 0  # two games of 512 steps a shard
+    ended = np.array([episode.ended for episode in dataset.episodes])
+    assert ended.any()
+    assert not ended[by_game].any()
+    assert ended[~by_game].all()
+
+
+def test_datasets_of_before_know_no_ends(toy, recipe):
+    unknown = [replace_ended(episode) for episode in toy.episodes]
+    assert any(episode.ended for episode in toy.episodes)
+    recipe = replace(recipe, ending=EndingConfig(dim=4))
+    assert with_ending(recipe, toy).ending.dim == 4
+    toy = Dataset(toy.folder, {**toy.manifest, "episodes": [vars_of(episode) for episode in unknown]})
+    assert with_ending(recipe, toy).ending.dim == 0
+
+
+def replace_ended(episode):
+    return Episode(episode.shard, episode.offset, episode.length, episode.level_seed, episode.source)
+
+
+def vars_of(episode):
+    return {name: getattr(episode, name) for name in ("shard", "offset", "length", "level_seed", "source")}
+
+
+def test_what_it_learns_from_are_ends_and_what_is_surely_none(tmp_path):
+    """An episode's last frame is an end, or nobody knows; a first frame has none before it but itself."""
+    episodes = [Episode(0, 0, 10, ended=True), Episode(0, 10, 5), Episode(0, 15, 1, ended=True), Episode(0, 16, 24)]
+    moments = ending_moments(write(tmp_path / "data", episodes))
+    assert moments.ended.tolist() == [[8, 9], [15, 15]]
+    assert moments.others[:, 1].tolist() == [*range(9), *range(10, 14), *range(16, 39)]
+    assert moments.others[:, 0].tolist() == [0, *range(8), 10, *range(10, 13), 16, *range(16, 38)]
+
+
+def learnt(moments, tokens, tokenizer, steps):
+    torch.manual_seed(0)
+    model, config = Ending(EndingConfig(dim=16), tokenizer).train(), replace(ending_fit(), batch_size=64)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for step in range(steps):
+        loss, _ = model(ending_batch(moments, tokens, 0, config, step, range(64)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture
+def tokenizer(recipe):
+    quantizer = replace(recipe.tokenizer.quantizer, num_codes=NUM_CODES)
+    return TokenizerConfig(frame_size=(16, 16), patch=4, quantizer=quantizer)
+
+
+def test_it_learns_what_comes_before_an_end(tmp_path, tokenizer):
+    """Here a code that comes up in some places, and was not there a frame ago, is the end. Both frames are needed."""
+    rng = np.random.default_rng(0)
+    episodes = [Episode(0, first, 8, ended=True) for first in range(0, 4_000, 8)]
+    moments = ending_moments(write(tmp_path / "data", episodes, frames=4_000))
+    tokens = rng.integers(1, NUM_CODES, size=(4_000, 16))
+    for last in range(7, 4_000, 8):
+        tokens[last, rng.choice(16, 4, replace=False)] = 0
+    model = learnt(moments, tokens, tokenizer, steps=250)
+    seen = torch.from_numpy(rng.integers(1, NUM_CODES, size=(400, 2, 16)))
+    assert model.over(seen).float().mean() < 0.05
+    seen[:, 1].scatter_(1, torch.rand(400, 16).topk(4).indices, 0)
+    assert model.over(seen).float().mean() > 0.9
+    assert model.over(seen.flip(1)).float().mean() < 0.1
+
+
+def test_where_nothing_is_to_be_seen_it_says_how_often_episodes_end(tmp_path, tokenizer):
+    """Though a quarter of what it learns from are last frames."""
+    episodes = [Episode(0, first, 40, ended=True) for first in range(0, 4_000, 40)]
+    moments = ending_moments(write(tmp_path / "data", episodes, frames=4_000))
+    tokens = np.random.default_rng(0).integers(NUM_CODES, size=(4_000, 16))
+    model, config = Ending(EndingConfig(dim=8), tokenizer), ending_fit()
+    torch.nn.init.zeros_(model.head[-1].weight)
+    with torch.no_grad():
+        model.head[-1].bias.fill_(float(np.log(1 / 39)))
+    loss, _ = model(ending_batch(moments, tokens, 0, config, 0, range(256)))
+    loss.backward()
+    assert model.head[-1].bias.grad.abs() < 1e-3
+
+
+def test_parts_of_a_batch_are_the_batch(toy, tokenizer):
+    tokens = np.random.default_rng(0).integers(NUM_CODES, size=(toy.num_frames, 16))
+    moments, config = ending_moments(toy), replace(ending_fit(), batch_size=12)
+    whole = ending_batch(moments, tokens, 0, config, 3, range(12))
+    parts = [ending_batch(moments, tokens, 0, config, 3, some) for some in (range(5), range(5, 12))]
+    for name, each in whole.items():
+        torch.testing.assert_close(torch.cat([part[name] for part in parts]), each)
+    assert whole["last"].sum() == 3
+    assert CORRUPT < 0.5  # or what it learns from is noise
+
+
+# Worlds.
+
+
+def test_a_world_learns_its_ends_with_all_else(toy, recipe, tmp_path):
+    fit = replace(ending_fit(), steps=2, batch_size=8)
+    recipe = replace(recipe, ending=EndingConfig(dim=8), ending_fit=fit)
+    made = train_world(toy, recipe, tmp_path / "world", device=torch.device("cpu"))
+    made.reset(np.array(toy.episode_frames(0)[None, :3]))
+    loaded = World.load(tmp_path / "world", "cpu")
+    for name, weights in made.ending.state_dict().items():
+        torch.testing.assert_close(loaded.ending.state_dict()[name], weights)
+    assert not made.over.any()  # so little is learnt that an end is as unlikely as ever
+    export_world(tmp_path / "world", tmp_path / "copy")
+    assert World.load(tmp_path / "copy", "cpu").ending is not None
+    (tmp_path / "copy/ending.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"ending\.safetensors"):
+        World.load(tmp_path / "copy", "cpu")
+
+
+def test_footage_without_ends_teaches_none(tmp_path, recipe):
+    dataset = write(tmp_path / "data", [Episode(0, 0, 40)], side=64)
+    recipe = replace(recipe, ending=EndingConfig(dim=8))
+    with pytest.raises(ValueError, match=r"does not say that any of its episodes ended; set ending\.dim to 0"):
+        train_world(dataset, recipe, tmp_path / "world", device=torch.device("cpu"))
+
+
+def test_over_is_of_the_newest_two_frames(ending_world, toy):
+    """Whatever came before, and however the world got there."""
+    world = World.load(ending_world, "cpu")
+    video = torch.from_numpy(toy.clips(toy.windows(6)[::150][:8], 6))
+    world.reset(video)
+    tokens, told = world.tokenizer.encode(video / 255), world.over
+    torch.testing.assert_close(told, world.ending.over(tokens[:, -2:]))
+    assert told.any()
+    assert not told.all()
+    world.reset(video[:, :1])
+    torch.testing.assert_close(world.over, world.ending.over(tokens[:, [0, 0]]))
+    before = world.snapshot()
+    first = [(world.step([k] * 8), world.over)[1] for k in range(3)]
+    world.restore(before)
+    again = [(world.step([k] * 8), world.over)[1] for k in range(3)]
+    torch.testing.assert_close(first, again)
+    world.reset_some([2], video[2:3, :2])
+    assert world.over[2] == world.ending.over(tokens[2:3, :2])[0]
+
+
+def test_a_world_that_knows_no_end_is_never_over(trained, toy):
+    world = World.load(trained, "cpu")
+    world.reset(np.array(toy.episode_frames(0)[None, :2]))
+    assert world.over.tolist() == [False]
+
+
+# Players and agents.
+
+
+def test_a_player_begins_anew_where_it_is_over(ending_world):
+    """From the same picture with the same luck; and undo goes back to before it was over."""
+    player = Player(World.load(ending_world, "cpu"))
+    start = read_prompt(ending_world / "prompts/00.png", player.world.frame_shape)[0, 0].numpy()
+    player.reset(start, seed=3)
+    seen = [player.view]
+    while not (anew := player.step(1)):
+        assert not player.world.over or player.view.number == len(seen)
+        seen.append(player.view)
+        assert len(seen) < 50
+    assert anew
+    assert (player.view.number, player.view.action) == (0, None)
+    np.testing.assert_array_equal(player.view.frame, start)
+    for before in seen[1:]:
+        assert not player.step(1)
+        np.testing.assert_array_equal(player.view.frame, before.frame)
+    assert player.step(1)
+    assert player.undo()
+    np.testing.assert_array_equal(player.view.frame, seen[-1].frame)
+    assert player.world.over
+
+
+def played(envs, steps):
+    envs.reset(seed=5)
+    return [envs.step(np.arange(envs.num_envs) % 8) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("output", ["numpy", "torch"])
+def test_members_terminate_and_begin_anew(ending_world, output):
+    """At the step after, as Gymnasium has it; `over` of the world itself says when."""
+    envs = WorldVectorEnv(6, ending_world, device="cpu", output=output, max_episode_steps=-1, part=4)
+    envs.reset(seed=5)
+    ended = np.zeros(6, bool)
+    for _ in range(6):
+        frames, _, terminated, truncated, _ = envs.step(np.arange(6))
+        assert not truncated.any()
+        assert not np.asarray(terminated)[ended].any()  # these are at their start
+        prompts = np.asarray(envs.prompts)[:, 0]
+        assert all(any((np.asarray(frames[i]) == prompt).all() for prompt in prompts) for i in np.flatnonzero(ended))
+        told = np.concatenate([world.over.numpy() for world in envs._parts])
+        np.testing.assert_array_equal(np.asarray(terminated), told & ~ended)
+        ended = np.asarray(terminated)
+    assert envs.num_envs == 6
+
+
+def test_members_that_begin_anew_at_once_show_how_it_ended(ending_world):
+    late, soon = (
+        WorldVectorEnv(4, ending_world, device="cpu", max_episode_steps=-1, autoreset_mode=mode)
+        for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP)
+    )
+    one, other = played(late, 1)[0], played(soon, 1)[0]
+    np.testing.assert_array_equal(one[2], other[2])
+    assert one[2].any()
+    for member in np.flatnonzero(one[2]):
+        np.testing.assert_array_equal(other[4]["final_obs"][member], one[0][member])
+        assert any((other[0][member] == prompt[0].numpy()).all() for prompt in soon.prompts)
+
+
+def test_members_that_are_to_go_on_do(ending_world):
+    envs = WorldVectorEnv(4, ending_world, device="cpu", max_episode_steps=-1, ends=False)
+    assert not any(step[2].any() for step in played(envs, 4))
+
+
+def test_one_world_terminates_and_is_to_be_reset(ending_world):
+    env = gymnasium.make(ID, world=ending_world, device="cpu", disable_env_checker=True)
+    env.reset(seed=1)
+    for _ in range(100):
+        _, _, terminated, truncated, _ = env.step(3)
+        assert isinstance(terminated, bool)
+        if terminated:
+            break
+    assert terminated
+    assert not truncated
+    with pytest.raises(ValueError, match=r"members \[0\] are at their end; begin them anew with reset$"):
+        env.step(3)
+    env.reset()
+    env.step(3)
+
+
+# Measured.
+
+
+@pytest.fixture
+def marked(ending_world, monkeypatch):
+    """A world to which a picture is the last if its first pixel is not black."""
+    monkeypatch.setattr(measured, "over_at", lambda world, frames: frames[:, 0, 0, 0] > 0)
+    return World.load(ending_world, "cpu")
+
+
+def footage(folder, rows):
+    """rows: for each episode, its length, whether it ended, and the frames that are told to be the last."""
+    frames, episodes = [], []
+    for length, ended, told in rows:
+        video = np.zeros((length, 8, 8, 3), np.uint8)
+        video[told] = 255
+        episodes.append(Episode(0, sum(map(len, frames)), length, ended=ended))
+        frames.append(video)
+    header = {"frame_size": (8, 8), "fps": 10, "source": "s", "generator": "g", "split": "test", "settings": {}}
+    writer = DatasetWriter(folder, **header)
+    writer.write(0, np.concatenate(frames), episodes)
+    return writer.close()
+
+
+def test_what_counts_as_told(tmp_path, marked):
+    """In time is at one of the last five frames and not before; where nothing ended, all is early."""
+    rows = [
+        (20, True, [19]), (20, True, [15]), (20, True, [14, 19]), (20, True, []), (20, False, []), (20, False, [19]),
+        (3, True, [0]), (20, True, [3, 4]),
+    ]  # fmt: skip
+    evaluator = Evaluator(marked, footage(tmp_path / "data", rows), 100, 0)
+    found = measured.measure(evaluator)["ending"]
+    assert found["told"]["mean"] == 3 / 6
+    assert found["told"]["clips"] == 6
+    assert found["early"]["mean"] == 3 / 8
+    assert found["early"]["clips"] == 8
+
+
+def test_footage_that_does_not_say_what_ended_measures_nothing(tmp_path, marked):
+    evaluator = Evaluator(marked, footage(tmp_path / "data", [(20, False, [3]), (9, False, [])]), 8, 0)
+    assert measured.measure(evaluator) == {}
+    assert evaluator.notes == [measured.NOT_KNOWN]
+
+
+def test_true_frames_are_asked_as_those_of_play(ending_world, toy):
+    """Each with the one before it, through the tokenizer's memory."""
+    world, frames = World.load(ending_world, "cpu"), torch.from_numpy(np.array(toy.episode_frames(0)[:6]))
+    tokens = world.tokenizer.encode(frames[None] / 255)[0]
+    pairs = torch.stack([tokens[[max(0, i - 1), i]] for i in range(6)])
+    torch.testing.assert_close(measured.over_at(world, frames), world.ending.over(pairs))
