@@ -1,15 +1,17 @@
-"""Is it over? Whether a frame is the last of its episode, told from its tokens and those of the frame before.
+"""Is it over, and won? Whether a frame is the last of its episode, told from its tokens and those of the frame before.
 
 In a game the player dies or wins, and the next level begins. Dynamics learns inside of episodes only, so it never sees
 that: a world that knows no end goes on where no game ever went, and what it imagines there is nothing that it has seen.
-A small network of its own tells how likely each frame is the last one. It learns from footage whose episodes are marked
-as ended (minigenie.data.dataset.Episode), on tokens, so that what is imagined looks to it as what is true does.
+A small network of its own tells how likely each frame is the last one, and if so, that it was won. It learns from
+footage whose episodes are marked as ended (minigenie.data.dataset.Episode), on tokens, so that what is imagined looks
+to it as what is true does.
 
 Dimensions:  m moments, two frames each   n patches per frame
 """
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +27,6 @@ LAST = 0.25  # share of a training batch that are last frames
 SEEN, TOKEN_DIM, DROPOUT = 4, 16, 0.3  # SEEN: rows and columns of what is left of a picture, at most
 CORRUPT = 0.05  # share of tokens replaced by random ones, so that it learns no picture by heart
 UNLIKELY = -4.0  # logit of a last frame, before anything is learnt
-OVER = 0.5  # chance above which a frame is told to be the last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +40,16 @@ class EndingConfig:
             raise UserError(f"ending.dim is {self.dim}; it must be 0 to 4096")
 
 
+class Told(NamedTuple):
+    """over: the frame is the last of its episode. won: and that was won."""
+
+    over: Bool[Tensor, " m"]
+    won: Bool[Tensor, " m"]
+
+
 class Ending(Model):
-    """Tokens of a frame and the one before it -> the chance that it is the last of its episode. At an episode's first
-    frame both are that one."""
+    """Tokens of a frame and the one before it -> the chance that it is the last of its episode, and that the episode is
+    won then. At an episode's first frame both are that one."""
 
     def __init__(self, config: EndingConfig, tokenizer: TokenizerConfig) -> None:
         super().__init__()
@@ -54,8 +62,8 @@ class Ending(Model):
             layers += [nn.Conv2d(width, dim, 3, stride=stride, padding=1), nn.GELU()]
             width, seen = dim, (-(-seen[0] // stride), -(-seen[1] // stride))
         self.picture = nn.Sequential(*layers, nn.Flatten())
-        told = nn.Linear(2 * dim, 1)
-        nn.init.constant_(told.bias, UNLIKELY)
+        told = nn.Linear(2 * dim, 2)
+        nn.init.constant_(told.bias[0], UNLIKELY)
         self.head = nn.Sequential(nn.Linear(dim * seen[0] * seen[1], 2 * dim), nn.GELU(), nn.Dropout(DROPOUT), told)
 
     @torch.no_grad()
@@ -64,21 +72,28 @@ class Ending(Model):
         project = torch.randn(codebook.shape[1], TOKEN_DIM) / math.sqrt(codebook.shape[1])
         self.embed.weight.copy_(((codebook - codebook.mean(0)) / codebook.std()).float() @ project)
 
-    def logits(self, tokens: Int[Tensor, "m 2 n"]) -> Float[Tensor, " m"]:
+    def logits(self, tokens: Int[Tensor, "m 2 n"]) -> Float[Tensor, "m 2"]:
+        """That it is over; that it is won, if it is over."""
         picture = rearrange(self.embed(tokens), "m f (y x) e -> m (f e) y x", y=self.grid[0])
-        return self.head(self.picture(picture))[:, 0].float()
+        return self.head(self.picture(picture)).float()
 
-    def over(self, tokens: Int[Tensor, "m 2 n"]) -> Bool[Tensor, " m"]:
-        """Whether each second frame is likelier the last of its episode than not."""
-        return self.logits(tokens).sigmoid() > OVER
+    def tell(self, tokens: Int[Tensor, "m 2 n"], luck: Float[Tensor, " m"] | None = None) -> Told:
+        """Whether each second frame is the last of its episode: if the chance is more than one half, or than `luck`, in
+        [0, 1). And whether it is likelier won then."""
+        over, won = self.logits(tokens).sigmoid().unbind(-1)
+        over = over > (0.5 if luck is None else luck)
+        return Told(over, over & (won > 0.5))
 
     def forward(self, batch: dict[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
-        """batch: "tokens" int [m 2 n], "last" bool [m], "odds" [m], how many times likelier a last one is here than
-        in the footage -> loss (cross-entropy), metrics."""
-        tokens, last = batch["tokens"].long(), batch["last"]
+        """batch: "tokens" int [m 2 n], "last" and "won" bool [m], "odds" [m], how many times likelier a last one is
+        here than in the footage -> loss (cross-entropy), metrics."""
+        tokens, last, won = batch["tokens"].long(), batch["last"], batch["won"]
         if self.training:
             swap = torch.rand(tokens.shape, device=tokens.device) < CORRUPT
             tokens = torch.where(swap, torch.randint_like(tokens, self.num_codes), tokens)
-        told = self.logits(tokens) + batch["odds"].log()  # so that without it they are right of the footage
-        loss = F.binary_cross_entropy_with_logits(told, last.float())
-        return loss, {"accuracy": ((told > 0) == last).float().mean()}
+        over, victory = self.logits(tokens).unbind(-1)
+        over = over + batch["odds"].log()  # so that without it they are right of the footage
+        loss = F.binary_cross_entropy_with_logits(over, last.float())
+        of_last = F.binary_cross_entropy_with_logits(victory, won.float(), weight=last.float(), reduction="sum")
+        loss = loss + of_last / len(last)
+        return loss, {"accuracy": ((over > 0) == last).float().mean()}

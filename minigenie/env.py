@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from minigenie.ending import Told
 from minigenie.errors import UserError
 from minigenie.runtime import pick_device
 from minigenie.settings import Precision
@@ -48,9 +49,9 @@ class WorldEnv(gymnasium.Env[Array, np.int64]):
 
     ## Rewards
 
-    A learned world has none of its own. `reward(frame, next_frame)` is called with the frames before and after each
-    step, both uint8 `[h w 3]`, and what it returns is the reward; without it the reward is `0.0`. With `output="torch"`
-    both are tensors `[1 h w 3]`, and so is what it returns, `[1]`.
+    `1.0` at the step that ends the episode if the world says that it is won, else `0.0`. Or
+    `reward(frame, next_frame)`: called with the frames before and after each step, both uint8 `[h w 3]`, and what it
+    returns is the reward. With `output="torch"` both are tensors `[1 h w 3]`, and so is what it returns, `[1]`.
 
     ## Starting State
 
@@ -61,7 +62,7 @@ class WorldEnv(gymnasium.Env[Array, np.int64]):
 
     ## Episode End
 
-    It terminates where the world says that its newest frame is the last one, as the game's own would be (`World.over`);
+    It terminates where the world says that its newest frame is the last one, as the game's own would be (`World.told`);
     a world whose footage did not say which episodes ended never does. It is truncated after 500 steps, or
     `gymnasium.make(..., max_episode_steps=...)`.
 
@@ -72,7 +73,7 @@ class WorldEnv(gymnasium.Env[Array, np.int64]):
     | Parameter | Type | Default | Description |
     |---|---|---|---|
     | `world` | **str or Path** | | The world's folder, made by `minigenie train` |
-    | `reward` | **callable** | `None` | `reward(frame, next_frame) -> float`; `None`: `0.0` always |
+    | `reward` | **callable** | `None` | `reward(frame, next_frame) -> float`; `None`: the world's |
     | `render_mode` | **str** | `None` | `"rgb_array"`: `render()` returns a copy of the newest frame |
     | `device` | **str** | `None` | Where the world runs; `None` takes CUDA, MPS or CPU, the first there is |
     | `output` | **str** | `"numpy"` | `"torch"`: all that `reset` and `step` give stays on the device, as tensors |
@@ -245,10 +246,11 @@ class WorldVectorEnv(VectorEnv[Array, Array, Array]):
         parts = zip(self._parts, self._members, strict=True)
         stepped = [world.step_on_device(chosen[members]) for world, members in parts]
         frames, certainty = (torch.cat(each).to(self._where) for each in zip(*stepped, strict=True))
-        self.frames, rewards = frames, self._rewards(before, frames)
+        told = self._told()
+        self.frames, rewards = frames, self._rewards(before, frames, told.won)
         infos: dict[str, Any] = {"certainty": self._give(certainty)}
         self._steps += 1
-        terminated = self._terminated()
+        terminated = told.over.numpy(force=True).copy() if self.world.ending else np.zeros(self.num_envs, dtype=bool)
         if over.any():
             self._begin_anew(over)
             rewards[self._tensor(over)] = 0
@@ -263,16 +265,17 @@ class WorldVectorEnv(VectorEnv[Array, Array, Array]):
         flags = (self._give(self._tensor(each)) for each in (terminated, truncated))
         return self._give(self.frames), self._give(rewards), *flags, infos
 
-    def _terminated(self) -> np.ndarray:
+    def _told(self) -> Told:
         if self.world.ending is None or not self.ends:  # then nothing waits for the device
-            return np.zeros(self.num_envs, dtype=bool)
-        return torch.cat([world.over for world in self._parts]).numpy(force=True).copy()
+            return Told(*torch.zeros(2, self.num_envs, dtype=torch.bool, device=self._where))
+        told = zip(*(world.told() for world in self._parts), strict=True)
+        return Told(*(torch.cat(each).to(self._where) for each in told))
 
-    def _rewards(self, before: Tensor, after: Tensor) -> Tensor:
+    def _rewards(self, before: Tensor, after: Tensor, won: Tensor) -> Tensor:
         """[b] of uint8 [b h w c]; float64 of numpy, as Gymnasium has it."""
         b = self.num_envs
         if self.reward is None:
-            return torch.zeros(b, dtype=torch.float32 if self.output == "torch" else torch.float64, device=self._where)
+            return won.to(torch.float32 if self.output == "torch" else torch.float64)
         if self.output == "numpy":
             pairs = zip(before.numpy(), after.numpy(), strict=True)
             return torch.tensor([float(self.reward(*pair)) for pair in pairs], dtype=torch.float64)

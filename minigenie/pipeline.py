@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from minigenie import __version__
@@ -534,10 +534,11 @@ class Run:
 
 
 class Moments(NamedTuple):
-    """Frames of a dataset [m], and the one before each: the last ones of episodes that ended, and all others but those
-    where one was cut off, of which nobody knows."""
+    """Frames of a dataset, and the one before each: the last ones of episodes that ended, which of these were won, and
+    all others but those where an episode was cut off, of which nobody knows."""
 
     ended: Int[np.ndarray, "m 2"]
+    won: Bool[np.ndarray, " m"]
     others: Int[np.ndarray, "k 2"]
 
 
@@ -545,7 +546,9 @@ def ending_moments(dataset: Dataset) -> Moments:
     first, frames = dataset.episode_starts, np.arange(dataset.num_frames)
     last = first + np.array([episode.length for episode in dataset.episodes]) - 1
     pairs = np.stack((np.maximum(frames - 1, first[dataset.episodes_of(frames)]), frames), axis=1)
-    return Moments(pairs[last[[episode.ended for episode in dataset.episodes]]], np.delete(pairs, last, axis=0))
+    ended = last[[episode.ended for episode in dataset.episodes]]
+    won = np.array([episode.won for episode in dataset.episodes if episode.ended], bool)
+    return Moments(pairs[ended], won, np.delete(pairs, last, axis=0))
 
 
 def ending_batch(
@@ -553,17 +556,18 @@ def ending_batch(
 ) -> dict[str, Tensor]:
     """What an ending learns from: `some` of a step's moments, by tokens of the whole dataset, [f n]."""
     few = math.ceil(LAST * config.batch_size)
-    numbers = few, config.batch_size - few
-    pairs = np.concatenate(
-        [
-            kind[sample_batch(len(kind), seed=seed, step=step, batch_size=number)]
-            for kind, number in zip(moments, numbers, strict=True)
-        ]
+    many = config.batch_size - few
+    ended, others = (
+        sample_batch(len(kind), seed=seed, step=step, batch_size=number)
+        for kind, number in ((moments.ended, few), (moments.others, many))
     )
-    odds = few / max(1, numbers[1]) * len(moments.others) / len(moments.ended)
+    pairs = np.concatenate((moments.ended[ended], moments.others[others]))[some.start : some.stop]
+    won = np.concatenate((moments.won[ended], np.zeros(many, bool)))[some.start : some.stop]
+    odds = few / max(1, many) * len(moments.others) / len(moments.ended)
     return {
-        "tokens": torch.from_numpy(tokens[pairs[some.start : some.stop]].astype(np.int64)),
+        "tokens": torch.from_numpy(tokens[pairs].astype(np.int64)),
         "last": torch.arange(some.start, some.stop) < few,
+        "won": torch.from_numpy(won),
         "odds": torch.full((len(some),), odds),
     }
 

@@ -18,14 +18,14 @@ from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from minigenie.camera import History
 from minigenie.checkpoint import load_model
 from minigenie.config import from_dict
 from minigenie.dynamics import Dynamics, DynamicsConfig, Given
-from minigenie.ending import Ending, EndingConfig
+from minigenie.ending import Ending, EndingConfig, Told
 from minigenie.errors import UserError
 from minigenie.files import cache_root, is_url, parse_json
 from minigenie.inverse import InverseConfig, InverseDynamics
@@ -172,15 +172,12 @@ class World:
     def num_actions(self) -> int:
         return self.config.num_actions
 
-    @property
-    @torch.no_grad()
-    def over(self) -> Bool[Tensor, " b"]:
-        """Of every world whether its newest frame is told to be the last of its episode; on its device. `step` goes on
-        all the same. Never, if the world knows no end."""
-        past = self._current_past()
-        if self.ending is None:
-            return torch.zeros(past.b, dtype=torch.bool, device=self.device)
-        return self.ending.over(past.tokens)
+    def told(self) -> Told:
+        """Of every world [b] whether its newest frame is the last of its episode, and whether that was won; on its
+        device. It is drawn by its chance as tokens are, or at temperature 0 the likelier; never a true frame, nor in a
+        world that knows no end. `step` goes on all the same."""
+        told = self._current_past().told
+        return Told(told > 0, told > 1)
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -238,14 +235,19 @@ class World:
     def _imagine(self, action: Int[Tensor, " b"], past: "Past") -> tuple[Tensor, Tensor]:
         given = self.next_given(action, past.history, past.frame, past.mosaic)
         tokens, sure = self._sample(partial(self.dynamics.fill, given, past.dynamics), past.b)
-        return self.commit(tokens, given, past), sure.exp().mean(-1)
+        return self.commit(tokens, given, past, self._luck(past.b)), sure.exp().mean(-1)
 
-    def commit(self, tokens: Int[Tensor, "b n"], given: Given, past: "Past") -> UInt8[Tensor, "b h w c"]:
-        """The frame of these tokens, which joins the past."""
+    def commit(
+        self, tokens: Int[Tensor, "b n"], given: Given, past: "Past", luck: Float[Tensor, " b"] | None = None
+    ) -> UInt8[Tensor, "b h w c"]:
+        """The frame of these tokens, which joins the past. luck: by which is told whether it is the last."""
         self.dynamics.commit(tokens, given, past.dynamics)
         past.frame.copy_(self.tokenizer.decode_next(tokens, past.decoder))
         self._go_on(past.mosaic, given, past.frame)
         past.remember(tokens, given)
+        if self.ending is not None:
+            over, won = self.ending.tell(past.tokens, luck)
+            past.told.copy_(over.long() + won.long())
         return to_uint8(past.frame)
 
     def next_given(
@@ -309,6 +311,7 @@ class World:
             tokens = torch.cat((tokens, self._sample(fill, len(video)).tokens[:, None]), dim=1)
             frame = self.tokenizer.decode(tokens[:, -keep - 1 :])[:, -1]
             self._go_on(mosaic, coming, frame)
+            self._luck(len(video))
             imagined.append(to_uint8(frame).cpu())
         return torch.stack(imagined, dim=1)
 
@@ -382,7 +385,8 @@ class World:
             self.dynamics.commit(tokens[:, i], given.map(itemgetter((slice(None), i))), dynamics)
             frame = self.tokenizer.decode_next(tokens[:, i], decoder)
         _, motions, steps = self._history(tokens[:, -1], given)
-        return Past(dynamics, decoder, frame, tokens[:, [-min(t, 2), -1]], motions, steps, *mosaic)
+        told = torch.zeros(b, dtype=torch.long, device=self.device)
+        return Past(dynamics, decoder, frame, told, tokens[:, [-min(t, 2), -1]], motions, steps, *mosaic)
 
     def _look_at(self, video: UInt8[Tensor, "b t h w c"], tokens: Int[Tensor, "b t n"]) -> tuple[Given, Mosaic]:
         """Of true frames: the actions that lead into them, inferred ones, how far the camera went, and what it saw."""
@@ -405,14 +409,20 @@ class World:
         masked = torch.full((b, self.config.tokenizer.num_patches), self.dynamics.mask_id, device=self.device)
         return sample_frame(fill, masked, self.config.sampling, self._generator)
 
+    def _luck(self, b: int) -> Float[Tensor, " b"] | None:
+        if self.ending is None or not self.config.sampling.temperature:
+            return None
+        return torch.rand(b, generator=self._generator, device=self.device)
+
 
 class Past(NamedTuple):
-    """What b worlds remember. frame: the newest one, float. tokens: of the one before and of it. motions, actions: of
-    its History. seen, at, rest: its Mosaic."""
+    """What b worlds remember. frame: the newest one, float. told: 1 if it is the last of its episode, 2 if that is won,
+    else 0. tokens: of the one before and of it. motions, actions: of its History. seen, at, rest: its Mosaic."""
 
     dynamics: TimeCache
     decoder: TimeCache
     frame: Float[Tensor, "b h w c"]
+    told: Int[Tensor, " b"]
     tokens: Int[Tensor, "b 2 n"]
     motions: Int[Tensor, "b s"]
     actions: Int[Tensor, "b s"]

@@ -58,7 +58,7 @@ def main(
     lived, lives = torch.zeros(len(paths), dtype=torch.long), torch.ones(len(paths), dtype=torch.long)
     with working("walk", "frames") as watch:
         for number in range(1, frames + 1):
-            over = made.over.cpu() & (lived > 0) & (not endless)
+            over = made.told().over.cpu() & (not endless)
             picture = made.step(torch.tensor(pressed)[lived % len(pressed)])
             lived += 1
             if over.any():

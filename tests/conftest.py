@@ -181,7 +181,7 @@ def ending_world(trained, toy, tmp_path_factory) -> Path:
     model = config.make_ending()
     pairs = World.load(out, "cpu").tokenizer.encode(to_float(torch.from_numpy(toy.clips(toy.windows(2)[::9], 2))))
     with torch.no_grad():
-        model.head[-1].bias -= model.eval().logits(pairs).median()
+        model.head[-1].bias -= model.eval().logits(pairs).median(0).values
     save_model(out / "ending.safetensors", model)
     (out / "config.json").write_bytes(to_json(read_config(out) | {"ending": to_dict(config.ending)}))
     (out / CHECKSUMS).unlink()

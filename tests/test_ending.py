@@ -1,5 +1,6 @@
 """Whether it is over: what footage says, what a network makes of it, and what a world, its players and agents do."""
 
+import re
 from dataclasses import replace
 
 import gymnasium
@@ -9,16 +10,18 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from minigenie import env as _registers  # noqa: F401
-from minigenie.data.collect import collect
+from minigenie.data.collect import collect, procgen_game
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
-from minigenie.ending import CORRUPT, Ending, EndingConfig
+from minigenie.ending import CORRUPT, Ending, EndingConfig, Told
 from minigenie.env import WorldVectorEnv
 from minigenie.eval import ending as measured
 from minigenie.eval.evaluator import Evaluator
 from minigenie.finish import export_world
+from minigenie.maskgit import SamplingConfig
 from minigenie.pipeline import ending_batch, ending_fit, ending_moments, train_world, with_ending
+from minigenie.play import rollout
 from minigenie.play.player import Player
-from minigenie.settings import CollectSettings
+from minigenie.settings import CollectSettings, RolloutSettings
 from minigenie.tokenizer import TokenizerConfig
 from minigenie.world import World, read_prompt
 
@@ -43,6 +46,19 @@ def test_collected_episodes_ended_unless_they_were_cut_off(tmp_path):
     assert ended.any()
     assert not ended[by_game].any()
     assert ended[~by_game].all()
+    assert not any(episode.won for episode in dataset.episodes if not episode.ended)
+
+
+def test_a_coinrun_level_is_won_at_its_coin(tmp_path):
+    """There alone it has a reward."""
+    settings = CollectSettings(game="coinrun", frames=1, mode="easy", levels=50, num_envs=8)
+    game, ends = procgen_game(settings, 8, 0), []
+    for step in range(400):
+        game.step(np.full(8, 8 if step % 20 < 15 else 7))
+        ends += [(won, reward > 0) for won, reward in zip(game.won[game.first], game.reward[game.first], strict=True)]
+        assert not game.won[~game.first].any()
+    assert {won for won, _ in ends} == {False, True}
+    assert all(won == rewarded for won, rewarded in ends)
 
 
 def test_datasets_of_before_know_no_ends(toy, recipe):
@@ -65,8 +81,10 @@ def vars_of(episode):
 def test_what_it_learns_from_are_ends_and_what_is_surely_none(tmp_path):
     """An episode's last frame is an end, or nobody knows; a first frame has none before it but itself."""
     episodes = [Episode(0, 0, 10, ended=True), Episode(0, 10, 5), Episode(0, 15, 1, ended=True), Episode(0, 16, 24)]
+    episodes[0] = Episode(0, 0, 10, ended=True, won=True)
     moments = ending_moments(write(tmp_path / "data", episodes))
     assert moments.ended.tolist() == [[8, 9], [15, 15]]
+    assert moments.won.tolist() == [True, False]
     assert moments.others[:, 1].tolist() == [*range(9), *range(10, 14), *range(16, 39)]
     assert moments.others[:, 0].tolist() == [0, *range(8), 10, *range(10, 13), 16, *range(16, 38)]
 
@@ -90,19 +108,23 @@ def tokenizer(recipe):
 
 
 def test_it_learns_what_comes_before_an_end(tmp_path, tokenizer):
-    """Here a code that comes up in some places, and was not there a frame ago, is the end. Both frames are needed."""
+    """Here a code that comes up in some places, and was not there a frame ago, is the end; two codes are, one of which
+    wins. Both frames are needed."""
     rng = np.random.default_rng(0)
-    episodes = [Episode(0, first, 8, ended=True) for first in range(0, 4_000, 8)]
+    episodes = [Episode(0, first, 8, ended=True, won=first % 16 == 0) for first in range(0, 4_000, 8)]
     moments = ending_moments(write(tmp_path / "data", episodes, frames=4_000))
-    tokens = rng.integers(1, NUM_CODES, size=(4_000, 16))
+    tokens = rng.integers(2, NUM_CODES, size=(4_000, 16))
     for last in range(7, 4_000, 8):
-        tokens[last, rng.choice(16, 4, replace=False)] = 0
+        tokens[last, rng.choice(16, 4, replace=False)] = int(last % 16 == 7)
     model = learnt(moments, tokens, tokenizer, steps=250)
-    seen = torch.from_numpy(rng.integers(1, NUM_CODES, size=(400, 2, 16)))
-    assert model.over(seen).float().mean() < 0.05
-    seen[:, 1].scatter_(1, torch.rand(400, 16).topk(4).indices, 0)
-    assert model.over(seen).float().mean() > 0.9
-    assert model.over(seen.flip(1)).float().mean() < 0.1
+    seen = torch.from_numpy(rng.integers(2, NUM_CODES, size=(400, 2, 16)))
+    assert model.tell(seen).over.float().mean() < 0.05
+    code = torch.arange(400)[:, None].expand(400, 4) % 2
+    seen[:, 1].scatter_(1, torch.rand(400, 16).topk(4).indices, code)
+    assert model.tell(seen).over.float().mean() > 0.9
+    assert model.tell(seen.flip(1)).over.float().mean() < 0.1
+    right = model.tell(seen).won == (code[:, 0] == 1)
+    assert right.float().mean() > 0.9
 
 
 def test_where_nothing_is_to_be_seen_it_says_how_often_episodes_end(tmp_path, tokenizer):
@@ -113,10 +135,10 @@ def test_where_nothing_is_to_be_seen_it_says_how_often_episodes_end(tmp_path, to
     model, config = Ending(EndingConfig(dim=8), tokenizer), ending_fit()
     torch.nn.init.zeros_(model.head[-1].weight)
     with torch.no_grad():
-        model.head[-1].bias.fill_(float(np.log(1 / 39)))
+        model.head[-1].bias[0] = float(np.log(1 / 39))
     loss, _ = model(ending_batch(moments, tokens, 0, config, 0, range(256)))
     loss.backward()
-    assert model.head[-1].bias.grad.abs() < 1e-3
+    assert model.head[-1].bias.grad[0].abs() < 1e-3
 
 
 def test_parts_of_a_batch_are_the_batch(toy, tokenizer):
@@ -141,7 +163,7 @@ def test_a_world_learns_its_ends_with_all_else(toy, recipe, tmp_path):
     loaded = World.load(tmp_path / "world", "cpu")
     for name, weights in made.ending.state_dict().items():
         torch.testing.assert_close(loaded.ending.state_dict()[name], weights)
-    assert not made.over.any()  # so little is learnt that an end is as unlikely as ever
+    assert not made.told().over.any()  # so little is learnt that an end is as unlikely as ever
     export_world(tmp_path / "world", tmp_path / "copy")
     assert World.load(tmp_path / "copy", "cpu").ending is not None
     (tmp_path / "copy/ending.safetensors").unlink()
@@ -156,30 +178,59 @@ def test_footage_without_ends_teaches_none(tmp_path, recipe):
         train_world(dataset, recipe, tmp_path / "world", device=torch.device("cpu"))
 
 
-def test_over_is_of_the_newest_two_frames(ending_world, toy):
-    """Whatever came before, and however the world got there."""
+def test_what_is_told_is_of_the_newest_two_frames(ending_world, toy):
+    """However the world got there; of true frames nothing is."""
     world = World.load(ending_world, "cpu")
     video = torch.from_numpy(toy.clips(toy.windows(6)[::150][:8], 6))
     world.reset(video)
-    tokens, told = world.tokenizer.encode(video / 255), world.over
-    torch.testing.assert_close(told, world.ending.over(tokens[:, -2:]))
-    assert told.any()
-    assert not told.all()
-    world.reset(video[:, :1])
-    torch.testing.assert_close(world.over, world.ending.over(tokens[:, [0, 0]]))
     before = world.snapshot()
-    first = [(world.step([k] * 8), world.over)[1] for k in range(3)]
+    assert not world.told().over.any()
+    first = []
+    for k in range(3):
+        tokens = world.snapshot().past.tokens[:, -1]
+        world.step([k] * 8)
+        pairs = world.snapshot().past.tokens
+        torch.testing.assert_close(pairs[:, 0], tokens)
+        first.append(world.told())
+        torch.testing.assert_close(first[-1], world.ending.tell(pairs))
+        assert not (first[-1].won & ~first[-1].over).any()
+    over = torch.stack([told.over for told in first])
+    assert over.any()
+    assert not over.all()
     world.restore(before)
-    again = [(world.step([k] * 8), world.over)[1] for k in range(3)]
-    torch.testing.assert_close(first, again)
-    world.reset_some([2], video[2:3, :2])
-    assert world.over[2] == world.ending.over(tokens[2:3, :2])[0]
+    torch.testing.assert_close([(world.step([k] * 8), world.told())[1] for k in range(3)], first)
+    ended = first[-1].over.nonzero()[0, 0].item()
+    world.reset_some([ended], video[:1])
+    assert world.told().over.tolist() == [over and i != ended for i, over in enumerate(first[-1].over.tolist())]
+
+
+def test_above_temperature_0_it_is_drawn_by_its_chance(ending_world, toy):
+    world = World.load(ending_world, "cpu").fresh_copy(SamplingConfig(steps=1, temperature=1.0))
+    with torch.no_grad():
+        world.ending.head[-1].weight *= 0.01 / world.ending.head[-1].weight.std()
+        world.ending.head[-1].bias[0] = -1.0
+    world.reset(torch.from_numpy(toy.clips(toy.windows(1)[:400], 1)), seed=2)
+    world.step([1] * 400)
+    chances = world.ending.logits(world.snapshot().past.tokens)[:, 0].sigmoid()
+    assert 0.1 < chances.mean() < 0.5
+    assert abs(world.told().over.float().mean() - chances.mean()) < 4 * (chances.mean() / 400).sqrt()
+    again = world.fresh_copy()
+    again.reset(torch.from_numpy(toy.clips(toy.windows(1)[:400], 1)), seed=2)
+    again.step([1] * 400)
+    torch.testing.assert_close(again.told(), world.told())
+
+
+def test_the_naive_reference_is_the_same_with_an_end(ending_world, toy):
+    world = World.load(ending_world, "cpu").fresh_copy(SamplingConfig(steps=2, temperature=1.0))
+    frames, actions = torch.from_numpy(toy.clips(toy.windows(2)[:2], 2)), torch.tensor([[1, 2, 3], [3, 0, 2]])
+    cached, naive = (world.rollout(frames, actions, seed=4, cached=cached) for cached in (True, False))
+    assert (cached.int() - naive.int()).abs().max() <= 1
 
 
 def test_a_world_that_knows_no_end_is_never_over(trained, toy):
     world = World.load(trained, "cpu")
     world.reset(np.array(toy.episode_frames(0)[None, :2]))
-    assert world.over.tolist() == [False]
+    assert world.told().over.tolist() == world.told().won.tolist() == [False]
 
 
 # Players and agents.
@@ -191,20 +242,32 @@ def test_a_player_begins_anew_where_it_is_over(ending_world):
     start = read_prompt(ending_world / "prompts/00.png", player.world.frame_shape)[0, 0].numpy()
     player.reset(start, seed=3)
     seen = [player.view]
-    while not (anew := player.step(1)):
-        assert not player.world.over or player.view.number == len(seen)
+    while not (outcome := player.step(1)):
+        told = player.world.told()
+        assert not told.over or player.view.number == len(seen)
         seen.append(player.view)
         assert len(seen) < 50
-    assert anew
+    assert outcome == ("won" if told.won else "lost")
     assert (player.view.number, player.view.action) == (0, None)
     np.testing.assert_array_equal(player.view.frame, start)
     for before in seen[1:]:
-        assert not player.step(1)
+        assert player.step(1) is None
         np.testing.assert_array_equal(player.view.frame, before.frame)
-    assert player.step(1)
+    assert player.step(1) == outcome
     assert player.undo()
     np.testing.assert_array_equal(player.view.frame, seen[-1].frame)
-    assert player.world.over
+    assert player.world.told().over
+
+
+def test_a_rollout_says_when_it_was_over_and_goes_on(ending_world, tmp_path, capsys):
+    settings = RolloutSettings(world=str(ending_world), actions="1*30", out=tmp_path / "clip.gif", device="cpu")
+    rollout.run(settings)
+    said = capsys.readouterr().out
+    last = int(re.search(r"^31 frames in .*clip\.gif, over at frame (\d+) by what the world knows$", said, re.M)[1])
+    world = World.load(ending_world, "cpu")
+    world.reset(read_prompt(ending_world / "prompts/00.png", world.frame_shape))
+    told = [(world.step([1]), bool(world.told().over))[1] for _ in range(30)]
+    assert told.index(True) == last - 1
 
 
 def played(envs, steps):
@@ -214,18 +277,19 @@ def played(envs, steps):
 
 @pytest.mark.parametrize("output", ["numpy", "torch"])
 def test_members_terminate_and_begin_anew(ending_world, output):
-    """At the step after, as Gymnasium has it; `over` of the world itself says when."""
+    """At the step after, as Gymnasium has it; the world itself says when, and who won."""
     envs = WorldVectorEnv(6, ending_world, device="cpu", output=output, max_episode_steps=-1, part=4)
     envs.reset(seed=5)
     ended = np.zeros(6, bool)
     for _ in range(6):
-        frames, _, terminated, truncated, _ = envs.step(np.arange(6))
+        frames, rewards, terminated, truncated, _ = envs.step(np.arange(6))
         assert not truncated.any()
         assert not np.asarray(terminated)[ended].any()  # these are at their start
         prompts = np.asarray(envs.prompts)[:, 0]
         assert all(any((np.asarray(frames[i]) == prompt).all() for prompt in prompts) for i in np.flatnonzero(ended))
-        told = np.concatenate([world.over.numpy() for world in envs._parts])
+        told, won = (np.concatenate([world.told()[k].numpy() for world in envs._parts]) for k in (0, 1))
         np.testing.assert_array_equal(np.asarray(terminated), told & ~ended)
+        np.testing.assert_array_equal(np.asarray(rewards), won & ~ended)
         ended = np.asarray(terminated)
     assert envs.num_envs == 6
 
@@ -269,18 +333,19 @@ def test_one_world_terminates_and_is_to_be_reset(ending_world):
 
 @pytest.fixture
 def marked(ending_world, monkeypatch):
-    """A world to which a picture is the last if its first pixel is not black."""
-    monkeypatch.setattr(measured, "over_at", lambda world, frames: frames[:, 0, 0, 0] > 0)
+    """A world to which a picture is the last if its first pixel is not black, and won if it is bright."""
+    by_pixel = lambda world, frames: Told(frames[:, 0, 0, 0] > 0, frames[:, 0, 0, 0] > 200)  # noqa: E731
+    monkeypatch.setattr(measured, "told_at", by_pixel)
     return World.load(ending_world, "cpu")
 
 
 def footage(folder, rows):
-    """rows: for each episode, its length, whether it ended, and the frames that are told to be the last."""
+    """rows: for each episode, its length, how it ended, the frames that are told to be the last, and as what."""
     frames, episodes = [], []
-    for length, ended, told in rows:
+    for length, ended, told, told_won in rows:
         video = np.zeros((length, 8, 8, 3), np.uint8)
-        video[told] = 255
-        episodes.append(Episode(0, sum(map(len, frames)), length, ended=ended))
+        video[told] = 255 if told_won else 99
+        episodes.append(Episode(0, sum(map(len, frames)), length, ended=bool(ended), won=ended == "won"))
         frames.append(video)
     header = {"frame_size": (8, 8), "fps": 10, "source": "s", "generator": "g", "split": "test", "settings": {}}
     writer = DatasetWriter(folder, **header)
@@ -291,8 +356,8 @@ def footage(folder, rows):
 def test_what_counts_as_told(tmp_path, marked):
     """In time is at one of the last five frames and not before; where nothing ended, all is early."""
     rows = [
-        (20, True, [19]), (20, True, [15]), (20, True, [14, 19]), (20, True, []), (20, False, []), (20, False, [19]),
-        (3, True, [0]), (20, True, [3, 4]),
+        (20, "won", [19], True), (20, "lost", [15], True), (20, "won", [14, 19], True), (20, "won", [], True),
+        (20, "", [], False), (20, "", [19], False), (3, "lost", [0], False), (20, "won", [3, 4], True),
     ]  # fmt: skip
     evaluator = Evaluator(marked, footage(tmp_path / "data", rows), 100, 0)
     found = measured.measure(evaluator)["ending"]
@@ -300,10 +365,12 @@ def test_what_counts_as_told(tmp_path, marked):
     assert found["told"]["clips"] == 6
     assert found["early"]["mean"] == 3 / 8
     assert found["early"]["clips"] == 8
+    assert found["won"] == 4 / 6
+    assert (found["outcome"]["mean"], found["outcome"]["clips"]) == (2 / 3, 3)
 
 
 def test_footage_that_does_not_say_what_ended_measures_nothing(tmp_path, marked):
-    evaluator = Evaluator(marked, footage(tmp_path / "data", [(20, False, [3]), (9, False, [])]), 8, 0)
+    evaluator = Evaluator(marked, footage(tmp_path / "data", [(20, "", [3], False), (9, "", [], False)]), 8, 0)
     assert measured.measure(evaluator) == {}
     assert evaluator.notes == [measured.NOT_KNOWN]
 
@@ -313,4 +380,4 @@ def test_true_frames_are_asked_as_those_of_play(ending_world, toy):
     world, frames = World.load(ending_world, "cpu"), torch.from_numpy(np.array(toy.episode_frames(0)[:6]))
     tokens = world.tokenizer.encode(frames[None] / 255)[0]
     pairs = torch.stack([tokens[[max(0, i - 1), i]] for i in range(6)])
-    torch.testing.assert_close(measured.over_at(world, frames), world.ending.over(pairs))
+    torch.testing.assert_close(measured.told_at(world, frames), world.ending.tell(pairs))

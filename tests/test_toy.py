@@ -46,13 +46,16 @@ def test_gravity_brings_a_jump_back_to_the_ground():
 def test_episodes_end_and_the_next_level_begins():
     world = ToyWorld(8, seed=0, num_levels=5, start_level=100)
     rng = np.random.default_rng(0)
-    ends = 0
+    ends, wins = 0, 0
     for _ in range(401):
         levels = world.level_seed.copy()
         world.step(rng.choice([RIGHT, JUMP_RIGHT], size=8))
         assert (world.level_seed[~world.first] == levels[~world.first]).all()
         ends += world.first.sum()
+        wins += world.won.sum()
+        assert not world.won[~world.first].any()
     assert ends >= 8
+    assert 0 < wins <= ends
     assert world.level_seed.min() >= 100
     assert world.level_seed.max() < 105
 

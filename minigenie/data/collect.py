@@ -182,10 +182,11 @@ def _play(settings: CollectSettings, k: int, n: int, steps: int) -> tuple[np.nda
     played, rng = steps + SPARE, np.random.default_rng(seeds)
     act, plan = player_for(settings, game, rng, played), np.empty((played, n), np.int64)
     frames = np.empty((n, played, 64, 64, 3), np.uint8)
-    first = np.empty((n, played), bool)
+    first, won = np.empty((2, n, played), bool)
     level_seed = np.empty((n, played), np.int64)
     for s in range(played):
         frames[:, s], first[:, s], level_seed[:, s] = game.frames(), game.first, game.level_seed
+        won[:, s] = game.won
         plan[s] = act()
         game.step(plan[s])
 
@@ -199,7 +200,8 @@ def _play(settings: CollectSettings, k: int, n: int, steps: int) -> tuple[np.nda
             if length >= 2 and total < wanted:
                 pieces.append((i, slice(start, start + length)))
                 ended = start + length == stop < played
-                episodes.append(Episode(k, total, length, level_seed=int(level_seed[i, start]), ended=ended))
+                level, done = int(level_seed[i, start]), ended and bool(won[i, stop])
+                episodes.append(Episode(k, total, length, level_seed=level, ended=ended, won=done))
                 total += length
     actions = np.concatenate([plan[piece, i] for i, piece in pieces]).astype(np.uint8)
     return np.concatenate([frames[piece] for piece in pieces]), episodes, actions
@@ -267,8 +269,8 @@ def procgen_game(settings: CollectSettings, n: int, seed: int) -> "ProcgenGame":
 class ProcgenGame:
     """n Procgen games side by side, from procgen-mirror; one that ends starts its next level by itself.
 
-    first: bool [n], this frame begins an episode. reward: float [n], of the last step. level_seed: int [n], the level
-    that this frame shows."""
+    first: bool [n], this frame begins an episode; won: and the one before it was won. reward: float [n], of the last
+    step. level_seed: int [n], the level that this frame shows."""
 
     def __init__(self, settings: CollectSettings, n: int, seed: int):
         options = {
@@ -309,7 +311,9 @@ class ProcgenGame:
     def _observe(self) -> None:
         self.reward, observation, self.first = self._env.observe()
         self._frames = observation["rgb"]
-        self.level_seed = np.array([info["level_seed"] for info in self._env.get_info()])
+        infos = self._env.get_info()
+        self.level_seed = np.array([info["level_seed"] for info in infos])
+        self.won = self.first & [info["prev_level_complete"] > 0 for info in infos]
 
 
 class ProcgenGymGame(ProcgenGame):
@@ -329,6 +333,7 @@ class ProcgenGymGame(ProcgenGame):
     def _observe(self) -> None:
         first, observation, self.reward, info = self._env._clib.observe()
         self.first, self._frames, self.level_seed = first.astype(bool), observation["rgb"], info["level_seed"]
+        self.won = self.first & (info["prev_level_complete"] > 0)
 
 
 def _procgen_module() -> str | None:

@@ -83,7 +83,7 @@ class Shard(Struct, forbid_unknown_fields=True):
 
 class Episode(Struct, frozen=True, forbid_unknown_fields=True):
     """`length` consecutive frames of shard number `shard`, from its frame `offset`; one take, no cut inside. ended:
-    the game was over after its last frame, which was not cut off."""
+    the game was over after its last frame, which was not cut off; won: and won."""
 
     shard: int
     offset: int
@@ -91,6 +91,7 @@ class Episode(Struct, frozen=True, forbid_unknown_fields=True):
     level_seed: int | None = None
     source: str | None = None
     ended: bool = False
+    won: bool = False
 
 
 class Manifest(Header):

@@ -37,7 +37,7 @@ class ToyWorld:
         self._sprites = np.full((2, *AGENT, 3), BODY, np.uint8)  # looking left, looking right
         self._sprites[0, 1:3, 0:2] = self._sprites[1, 1:3, 4:6] = EYE
         self.level_seed = np.empty(num_envs, np.int64)
-        self.first = np.ones(num_envs, bool)
+        self.first, self.won = np.ones(num_envs, bool), np.zeros(num_envs, bool)
         self._restart()
 
     def frames(self) -> np.ndarray:
@@ -50,7 +50,8 @@ class ToyWorld:
         return frames
 
     def step(self, actions: np.ndarray) -> None:
-        """Play `actions`, int [n] in 0..5. Where a game ends, `first` is true and the next frame is its new level's."""
+        """Play `actions`, int [n] in 0..5. Where a game ends, `first` is true and the next frame is its new level's;
+        `won` if the last one was done, not over for its time."""
         actions = np.asarray(actions)
         side = np.array([0, -1, 1])[actions % 3]
         grounded = self._hits(self._position + DOWN)
@@ -60,7 +61,8 @@ class ToyWorld:
         self._facing = np.where(side, side > 0, self._facing).astype(np.int64)
         self._steps += 1
         gate = (COLUMNS - MARGIN - 1) * TILE
-        self.first = (self._position[:, 1] + AGENT[1] > gate) | (self._steps >= MAX_STEPS)
+        self.won = self._position[:, 1] + AGENT[1] > gate
+        self.first = self.won | (self._steps >= MAX_STEPS)
         self._restart()
 
     def _move(self, axis: int, distance: np.ndarray) -> np.ndarray:

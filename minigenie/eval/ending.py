@@ -1,27 +1,37 @@
-"""Does the world know when it is over? Asked of true frames, of episodes of which it is known whether they ended.
+"""Does the world know when it is over, and whether it was won? Asked of true frames of episodes whose end is known.
 
 Dimensions:  t frames of an episode   n patches per frame
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
-from minigenie.data.dataset import Episode
+from minigenie.data.dataset import Dataset
+from minigenie.ending import Told
 from minigenie.eval.evaluator import Evaluator, Report, bootstrap
 from minigenie.nn.patches import to_float
 from minigenie.nn.st_transformer import TimeCache
 from minigenie.world import World
 
+AT_ONCE = 64  # frames
 NEAR = 5  # last frames of an episode, at which it is told in time
 NOT_KNOWN = "ends are not measured: the footage does not say which of its episodes ended"
 
 
+class Asked(NamedTuple):
+    """Of one episode: whether its end was told in time; before that, or though nothing ended; and if in time, whether
+    that it was won, or not, was told too."""
+
+    in_time: bool
+    early: bool
+    right: bool
+
+
 def measure(evaluator: Evaluator) -> Report:
-    """The report's part on the ends of episodes; nothing for a world that knows none. told: in how many of those that
-    ended it is first told at one of the last frames. early: in how many of all it is told before those, or where
-    nothing ended."""
+    """The report's part on the ends of episodes; nothing for a world that knows none."""
     world, dataset = evaluator.world, evaluator.dataset
     if world.ending is None:
         return {}
@@ -32,25 +42,36 @@ def measure(evaluator: Evaluator) -> Report:
     order = np.random.default_rng([evaluator.seed, 5]).permutation(len(ended))[: max(2, evaluator.max_clips)]
     if not ended[order].any():
         order[0] = np.flatnonzero(ended)[0]
-    first = np.array(evaluator.each(lambda i: first_told(world, dataset.episode_frames(i)), order.tolist()))
-    some: list[Episode] = [dataset.episodes[i] for i in order]
-    left = np.array([episode.length for episode in some]) - first  # frames from there on
-    told, early = first >= 0, (first >= 0) & ((left > NEAR) | ~ended[order])
-    in_time = (told & ~early)[ended[order]]
-    seed = evaluator.seed
-    return {"ending": {"told": bootstrap(in_time.astype(float), seed), "early": bootstrap(early.astype(float), seed)}}
+    asked = evaluator.each(lambda i: ask(world, dataset, i), order.tolist())
+    in_time, early, right = (np.array(each, float) for each in zip(*asked, strict=True))
+    report = {
+        "told": bootstrap(in_time[ended[order]], evaluator.seed),
+        "early": bootstrap(early, evaluator.seed),
+        "won": float(np.mean([dataset.episodes[i].won for i in order if ended[i]])),
+    }
+    if in_time.any():
+        report["outcome"] = bootstrap(right[in_time > 0], evaluator.seed)
+    return {"ending": report}
 
 
-def first_told(world: World, frames: np.ndarray) -> int:
-    """The first of an episode's frames, uint8 [t h w c], that is told to be the last; -1 if none is."""
-    over = over_at(world, torch.from_numpy(np.array(frames)).to(world.device))
-    return int(over.int().argmax()) if over.any() else -1
+def ask(world: World, dataset: Dataset, number: int) -> Asked:
+    """About every frame of an episode, up to the first that is told to be the last."""
+    episode = dataset.episodes[number]
+    over, won = told_at(world, torch.from_numpy(np.array(dataset.episode_frames(number))).to(world.device))
+    first = int(over.int().argmax())
+    in_time = bool(over.any()) and episode.ended and episode.length - first <= NEAR
+    return Asked(in_time, bool(over.any()) and not in_time, bool(won[first]) == episode.won)
 
 
 @torch.no_grad()
-def over_at(world: World, frames: Tensor) -> Bool[Tensor, " t"]:
-    """Whether each of an episode's frames is told to be the last: uint8 [t h w c]."""
+def told_at(world: World, frames: Tensor) -> Told:
+    """What is told of each frame of an episode: uint8 [t h w c]."""
     assert world.ending is not None
-    past = TimeCache(world.tokenizer.encoder, 1, world.config.context_frames)
-    tokens = torch.cat([world.tokenizer.encode_next(frame[None], past) for frame in to_float(frames)])
-    return world.ending.over(torch.stack((torch.cat((tokens[:1], tokens[:-1])), tokens), dim=1))
+    tokenizer, past = world.tokenizer, TimeCache(world.tokenizer.encoder, 1, world.config.context_frames)
+    if tokenizer.config.encoder.attend_time:
+        tokens = torch.cat([tokenizer.encode_next(frame[None], past) for frame in to_float(frames)])
+    else:
+        tokens = torch.cat([tokenizer.encode(to_float(some[:, None]))[:, 0] for some in frames.split(AT_ONCE)])
+    pairs = torch.stack((torch.cat((tokens[:1], tokens[:-1])), tokens), dim=1)
+    told = [world.ending.tell(some) for some in pairs.split(AT_ONCE)]
+    return Told(*map(torch.cat, zip(*told, strict=True)))

@@ -182,6 +182,8 @@ def headline(report: Report) -> dict[str, str]:
     if ends := report.get("ending"):
         numbers["ends of episodes told"] = f"{spread(ends['told'])} of {ends['told']['clips']}"
         numbers["told too early"] = f"{spread(ends['early'])} of {ends['early']['clips']}"
+        if "outcome" in ends:
+            numbers["won or lost told"] = f"{spread(ends['outcome'])} ({ends['won']:.2f} are won)"
     if "st_lpips_first_10" in far:
         numbers[f"10 frames from 1, {ST_LPIPS_NAME}"] = spread(far["st_lpips_first_10"], digits=3)
     if "frechet" in far:

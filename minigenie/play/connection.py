@@ -153,8 +153,8 @@ class Connection:
 
     async def _step(self, action: int) -> None:
         was_recording = self.player.recording
-        if await self.session.run(partial(self.player.step, action)):
-            await self._send({"type": "over"})
+        if outcome := await self.session.run(partial(self.player.step, action)):
+            await self._send({"type": "over", "outcome": outcome})
         if was_recording and not self.player.recording:
             await self._send({"type": "error", "text": "the recording is full; download it, or record anew"})
             await self._send_state()

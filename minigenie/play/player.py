@@ -7,7 +7,7 @@ Dimensions:  t frames   h w c a frame
 
 from collections import deque
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ PAST_BYTES, PAST_MOMENTS = 64 << 20, 200  # what undo can go back to
 RECORD_BYTES, RECORD_FRAMES = 64 << 20, 1_800  # 2 minutes at 15 frames/s
 MAX_STEPS, MAX_TEMPERATURE = 64, 2.0
 CLIP_FRAMES = 33  # of the split view
+Outcome = Literal["won", "lost"]
 
 
 class View(NamedTuple):
@@ -63,24 +64,24 @@ class Player:
         self.past.clear()
         self._begin()
 
-    def step(self, action: int) -> bool:
-        """One frame on. Where the world says that it is over, the start picture again, and True. In the split view the
-        clip says which action, and begins again at its end."""
+    def step(self, action: int) -> Outcome | None:
+        """One frame on. Where the world says that it is over, the start picture again, and how it ended. In the split
+        view the clip says which action, and begins again at its end."""
         assert self.view is not None
         if self.clip is not None and self.view.number == len(self.clip.actions):
             self.reset(self.clip.frames[0], self.seed, self.clip)
-            return False
+            return None
         if self.clip is not None:
             action = self.clip.actions[self.view.number]
         before = self.world.snapshot()
-        over = self.clip is None and self.view.number > 0 and bool(self.world.over)
+        told = self.world.told()
         self._remember(before)
-        if over:
+        if self.clip is None and told.over:
             self._begin()
-            return True
+            return "won" if told.won else "lost"
         frames, certainty = self.world.step([action], certainty=True)
         self._show(frames[0].numpy(), action, self.view.number + 1, float(certainty))
-        return False
+        return None
 
     def undo(self) -> bool:
         """Back by one frame, to the very state it was in. False at the beginning of what is kept."""

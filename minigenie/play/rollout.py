@@ -24,9 +24,11 @@ def run(settings: RolloutSettings) -> None:
         raise FileNotFoundError(f"{folder} has no pictures in prompts/; give one with --prompt")
     start = read_prompt(prompts[0], world.frame_shape)
     world.reset(start, settings.seed)
-    frames = [start[0, 0]]
+    frames, last = [start[0, 0]], 0
     with working("rollout", "frames") as progress:
         for done, action in enumerate(actions, 1):
             frames.append(world.step([action])[0])
+            last = last or done * int(world.told().over)
             progress(done, len(actions))
-    print(f"{len(frames)} frames in {save_video(torch.stack(frames), settings.out, world.fps)}")
+    over = f", over at frame {last} by what the world knows" if last else ""
+    print(f"{len(frames)} frames in {save_video(torch.stack(frames), settings.out, world.fps)}{over}")

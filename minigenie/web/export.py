@@ -191,7 +191,7 @@ def _graphs(world: World) -> list[tuple[str, nn.Module, tuple[Any, ...]]]:
     uniform = torch.rand(2, 1, n)
     example = given, tokens, torch.zeros(1, n), uniform, torch.tensor(1), number, number, state
     graphs.append(("fill", Fill(world, begin.past), example))
-    return [*graphs, ("commit", Commit(world, begin.past), (given, tokens, state))]
+    return [*graphs, ("commit", Commit(world, begin.past), (given, tokens, torch.rand(1), state))]
 
 
 def _onnx(model: nn.Module, example: tuple[Any, ...]) -> Any:

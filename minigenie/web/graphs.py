@@ -7,8 +7,8 @@ each as tensors, so that they can stay on the device:
     give    action, state -> what is given of the next frame: the action, and where there is a camera its motion and the
             last frame moved by it, as tokens
     fill    what is given, tokens filled in so far, state -> those after a step of MaskGIT, and how sure of each
-    commit  what is given, the frame's tokens, state -> the frame, whether it is the last where the world knows an end,
-            the state after it
+    commit  what is given, the frame's tokens, luck, state -> the frame, where the world knows an end whether it is the
+            last (1; 2: and won), the state after it
 
 Dimensions:  n patches of a frame   h w c a frame
 """
@@ -71,8 +71,8 @@ class Fill(Graph):
 
 
 class Commit(Graph):
-    def forward(self, given: list[Tensor], tokens: Tensor, state: list[Tensor]) -> list[Tensor]:
+    def forward(self, given: list[Tensor], tokens: Tensor, luck: Tensor, state: list[Tensor]) -> list[Tensor]:
         past = self.unflat(state)
-        frame = self.world.commit(tokens, Given(*given), past)[0]
-        over = [] if self.world.ending is None else [self.world.ending.over(past.tokens).byte()]
+        frame = self.world.commit(tokens, Given(*given), past, luck)[0]
+        over = [past.told.byte()] if self.world.ending else []
         return [frame, *over, *self.flat(past)]

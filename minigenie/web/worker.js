@@ -125,7 +125,7 @@ async function beginState(picture) {
   return run("begin", { picture: tensor("uint8", picture, [height, width, 3]) });
 }
 
-/** The next frame, uint8 [h w 3], how sure the world was of its tokens, 0 to 1, whether it is the last, and the state after it. */
+/** The next frame, uint8 [h w 3], how sure the world was of its tokens, 0 to 1, whether it is the last (1; 2: and won), and the state after it. */
 async function imagine(action, state) {
   const before = numbered("state", state), n = about.num_patches;
   const temperature = tensor("float32", [Math.max(player.temperature, COLDEST)], []);
@@ -137,15 +137,16 @@ async function imagine(action, state) {
     [tokens, sure] = await run("fill", { ...given, tokens, sure, uniform: uniform([2, 1, n]), keep: tensor("int64", [integer(keep)], []),
       noise: tensor("float32", [noise], []), temperature, ...before });
   }
-  const [frame, ...after] = await run("commit", { ...given, tokens, ...before });
-  const over = about.ending && (await after.shift().getData(true))[0] > 0;
+  const luck = tensor("float32", [about.ending && player.temperature ? random() : 0.5]);  // by which it is over
+  const [frame, ...after] = await run("commit", { ...given, tokens, luck, ...before });
+  const over = about.ending ? (await after.shift().getData(true))[0] : 0;
   const certainty = (await sure.getData(true)).reduce((sum, each) => sum + Math.exp(each), 0) / n;
   return { picture: await frame.getData(true), certainty, over, state: after };
 }
 
 // ---- the player -----------------------------------------------------------------------------------------------------
 
-function show(picture, action, number, certainty = 1, over = false) { Object.assign(player, { picture, action, number, certainty, over }); }
+function show(picture, action, number, certainty = 1, over = 0) { Object.assign(player, { picture, action, number, certainty, over }); }
 
 function forget(moment) { for (const each of moment.state) each.dispose(); }
 
@@ -187,7 +188,7 @@ async function step(action) {
   player.past.push({ picture, action: led, number, certainty, over, state: player.state });
   const bytes = about.state_bytes;
   while (player.past.length > 1 && (player.past.length * bytes > PAST_BYTES || player.past.length > PAST_MOMENTS)) forget(player.past.shift());
-  if (!next) { await beginAgain(); return tell({ type: "over" }); }
+  if (!next) { await beginAgain(); return tell({ type: "over", outcome: over === 2 ? "won" : "lost" }); }
   player.state = next.state;
   show(next.picture, action, number + 1, next.certainty, next.over);
 }
