@@ -147,7 +147,7 @@ def begins_anew_where_it_is_over(page):
         seen += [pixels(page)] if number(page) else []
     assert number(page) == 0
     np.testing.assert_array_equal(pixels(page), start)
-    expect(page.locator("#toast")).to_contain_text("over")
+    expect(page.locator("#toast")).to_contain_text("begins anew")
     page.keyboard.press("Backspace")
     expect(page.locator("#screen")).to_have_attribute("data-number", str(len(seen)))
     np.testing.assert_array_equal(pixels(page), seen[-1])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from minigenie.config import from_dict, override, to_dict
+from minigenie.ending import EndingConfig
 from minigenie.pipeline import Recipe
 from minigenie.recipes import RECIPES, adjusted, coinrun, describe, fitted, paper, recipe_named, tiny
 from minigenie.settings import RecipeSettings
@@ -177,12 +178,13 @@ def test_a_recipe_is_estimated_to_fit_its_gpu(name, most):
 
 def test_the_estimate_knows_what_is_computed_again_and_the_logits():
     fits = ("tokenizer_fit", "lam_fit", "dynamics_fit")
+    endless = replace(coinrun(), ending=EndingConfig())
     kept, cheap, blocks = (
-        estimates(override(coinrun(), [f"{fit}.execution.recompute={how}" for fit in fits]))
+        estimates(override(endless, [f"{fit}.execution.recompute={how}" for fit in fits]))
         for how in ("nothing", "cheap", "blocks")
     )
     assert all(a > b > c for a, b, c in zip(kept, cheap, blocks, strict=True))
-    more = override(coinrun(), ["tokenizer.quantizer.num_codes=8192"])
+    more = override(endless, ["tokenizer.quantizer.num_codes=8192"])
     logits = 3 * 4 * 3 * 15 * 256 * (8192 - 1024) / 2**30
     assert estimates(more)[-1] - kept[-1] == pytest.approx(logits, abs=0.2)
     joint = estimates(paper())

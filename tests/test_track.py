@@ -35,7 +35,7 @@ def test_tensorboard_has_metrics_pictures_and_the_recipe(toy, tmp_path):
     seen = EventAccumulator(str(tmp_path / "run/tensorboard"))
     seen.Reload()
     wanted = numbers(tmp_path / "run")
-    assert set(wanted) == {"tokenizer/loss", "lam/loss", "dynamics/loss"}
+    assert set(wanted) == {"tokenizer/loss", "ending/loss", "lam/loss", "dynamics/loss"}
     for name, losses in wanted.items():
         shown = {each.step: each.value for each in seen.Scalars(name)}
         assert {step: shown[step] for step in losses} == pytest.approx(losses, rel=1e-4)
