@@ -250,7 +250,7 @@ class WorldVectorEnv(VectorEnv[Array, Array, Array]):
         self.frames, rewards = frames, self._rewards(before, frames, told.won)
         infos: dict[str, Any] = {"certainty": self._give(certainty)}
         self._steps += 1
-        terminated = told.over.numpy(force=True).copy() if self.world.ending else np.zeros(self.num_envs, dtype=bool)
+        terminated = told.over.numpy(force=True).copy()
         if over.any():
             self._begin_anew(over)
             rewards[self._tensor(over)] = 0
@@ -266,16 +266,17 @@ class WorldVectorEnv(VectorEnv[Array, Array, Array]):
         return self._give(self.frames), self._give(rewards), *flags, infos
 
     def _told(self) -> Told:
+        """On the CPU, where it is decided who begins anew."""
         if self.world.ending is None or not self.ends:  # then nothing waits for the device
-            return Told(*torch.zeros(2, self.num_envs, dtype=torch.bool, device=self._where))
+            return Told(*torch.zeros(2, self.num_envs, dtype=torch.bool))
         told = zip(*(world.told() for world in self._parts), strict=True)
-        return Told(*(torch.cat(each).to(self._where) for each in told))
+        return Told(*(torch.cat(each).cpu() for each in told))
 
     def _rewards(self, before: Tensor, after: Tensor, won: Tensor) -> Tensor:
         """[b] of uint8 [b h w c]; float64 of numpy, as Gymnasium has it."""
         b = self.num_envs
         if self.reward is None:
-            return won.to(torch.float32 if self.output == "torch" else torch.float64)
+            return won.to(self._where, torch.float32 if self.output == "torch" else torch.float64)
         if self.output == "numpy":
             pairs = zip(before.numpy(), after.numpy(), strict=True)
             return torch.tensor([float(self.reward(*pair)) for pair in pairs], dtype=torch.float64)

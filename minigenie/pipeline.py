@@ -63,7 +63,7 @@ SURVEYED = 8  # shards, or as many as it takes to find enough pairs of frames
 
 
 def ending_fit() -> FitConfig:
-    """As good as any: it overfits when it goes on."""
+    """How an ending learns: two minutes on one core where a frame has 256 tokens."""
     optim = OptimConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.2, warmup=50, decay="late", final_lr=0.0)
     return FitConfig(steps=1_000, batch_size=256, clip_frames=1, optim=optim, execution=Execution(save_every=100))
 
