@@ -32,6 +32,7 @@ from minigenie.lam import LatentActionModel
 from minigenie.maskgit import Filled, fill_most_confident
 from minigenie.nn.model import Model, Sample
 from minigenie.nn.patches import patch_grid, to_uint8
+from minigenie.nn.quantize import embeddings_of
 from minigenie.nn.st_transformer import STConfig, STTransformer, TimeCache
 from minigenie.pictures import grid
 from minigenie.tokenizer import TokenizerConfig, VideoTokenizer
@@ -120,8 +121,7 @@ class Dynamics(Model):
     @torch.no_grad()
     def init_from_codebook(self, codebook: Float[Tensor, "k c"]) -> None:
         """Begin with the tokenizer's geometry: codes that look alike start with alike embeddings and logits."""
-        project = torch.randn(codebook.shape[1], self.config.token_dim) / math.sqrt(codebook.shape[1])
-        alike = ((codebook - codebook.mean(0)) / codebook.std()).float() @ project
+        alike = embeddings_of(codebook, self.config.token_dim)
         self.embed_token.weight[:-1] = alike
         self.head.weight.copy_(alike / math.sqrt(self.config.token_dim))
         self.head.bias.zero_()

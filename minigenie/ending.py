@@ -9,7 +9,6 @@ to it as what is true does.
 Dimensions:  m moments, two frames each   n patches per frame
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from minigenie.errors import UserError
 from minigenie.nn.model import Model
+from minigenie.nn.quantize import embeddings_of
 from minigenie.tokenizer import TokenizerConfig
 
 LAST = 0.25  # share of a training batch that are last frames
@@ -69,8 +69,7 @@ class Ending(Model):
     @torch.no_grad()
     def init_from_codebook(self, codebook: Float[Tensor, "k c"]) -> None:
         """Begin with the tokenizer's geometry: codes that look alike start with alike embeddings."""
-        project = torch.randn(codebook.shape[1], TOKEN_DIM) / math.sqrt(codebook.shape[1])
-        self.embed.weight.copy_(((codebook - codebook.mean(0)) / codebook.std()).float() @ project)
+        self.embed.weight.copy_(embeddings_of(codebook, TOKEN_DIM))
 
     def logits(self, tokens: Int[Tensor, "m 2 n"]) -> Float[Tensor, "m 2"]:
         """That it is over; that it is won, if it is over."""

@@ -100,6 +100,8 @@ class Recipe(WorldConfig):
             raise UserError(f"joint knows no camera; set dynamics.motions to 0, not {self.dynamics.motions}")
         if self.ending_fit.clip_frames != 1:
             raise UserError(f"clip_frames of ending_fit is {self.ending_fit.clip_frames}; it tells of single frames")
+        if self.ending_fit.batch_size < 2:
+            raise UserError(f"batch_size of ending_fit is {self.ending_fit.batch_size}; it takes at least 2")
         if self.seed < 0 or not all(share > 0 for share in self.shares):
             raise UserError(f"seed {self.seed} must be 0 or more, shares {self.shares} above 0")
 
@@ -111,7 +113,7 @@ class Recipe(WorldConfig):
 
 def with_ending(recipe: Recipe, dataset: Dataset) -> Recipe:
     """The recipe; without an ending, if the dataset does not say which of its episodes ended."""
-    return recipe if any(episode.ended for episode in dataset.episodes) else replace(recipe, ending=EndingConfig())
+    return recipe if dataset.knows_ends else replace(recipe, ending=EndingConfig())
 
 
 def with_actions(recipe: Recipe, dataset: Dataset, source: Actions, labels: int = 0) -> Recipe:
@@ -563,7 +565,7 @@ def ending_batch(
     )
     pairs = np.concatenate((moments.ended[ended], moments.others[others]))[some.start : some.stop]
     won = np.concatenate((moments.won[ended], np.zeros(many, bool)))[some.start : some.stop]
-    odds = few / max(1, many) * len(moments.others) / len(moments.ended)
+    odds = few / many * len(moments.others) / len(moments.ended)
     return {
         "tokens": torch.from_numpy(tokens[pairs].astype(np.int64)),
         "last": torch.arange(some.start, some.stop) < few,
@@ -655,7 +657,7 @@ def check_fits(recipe: Recipe, dataset: Dataset) -> None:
         )
     for stage in recipe.models:
         dataset.windows(getattr(recipe, f"{stage}_fit").clip_frames)
-    if recipe.ending.dim and not any(episode.ended for episode in dataset.episodes):
+    if recipe.ending.dim and not dataset.knows_ends:
         raise UserError(f"{dataset.name} does not say that any of its episodes ended; set ending.dim to 0")
     with torch.device("meta"):  # sizes that do not fit together show before anything is written
         recipe.make_tokenizer(), recipe.make_lam(), recipe.make_dynamics()

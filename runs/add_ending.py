@@ -54,7 +54,7 @@ def main(
         device: Where; CUDA, MPS or CPU by default, the first there is.
     """
     footage, where = Dataset.open(dataset), pick_device(device)
-    if not any(episode.ended for episode in footage.episodes):
+    if not footage.knows_ends:
         raise UserError(f"{footage.name} does not say that any of its episodes ended; collect some with this version")
     if not (out / "checkpoints").exists():
         export_world(world, out)

@@ -242,6 +242,11 @@ class Dataset:
             _load(folder / name, shape)
         return dataset
 
+    @property
+    def knows_ends(self) -> bool:
+        """Whether it says of any episode that it ended."""
+        return any(episode.ended for episode in self.episodes)
+
     @cached_property
     def episode_starts(self) -> np.ndarray:
         """The first frame of every episode, counted through all shards: int64 [episodes]."""

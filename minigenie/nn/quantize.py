@@ -6,7 +6,7 @@ vectors pass with noise instead of being quantized, then k-means over a batch pl
 chooses are moved onto vectors of the batch. Without these a small codebook, such as latent actions, collapses to one or
 two codes. All this happens in `update_codebook`, once a step, from all parts of the batch on all processes.
 
-Dimensions:  k codes   c code width
+Dimensions:  k codes   c code width   d width of an embedding
 """
 
 from dataclasses import dataclass
@@ -160,6 +160,12 @@ class StepStatistics(NamedTuple):
     vectors: Float[Tensor, "m c"]
     sizes: Float[Tensor, " k"]
     totals: Float[Tensor, "k c"]
+
+
+def embeddings_of(codebook: Float[Tensor, "k c"], dim: int) -> Float[Tensor, "k d"]:
+    """A random embedding of each code, in which codes that look alike are alike."""
+    project = torch.randn(codebook.shape[1], dim) / codebook.shape[1] ** 0.5
+    return ((codebook - codebook.mean(0)) / codebook.std()).float() @ project
 
 
 def k_means(vectors: Float[Tensor, "m c"], k: int) -> Float[Tensor, "k c"]:
