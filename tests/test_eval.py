@@ -285,6 +285,24 @@ def test_a_world_that_keeps_its_pictures_does_not_drift_and_one_that_blurs_does(
     assert sharpness[-1] < 0.1
 
 
+def test_a_world_that_becomes_another_level_is_told_by_its_codes(tmp_path):
+    """Each of 8 levels has two colours of its own, and the even ones have a third one in their later half."""
+    frames = np.zeros((8 * 40, 64, 64, 3), np.uint8)
+    of_level, at = np.arange(8 * 40) // 40, np.arange(8 * 40) % 40
+    frames += (10 * of_level + at % 2 + 5 * (at >= 20) * (of_level % 2 == 0))[:, None, None, None].astype(np.uint8)
+    about = {"frame_size": (64, 64), "fps": 10, "source": "colours", "generator": "test", "split": "test"}
+    writer = DatasetWriter(tmp_path / "data", **about, settings={})
+    writer.write(0, frames, [Episode(0, i * 40, 40) for i in range(8)], None)
+    footage, world = writer.close(), Rolling()
+    world.tokenizer.encode = lambda video: (255 * video[..., 0, 0, :1]).round().long()
+    starts = torch.from_numpy(frames[::40])
+    starts[6:] = starts[:2]  # two of eight become other levels
+    truth, played = true_clips(footage, 20, 8, seed=0), play_long(world, starts, 20, seed=0)
+    report = measure_drift(Evaluator(world, footage, 8, 0), played, truth, np.arange(8))
+    assert {stretch["own_codes"]["mean"] for stretch in report["stretches"].values()} == {0.75}
+    assert report["level"] == {"own": 0.5, "other": 0.0}
+
+
 def test_true_clips_are_measured_at_the_spacing_of_the_rollouts(tmp_path):
     """A frame says which episode it is of, and where in it."""
     frames = np.zeros((12 * 60, 8, 8, 3), np.uint8)

@@ -31,6 +31,7 @@ HOLD = 8  # frames that an action is held on average, as a player holds a key
 Advance = Callable[[int], None]  # told of so many new frames
 Frames = UInt8[Tensor, "b h w c"]
 Played = dict[int, UInt8[Tensor, "b h w c"]]  # frames, by horizon
+OF_LEVEL = 200  # frames of an episode at most, that tell which codes it has
 SETS = 8  # of true clips: one to show what true clips score, the others to compare with
 
 
@@ -96,17 +97,46 @@ def true_clips(dataset: Dataset, horizon: int, clips: int, seed: int) -> dict[st
 def measure_drift(evaluator: Evaluator, frames: Played, truth: dict[str, Truth], episodes: Clips) -> Report:
     """frames: as from `play_long`. truth: as from `true_clips`. episodes: where each clip began.
 
-    -> {"clips", "horizon", "stretches": {"1-10": SCORES, ...}, "real": {"1-10": SCORES, ...}} with SCORES {"frames",
-    "sharpness": {"mean", "ci95", "clips"}, "perplexity", "perplexity_share", "frechet"}. sharpness is the gradient
-    energy over that of true clips, perplexity_share likewise: both are 1 in a sound world. frechet only
-    where it can be measured. real: what as many other true clips score."""
+    -> {"clips", "horizon", "stretches": {"1-10": SCORES, ...}, "real": {"1-10": SCORES, ...}, "level"} with SCORES
+    {"frames", "sharpness": {"mean", "ci95", "clips"}, "perplexity", "perplexity_share", "frechet"}. sharpness is the
+    gradient energy over that of true clips, perplexity_share likewise: both are 1 in a sound world. frechet only
+    where it can be measured. real: what as many other true clips score. Of what was played also "own_codes": the share
+    of its tokens that are among those of the episode that it began in. level: what that is among true frames, {"own":
+    of an episode's later half among those of its earlier one, "other": of an episode's among those of another}."""
     played, real = {}, {}
+    levels = {int(at): _tokens_of_episode(evaluator, int(at)) for at in np.unique(episodes)}
     for name, picks in stretches(max(frames)).items():
         video = torch.stack([frames[t] for t in picks], dim=1)
         sets = [_measure(evaluator, part) for part in truth[name].frames.split(len(video))]
-        played[name] = _score(_measure(evaluator, video), sets[1:], evaluator.seed, episodes)
+        seen = _measure(evaluator, video)
+        own = [_among(each, levels[at]) for each, at in zip(seen["tokens"], episodes, strict=True)]
+        played[name] = _score(seen, sets[1:], evaluator.seed, episodes)
+        played[name]["own_codes"] = bootstrap(np.array(own), evaluator.seed, episodes)
         real[name] = _score(sets[0], sets[1:], evaluator.seed)
-    return {"clips": len(frames[1]), "horizon": max(frames), "real": real, "stretches": played}
+    level = _compare_levels(list(levels.values()))
+    return {"clips": len(frames[1]), "horizon": max(frames), "real": real, "stretches": played, "level": level}
+
+
+def _tokens_of_episode(evaluator: Evaluator, episode: int) -> Int[Tensor, "m n"]:
+    """Of true frames, evenly spaced, in order."""
+    frames = evaluator.dataset.episode_frames(episode)
+    at = np.unique(np.linspace(0, len(frames) - 1, min(OF_LEVEL, len(frames))).round().astype(int))
+    return _encode(evaluator.world, torch.from_numpy(frames[at]))
+
+
+def _among(tokens: Tensor, others: Tensor) -> float:
+    """The share of tokens that are among the others."""
+    return float(torch.isin(tokens, others).float().mean())
+
+
+def _compare_levels(levels: list[Tensor]) -> Report:
+    """See measure_drift. What a single frame or a single episode does not tell is not there."""
+    halves = [tokens.tensor_split(2) for tokens in levels if len(tokens) > 1]
+    ways = {
+        "own": [_among(later, earlier) for earlier, later in halves],
+        "other": [_among(tokens, other) for tokens, other in pairwise(levels)],
+    }
+    return {way: float(np.mean(shares)) for way, shares in ways.items() if shares}
 
 
 def _score(seen: Report, sets: list[Report], seed: int, episodes: Clips | None = None) -> Report:
@@ -150,13 +180,19 @@ def gradient_energy(frames: Float[Tensor, "*b h w c"]) -> Float[Tensor, "*b"]:
 
 @torch.no_grad()
 def _measure(evaluator: Evaluator, video: UInt8[Tensor, "b m h w c"]) -> Report:
-    """Gradient energy of each clip [b], perplexity of all tokens, features [b*m d]. Frames are encoded one at a time:
-    those between them are not there."""
-    flat, world, features = to_float(video.flatten(0, 1)), evaluator.world, evaluator.features
-    tokens = torch.cat([world.tokenizer.encode(part[:, None].to(world.device)).cpu() for part in flat.split(64)])
+    """Gradient energy of each clip [b], its tokens [b m*n], their perplexity, features [b*m d]. Frames are encoded one
+    at a time: those between them are not there."""
+    flat, features = video.flatten(0, 1), evaluator.features
+    tokens = _encode(evaluator.world, flat)
     return {
         "frames": len(flat),
         "gradient": gradient_energy(to_float(video)).mean(dim=1).numpy(),
+        "tokens": tokens.view(len(video), -1),
         "perplexity": perplexity(tokens.numpy()),
-        "features": features(flat).numpy() if features else None,
+        "features": features(to_float(flat)).numpy() if features else None,
     }
+
+
+def _encode(world: World, frames: UInt8[Tensor, "m h w c"]) -> Int[Tensor, "m n"]:
+    parts = (to_float(part)[:, None].to(world.device) for part in frames.split(64))
+    return torch.cat([world.tokenizer.encode(part)[:, 0].cpu() for part in parts])

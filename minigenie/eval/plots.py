@@ -119,7 +119,8 @@ def fading_plot(reports: Reports) -> str:
 
 
 def drift_plots(reports: Reports) -> list[str]:
-    """Sharpness, code use, and Frechet distance where measured, stretch by stretch; a curve a world."""
+    """Sharpness, code use, codes of its own level and Frechet distance where measured, stretch by stretch; a curve a
+    world."""
     drift = {name: report["drift"]["stretches"] for name, report in reports.items()}
 
     def shown(key: str) -> Reports:
@@ -129,6 +130,8 @@ def drift_plots(reports: Reports) -> list[str]:
         curves("sharpness, real clips = 1", STRETCH, shown("sharpness"), level=1),
         curves("code perplexity, real clips = 1", STRETCH, shown("perplexity_share"), level=1, legend=False),
     ]
+    if all("own_codes" in stretch for each in drift.values() for stretch in each.values()):
+        drawn.append(curves("codes of its own level, all = 1", STRETCH, shown("own_codes"), level=1, legend=False))
     if all("frechet" in stretch for each in drift.values() for stretch in each.values()):
         distances, first = shown("frechet"), next(iter(reports.values()))["drift"]["real"]
         if "frechet" not in first:  # version 1 of the report had one number for all stretches

@@ -161,6 +161,9 @@ def headline(report: Report) -> dict[str, str]:
         f"sharpness, frames {last}": spread(drift["sharpness"]),
         f"code perplexity, frames {last}": f"{drift['perplexity_share']:.2f} of real",
     }
+    if "own_codes" in drift:
+        true = ", ".join(f"{way} true {share:.2f}" for way, share in report["drift"]["level"].items())
+        numbers[f"codes of its own level, frames {last}"] = f"{spread(drift['own_codes'])} ({true})"
     if "mutual_information" in actions:
         told, by_chance = actions["mutual_information"], actions["mutual_information_chance"]
         numbers["mutual information with true actions"] = f"{told:.3f} (chance {by_chance:.3f})"
