@@ -93,15 +93,15 @@ def record(page: Page, scenes: list[Scene], ms: int) -> Iterator[Image.Image]:
     for i, scene in enumerate(scenes):
         page.evaluate("start => send('reset', { start, seed: state.seed })", i % page.evaluate("hello.starts"))
         page.locator("#screen[data-number='0']").wait_for()
-        number = 0
+        serial = int(page.get_attribute("#screen", "data-serial"))
         for action, frames in scene:
             for j in range(frames):
                 if j == 0:
                     page.keyboard.down(str(action + 1))  # paused, a press is a step
                 else:
                     page.evaluate("action => send('step', { action })", action)
-                number += 1
-                page.locator(f"#screen[data-number='{number}']").wait_for()
+                serial += 1  # the number begins anew where an episode is over
+                page.locator(f"#screen[data-serial='{serial}']").wait_for()
                 page.clock.run_for(ms)
                 yield Image.open(io.BytesIO(page.screenshot(clip=area))).convert("RGB")
             page.keyboard.up(str(action + 1))
