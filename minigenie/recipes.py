@@ -62,8 +62,8 @@ def tiny() -> Recipe:
 
 def laptop() -> Recipe:
     """Full-colour CoinRun on a laptop's CPU overnight: patch 4, since a code for 8x8 pixels cannot hold its looks, four
-    tokens to a position of dynamics, so that a frame is 64 positions, and a LAM that sees steps of a pixel. No camera:
-    no world has been trained with one where backgrounds move at a speed of their own."""
+    tokens to a position of dynamics, so that a frame is 64 positions, a LAM that sees steps of a pixel, and a camera that
+    remembers."""
     recipe = tiny()
     return replace(
         recipe,
@@ -78,7 +78,7 @@ def laptop() -> Recipe:
         ),
         lam=replace(recipe.lam, patch=8),
         lam_fit=replace(recipe.lam_fit, steps=3_300, batch_size=32),
-        dynamics=replace(recipe.dynamics, motions=0),
+        dynamics=replace(recipe.dynamics, memory=64),
         dynamics_fit=replace(
             recipe.dynamics_fit, steps=20_000, batch_size=2, execution=Execution(sample_every=1_000, save_every=100)
         ),
@@ -107,8 +107,8 @@ def coinrun() -> Recipe:
 
 
 def speedrun() -> Recipe:
-    """`laptop` in nine minutes on one large GPU: a wider decoder and dynamics, clips of 16 frames, larger batches, a
-    camera that remembers, steps without end, so that --max-minutes decides. Two CPU cores play what comes of it."""
+    """`laptop` in nine minutes on one large GPU: a wider decoder and dynamics, clips of 16 frames, larger batches, steps
+    without end, so that --max-minutes decides. Two CPU cores play what comes of it."""
     recipe = laptop()
     narrow = STConfig(num_blocks=4, dim=192, num_heads=3, attend_time=False)
     optim = replace(recipe.tokenizer_fit.optim, warmup=100)
@@ -124,9 +124,7 @@ def speedrun() -> Recipe:
         ),
         tokenizer_fit=fit,
         lam_fit=replace(recipe.lam_fit, steps=ENDLESS, batch_size=256, execution=replace(parts, compile=False)),
-        dynamics=replace(
-            recipe.dynamics, transformer=STConfig(num_blocks=6, dim=320, num_heads=5), motions=256, memory=64
-        ),
+        dynamics=replace(recipe.dynamics, transformer=STConfig(num_blocks=6, dim=320, num_heads=5)),
         dynamics_fit=replace(fit, batch_size=32, clip_frames=16, optim=replace(optim, lr=4e-3)),
         # tokens are kept in nearly any order: by confidence, that a wall goes on would come before that it ends
         sampling=SamplingConfig(steps=2, temperature=1.0, choice_noise=10.0),
