@@ -62,8 +62,8 @@ def tiny() -> Recipe:
 
 def laptop() -> Recipe:
     """Full-colour CoinRun on a laptop's CPU overnight: patch 4, since a code for 8x8 pixels cannot hold its looks, four
-    tokens to a position of dynamics, so that a frame is 64 positions, a LAM that sees steps of a pixel, and a camera that
-    remembers."""
+    tokens to a position of dynamics, so that a frame is 64 positions, a LAM that sees steps of a pixel, and a camera
+    that remembers."""
     recipe = tiny()
     return replace(
         recipe,
@@ -107,8 +107,8 @@ def coinrun() -> Recipe:
 
 
 def speedrun() -> Recipe:
-    """`laptop` in nine minutes on one large GPU: a wider decoder and dynamics, clips of 16 frames, larger batches, steps
-    without end, so that --max-minutes decides. Two CPU cores play what comes of it."""
+    """`laptop` in nine minutes on one large GPU: a wider decoder and dynamics, clips of 16 frames, larger batches,
+    steps without end, so that --max-minutes decides. Two CPU cores play what comes of it."""
     recipe = laptop()
     narrow = STConfig(num_blocks=4, dim=192, num_heads=3, attend_time=False)
     optim = replace(recipe.tokenizer_fit.optim, warmup=100)

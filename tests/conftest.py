@@ -186,3 +186,18 @@ def ending_world(trained, toy, tmp_path_factory) -> Path:
     (out / "config.json").write_bytes(to_json(read_config(out) | {"ending": to_dict(config.ending)}))
     (out / CHECKSUMS).unlink()
     return out
+
+
+@pytest.fixture
+def broken_compiler(monkeypatch) -> str:
+    """There is a compiler, but it fails; what is then said of it."""
+
+    def fails(call, **options):
+        def compiled(*args):
+            raise RuntimeError("cc1plus: internal error\nof many lines")
+
+        return compiled
+
+    monkeypatch.setattr("minigenie.world.compiled", fails)
+    monkeypatch.setattr("minigenie.world.can_compile", lambda device: True)
+    return "note: the compiler fails (cc1plus: internal error); going on without\n"
