@@ -91,16 +91,16 @@ def record(page: Page, scenes: list[Scene], ms: int) -> Iterator[Image.Image]:
         return { x: 0, y: boxes[0].y, width: 720, height: Math.max(...boxes.map(box => box.bottom)) - boxes[0].y };
     }""")
     for i, scene in enumerate(scenes):
+        serial = int(page.get_attribute("#screen", "data-serial")) + 1  # numbers begin anew where an episode is over
         page.evaluate("start => send('reset', { start, seed: state.seed })", i % page.evaluate("hello.starts"))
-        page.locator("#screen[data-number='0']").wait_for()
-        serial = int(page.get_attribute("#screen", "data-serial"))
+        page.locator(f"#screen[data-serial='{serial}']").wait_for()
         for action, frames in scene:
             for j in range(frames):
                 if j == 0:
                     page.keyboard.down(str(action + 1))  # paused, a press is a step
                 else:
                     page.evaluate("action => send('step', { action })", action)
-                serial += 1  # the number begins anew where an episode is over
+                serial += 1
                 page.locator(f"#screen[data-serial='{serial}']").wait_for()
                 page.clock.run_for(ms)
                 yield Image.open(io.BytesIO(page.screenshot(clip=area))).convert("RGB")
