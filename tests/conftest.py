@@ -50,6 +50,14 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job's, and
 drift.HORIZON, drift.CLIPS, controllability.STARTS, controllability.INVERSE_STEPS = 12, 4, 3, 8
 
 
+LONGEST = ("test_readme.py", "test_web.py", "test_pipeline.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.set_num_threads(1)

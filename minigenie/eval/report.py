@@ -162,7 +162,8 @@ def headline(report: Report) -> dict[str, str]:
         f"code perplexity, frames {last}": f"{drift['perplexity_share']:.2f} of real",
     }
     if "own_codes" in drift:
-        true = ", ".join(f"{way} true {share:.2f}" for way, share in report["drift"]["level"].items())
+        of = {"own": "its own true frames", "other": "those of another"}
+        true = ", ".join(f"{of[way]} {share:.2f}" for way, share in report["drift"]["level"].items())
         numbers[f"codes of its own level, frames {last}"] = f"{spread(drift['own_codes'])} ({true})"
     if "mutual_information" in actions:
         told, by_chance = actions["mutual_information"], actions["mutual_information_chance"]
