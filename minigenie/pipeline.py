@@ -97,7 +97,8 @@ class Recipe(WorldConfig):
         if self.joint and self.actions != "latent":
             raise UserError(f"joint trains latent actions; leave it out with actions={self.actions}")
         if self.joint and self.dynamics.motions:
-            raise UserError(f"joint knows no camera; set dynamics.motions to 0, not {self.dynamics.motions}")
+            advice = "set it and dynamics.memory to 0"
+            raise UserError(f"dynamics.motions is {self.dynamics.motions}, but joint knows no camera; {advice}")
         if self.ending_fit.clip_frames != 1:
             raise UserError(f"clip_frames of ending_fit is {self.ending_fit.clip_frames}; it tells of single frames")
         if self.ending_fit.batch_size < 2:

@@ -248,7 +248,7 @@ def test_a_recipe_without_an_end_wants_a_time(toy, tmp_path):
 
 
 def test_joint_knows_no_camera():
-    with pytest.raises(ValueError, match=r"^joint knows no camera; set dynamics.motions to 0, not 256$"):
+    with pytest.raises(ValueError, match=r"^dynamics.motions is 256, but joint knows no camera; set it and d"):
         replace(small_recipe(), joint=True)
 
 
