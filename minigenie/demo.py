@@ -59,7 +59,7 @@ def run_demo(out: Path, minutes: float, game: Literal["coinrun", "toy"], seed: i
                 watcher=watcher, beside=beside,
             )  # fmt: skip
         stamps[f"train {name}"] = time.monotonic()
-    clips = max(8, int(128 * scale))
+    clips = max(2, int(128 * scale))
     reports = {}
     for name, given in GIVEN.items():
         world = World.load(out / name, precision="auto")

@@ -90,20 +90,20 @@ def walk(world, out, *options):
 
 
 def test_a_walk_is_a_row_of_pictures_for_each_start(trained, tmp_path):
-    ended = walk(trained, tmp_path / "walk.png", "--seconds", "20", "--starts", "2", "--walk", "1*3,2")
+    ended = walk(trained, tmp_path / "walk.png", "--seconds", "10", "--starts", "2", "--walk", "1*3,2")
     assert ended.returncode == 0, ended.stderr
     picture = Image.open(tmp_path / "walk.png")
-    assert picture.size == (3 * 66, 2 * 66)
+    assert picture.size == (2 * 66, 2 * 66)
     rows = ended.stdout.splitlines()[1:]
     assert [row.split()[0] for row in rows] == ["1:", "1:"]
-    assert [len(row.split()) for row in rows] == [4, 4]
+    assert [len(row.split()) for row in rows] == [3, 3]
     start = read_prompt(trained / "prompts/00.png", (64, 64, 3))[0, 0].numpy()
     assert (np.array(picture)[1:65, 1:65] == start).all()
 
 
 def test_a_walk_begins_anew_where_it_is_over(ending_world, tmp_path):
     """Until it is told not to."""
-    options = "--seconds", "10", "--starts", "3", "--walk", "1"
+    options = "--seconds", "5", "--starts", "3", "--walk", "1"
     ended, endless = (walk(ending_world, tmp_path / "walk.png", *options, *more) for more in ((), ("--endless",)))
     began = [[int(row.split(":")[0]) for row in each.stdout.splitlines()[1:]] for each in (ended, endless)]
     assert max(began[0]) > 1

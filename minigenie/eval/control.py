@@ -252,8 +252,10 @@ def measure_control(
     settings = settings_of(dataset)
     followed = settings.game in FOLLOWED
     find, held = (find_rest, HELD) if followed else (find_play, HELD_IN_VIEW)
-    start = find(procgen_game(settings, states, seed), settings, states, seed)
-    game, names = procgen_game(settings, len(start.states), seed), procgen_controls(settings.game).names
+    game, names = procgen_game(settings, states, seed), procgen_controls(settings.game).names
+    start = find(game, settings, states, seed)
+    if len(start.states) < states:
+        game = procgen_game(settings, len(start.states), seed)
     real, whole = zip(*(play(game, start, [procgen_action(name)] * held) for name in names), strict=True)
     played, counts = torch.stack(real, dim=1), np.stack(whole, axis=1)
     imagined = hold_actions(rollout, start.frames, num_actions, held)
