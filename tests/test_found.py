@@ -13,16 +13,16 @@ from minigenie.inverse import InverseConfig, InverseDynamics
 KEYS = ("noop", "left", "right", "jump", "jump-right")
 
 
-def played(episodes: int, length: int, ways=KEYS, seed: int = 0):
-    """A platformer's camera: keys held some ten frames each, with friction, gravity and ground. (dataset, motions,
+def played(episodes: int, length: int, ways=KEYS, seed: int = 0, hold: int = 12):
+    """A platformer's camera: keys held for so many frames each, with friction, gravity and ground. (dataset, motions,
     keys); content moves against the player, [down, right]."""
     rng = np.random.default_rng(seed)
     motions, keys = np.zeros((episodes * length, 2), np.float32), np.zeros(episodes * length, int)
     for episode in range(episodes):
         speed, height, climb = 0.0, 0.0, 0.0
         for frame in range(episode * length, (episode + 1) * length):
-            if frame % 12 == 0:
-                key = KEYS.index(str(rng.choice(ways))) if frame % 36 else 0
+            if frame % hold == 0:
+                key = KEYS.index(str(rng.choice(ways))) if frame % (3 * hold) else 0
             speed = 0.5 * speed + {"left": -1.0, "right": 1.0}.get(KEYS[key].split("-")[-1], 0.0)
             climb = 6.0 if height == 0 and KEYS[key].startswith("jump") else climb - 1.0 if height > 0 else 0.0
             climb = max(climb, -height)
@@ -38,20 +38,33 @@ def test_the_way_out_of_rest_names_what_is_held():
     dataset, motions, keys = played(60, 180)
     found = found_controls(dataset, motions, seed=0)
     assert set(found.names) == {"noop", "left", "right", "up", "up-right"}
-    as_found = np.array([found.names.index(name.replace("jump", "up")) for name in KEYS])
-    right = as_found[keys[found.frames]] == found.controls
-    assert right.mean() > 0.9
+    right, falling = as_held(found, keys), motions[found.frames, 0] < -0.5
+    assert right[~falling].mean() > 0.9
     for control in range(len(found.names)):
-        assert right[found.controls == control].mean() > 0.7
+        assert right[~falling & (found.controls == control)].mean() > 0.7
 
 
-def test_nothing_is_held_where_it_rests_and_where_it_falls_to_rest():
+def as_held(found, keys):
+    """Which of the found controls are the keys that were held."""
+    return np.array(found.names)[found.controls] == np.char.replace(KEYS, "jump", "up")[keys[found.frames]]
+
+
+def test_nothing_is_held_where_it_rests():
     dataset, motions, _ = played(60, 180, ways=("jump", "noop"))
     found = found_controls(dataset, motions, seed=0)
-    idle = found.frames[found.controls == 0]
-    falling = motions[idle, 0] < -0.5
-    assert falling.any()
-    assert not falling.all()
+    speed = np.abs(motions[found.frames]).max(1)
+    assert found.names == ("noop", "up")
+    assert (found.controls[speed == 0] == 0).all()
+    assert (found.controls[motions[found.frames, 0] > 0.5] == 1).all()
+
+
+def test_what_comes_after_a_fall_was_held_in_it():
+    """A flight takes 13 frames, so some keys are let go in it, and some are held until the player jumps again."""
+    dataset, motions, keys = played(60, 180, ways=("jump", "noop"), hold=17)
+    found = found_controls(dataset, motions, seed=0)
+    falling = motions[found.frames, 0] < -0.5
+    assert as_held(found, keys)[falling].mean() > 0.7
+    assert 0.2 < found.controls[falling].mean() < 0.8
 
 
 def test_a_rare_way_is_an_accident():
