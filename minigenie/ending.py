@@ -6,7 +6,11 @@ A small network of its own tells how likely each frame is the last one, and if s
 footage whose episodes are marked as ended (minigenie.data.dataset.Episode), on tokens, so that what is imagined looks
 to it as what is true does.
 
-Dimensions:  m moments, two frames each   n patches per frame
+And is the world lost? Now and then one imagines nothing but rock around a player, or sky without ground, and stays in
+it. A second network tells frames of the footage from made-up ones, which repeat a part of themselves all over. A world
+that looks so for a while is over, too.
+
+Dimensions:  m moments, two frames each   n patches per frame   y x its patches, by row and column
 """
 
 from dataclasses import dataclass
@@ -27,17 +31,22 @@ LAST = 0.25  # share of a training batch that are last frames
 SEEN, TOKEN_DIM, DROPOUT = 4, 16, 0.3  # SEEN: rows and columns of what is left of a picture, at most
 CORRUPT = 0.05  # share of tokens replaced by random ones, so that it learns no picture by heart
 UNLIKELY = -4.0  # logit of a last frame, before anything is learnt
+SURE, LINGER = 4.0, 30.0  # logit of being lost, at most; frames over which it is averaged
+TILE, KEPT = 3 / 8, 1 / 8  # shares of a side: a made-up frame's tile, and what stays around its middle, each at most
 
 
 @dataclass(frozen=True, kw_only=True)
 class EndingConfig:
-    """dim: channels of the network; 0 for a world that knows no end."""
+    """dim: channels of the network; 0 for a world that never ends. lost: of that which tells when the world is lost; 0
+    for none."""
 
     dim: int = 0
+    lost: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dim <= 4096:
-            raise UserError(f"ending.dim is {self.dim}; it must be 0 to 4096")
+        for name, dim in (("dim", self.dim), ("lost", self.lost)):
+            if not 0 <= dim <= 4096:
+                raise UserError(f"ending.{name} is {dim}; it must be 0 to 4096")
 
 
 class Told(NamedTuple):
@@ -47,13 +56,12 @@ class Told(NamedTuple):
     won: Bool[Tensor, " m"]
 
 
-class Ending(Model):
-    """Tokens of a frame and the one before it -> the chance that it is the last of its episode, and that the episode is
-    won then. At an episode's first frame both are that one."""
+class Teller(nn.Module):
+    """Tokens of a frame and the one before it -> logits. At an episode's first frame both are that one."""
 
-    def __init__(self, config: EndingConfig, tokenizer: TokenizerConfig) -> None:
+    def __init__(self, dim: int, outputs: int, tokenizer: TokenizerConfig) -> None:
         super().__init__()
-        self.grid, self.num_codes, dim = tokenizer.grid, tokenizer.quantizer.num_codes, config.dim
+        self.grid, self.num_codes = tokenizer.grid, tokenizer.quantizer.num_codes
         self.embed = nn.Embedding(self.num_codes, TOKEN_DIM)
         layers: list[nn.Module] = []
         width, seen = 2 * TOKEN_DIM, self.grid
@@ -62,19 +70,29 @@ class Ending(Model):
             layers += [nn.Conv2d(width, dim, 3, stride=stride, padding=1), nn.GELU()]
             width, seen = dim, (-(-seen[0] // stride), -(-seen[1] // stride))
         self.picture = nn.Sequential(*layers, nn.Flatten())
-        told = nn.Linear(2 * dim, 2)
+        told = nn.Linear(2 * dim, outputs)
         nn.init.constant_(told.bias[0], UNLIKELY)
         self.head = nn.Sequential(nn.Linear(dim * seen[0] * seen[1], 2 * dim), nn.GELU(), nn.Dropout(DROPOUT), told)
+
+    def logits(self, tokens: Int[Tensor, "m 2 n"]) -> Float[Tensor, "m k"]:
+        picture = rearrange(self.embed(tokens), "m f (y x) e -> m (f e) y x", y=self.grid[0])
+        return self.head(self.picture(picture)).float()
+
+
+class Ending(Teller, Model):
+    """The chance that a frame is the last of its episode, and that the episode is won then. lost: a network of its own
+    for that, or None."""
+
+    def __init__(self, config: EndingConfig, tokenizer: TokenizerConfig) -> None:
+        super().__init__(config.dim, 2, tokenizer)
+        self.lost = Teller(config.lost, 1, tokenizer) if config.lost else None
 
     @torch.no_grad()
     def init_from_codebook(self, codebook: Float[Tensor, "k c"]) -> None:
         """Begin with the tokenizer's geometry: codes that look alike start with alike embeddings."""
-        self.embed.weight.copy_(embeddings_of(codebook, TOKEN_DIM))
-
-    def logits(self, tokens: Int[Tensor, "m 2 n"]) -> Float[Tensor, "m 2"]:
-        """That it is over; that it is won, if it is over."""
-        picture = rearrange(self.embed(tokens), "m f (y x) e -> m (f e) y x", y=self.grid[0])
-        return self.head(self.picture(picture)).float()
+        for teller in (self, self.lost):
+            if teller is not None:
+                teller.embed.weight.copy_(embeddings_of(codebook, TOKEN_DIM))
 
     def tell(self, tokens: Int[Tensor, "m 2 n"], luck: Float[Tensor, " m"] | None = None) -> Told:
         """Whether each second frame is the last of its episode: if the chance is more than one half, or than `luck`, in
@@ -83,16 +101,53 @@ class Ending(Model):
         over = over > (0.5 if luck is None else luck)
         return Told(over, over & (won > 0.5))
 
+    def doubt(self, tokens: Int[Tensor, "m 2 n"], before: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+        """What speaks for it that the world is lost, averaged over the last frames: above 0 it is. before: that of the
+        frame before, -SURE at first. It stays as it is where there is no network for it."""
+        if self.lost is None:
+            return before
+        return before + (self.lost.logits(tokens)[:, 0].clamp(-SURE, SURE) - before) / LINGER
+
     def forward(self, batch: dict[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """batch: "tokens" int [m 2 n], "last" and "won" bool [m], "odds" [m], how many times likelier a last one is
         here than in the footage -> loss (cross-entropy), metrics."""
-        tokens, last, won = batch["tokens"].long(), batch["last"], batch["won"]
-        if self.training:
-            swap = torch.rand(tokens.shape, device=tokens.device) < CORRUPT
-            tokens = torch.where(swap, torch.randint_like(tokens, self.num_codes), tokens)
+        true, last, won = batch["tokens"].long(), batch["last"], batch["won"]
+        tokens = self._corrupt(true)
         over, victory = self.logits(tokens).unbind(-1)
         over = over + batch["odds"].log()  # so that without it they are right of the footage
         loss = F.binary_cross_entropy_with_logits(over, last.float())
         of_last = F.binary_cross_entropy_with_logits(victory, won.float(), weight=last.float(), reduction="sum")
         loss = loss + of_last / len(last)
-        return loss, {"accuracy": ((over > 0) == last).float().mean()}
+        metrics = {"accuracy": ((over > 0) == last).float().mean()}
+        if self.lost is not None:
+            tokens = torch.cat((tokens, self._corrupt(made_up(true[: len(true) // 2 + 1], self.grid))))
+            lost = self.lost.logits(tokens)[:, 0]
+            is_lost = (torch.arange(len(lost), device=lost.device) >= len(true)).float()
+            loss = loss + F.binary_cross_entropy_with_logits(lost, is_lost)
+            metrics["lost_accuracy"] = ((lost > 0) == (is_lost > 0)).float().mean()
+        return loss, metrics
+
+    def _corrupt(self, tokens: Int[Tensor, "m 2 n"]) -> Int[Tensor, "m 2 n"]:
+        if not self.training:
+            return tokens
+        swap = torch.rand(tokens.shape, device=tokens.device) < CORRUPT
+        return torch.where(swap, torch.randint_like(tokens, self.num_codes), tokens)
+
+
+def made_up(tokens: Int[Tensor, "m 2 n"], grid: tuple[int, int]) -> Int[Tensor, "m 2 n"]:
+    """Frames that no footage has: each covered with some part of itself, all but a little around its middle."""
+    frames = rearrange(tokens, "m f (y x) -> m f y x", y=grid[0])
+    places, kept = [], []
+    for side in grid:
+        size, begin, phase, before, after = torch.rand(5, len(tokens), 1, device=tokens.device)
+        size = 1 + (size * max(1, int(TILE * side))).long()
+        begin, phase = (begin * (side + 1 - size)).long(), (phase * size).long()
+        at = torch.arange(side, device=tokens.device)
+        places.append(begin + (at + phase) % size)
+        some = 1 + max(1, int(KEPT * side))
+        kept.append((at >= side // 2 - (before * some).long()) & (at < side // 2 + (after * some).long()))
+    (rows, columns), (high, wide) = places, kept
+    moments = torch.arange(len(tokens), device=tokens.device)[:, None, None]
+    tiled = rearrange(frames[moments, :, rows[:, :, None], columns[:, None]], "m y x f -> m f y x")
+    stays = high[:, None, :, None] & wide[:, None, None, :]
+    return torch.where(stays, frames, tiled).flatten(2)

@@ -54,7 +54,7 @@ def tiny() -> Recipe:
         lam_fit=replace(fit, steps=800, batch_size=64, clip_frames=2, optim=of_lam),
         dynamics=DynamicsConfig(group=2, transformer=STConfig(num_blocks=4, dim=192, num_heads=6), motions=256),
         dynamics_fit=replace(fit, steps=3_000, batch_size=4, clip_frames=8, optim=replace(optim, lr=4e-3)),
-        ending=EndingConfig(dim=64),
+        ending=EndingConfig(dim=64, lost=48),
         sampling=SamplingConfig(steps=1, temperature=0.0, choice_noise=0.0),
         context_frames=7,
     )
@@ -101,7 +101,7 @@ def coinrun() -> Recipe:
         lam_fit=replace(fit, steps=30_000, batch_size=256, clip_frames=2, execution=replace(parts, part=256)),
         dynamics=DynamicsConfig(transformer=STConfig(num_blocks=12)),
         dynamics_fit=replace(fit, steps=100_000, batch_size=36, execution=replace(parts, part=3)),
-        ending=EndingConfig(dim=64),
+        ending=EndingConfig(dim=64, lost=48),
         sampling=SamplingConfig(steps=25),
     )
 

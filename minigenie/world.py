@@ -25,7 +25,7 @@ from minigenie.camera import History
 from minigenie.checkpoint import load_model
 from minigenie.config import from_dict
 from minigenie.dynamics import Dynamics, DynamicsConfig, Given
-from minigenie.ending import Ending, EndingConfig, Told
+from minigenie.ending import SURE, Ending, EndingConfig, Told
 from minigenie.errors import UserError
 from minigenie.files import cache_root, is_url, parse_json
 from minigenie.inverse import InverseConfig, InverseDynamics
@@ -175,7 +175,8 @@ class World:
     def told(self) -> Told:
         """Of every world [b] whether its newest frame is the last of its episode, and whether that was won; on its
         device. It is drawn by its chance as tokens are, or at temperature 0 the likelier; never a true frame, nor in a
-        world that knows no end. `step` goes on all the same."""
+        world that knows no end. A world that has been lost for a while is over, too (minigenie.ending). `step` goes on
+        all the same."""
         told = self._current_past().told
         return Told(told > 0, told > 1)
 
@@ -247,7 +248,8 @@ class World:
         past.remember(tokens, given)
         if self.ending is not None:
             over, won = self.ending.tell(past.tokens, luck)
-            past.told.copy_(over.long() + won.long())
+            past.doubt.copy_(self.ending.doubt(past.tokens, past.doubt))
+            past.told.copy_((over | (past.doubt > 0)).long() + won.long())
         return to_uint8(past.frame)
 
     def next_given(
@@ -385,8 +387,8 @@ class World:
             self.dynamics.commit(tokens[:, i], given.map(itemgetter((slice(None), i))), dynamics)
             frame = self.tokenizer.decode_next(tokens[:, i], decoder)
         _, motions, steps = self._history(tokens[:, -1], given)
-        told = torch.zeros(b, dtype=torch.long, device=self.device)
-        return Past(dynamics, decoder, frame, told, tokens[:, [-min(t, 2), -1]], motions, steps, *mosaic)
+        told, doubt = torch.zeros(b, dtype=torch.long, device=self.device), torch.full((b,), -SURE, device=self.device)
+        return Past(dynamics, decoder, frame, told, doubt, tokens[:, [-min(t, 2), -1]], motions, steps, *mosaic)
 
     def _look_at(self, video: UInt8[Tensor, "b t h w c"], tokens: Int[Tensor, "b t n"]) -> tuple[Given, Mosaic]:
         """Of true frames: the actions that lead into them, inferred ones, how far the camera went, and what it saw."""
@@ -417,12 +419,14 @@ class World:
 
 class Past(NamedTuple):
     """What b worlds remember. frame: the newest one, float. told: 1 if it is the last of its episode, 2 if that is won,
-    else 0. tokens: of the one before and of it. motions, actions: of its History. seen, at, rest: its Mosaic."""
+    else 0. doubt: whether it is lost (Ending.doubt). tokens: of the frame before and of it. motions, actions: of its
+    History. seen, at, rest: its Mosaic."""
 
     dynamics: TimeCache
     decoder: TimeCache
     frame: Float[Tensor, "b h w c"]
     told: Int[Tensor, " b"]
+    doubt: Float[Tensor, " b"]
     tokens: Int[Tensor, "b 2 n"]
     motions: Int[Tensor, "b s"]
     actions: Int[Tensor, "b s"]

@@ -181,10 +181,10 @@ def visit(browser):
 
 @pytest.fixture(scope="session")
 def ending_world(trained, toy, tmp_path_factory) -> Path:
-    """The same world with an ending of random weights, by which about every second picture is the last."""
+    """The same world with an ending of random weights: about every second picture is the last, and none is lost."""
     out = tmp_path_factory.mktemp("world") / "ending"
     shutil.copytree(trained, out)
-    config = replace(world_config(out), ending=EndingConfig(dim=8))
+    config = replace(world_config(out), ending=EndingConfig(dim=8, lost=8))
     torch.manual_seed(0)
     model = config.make_ending()
     pairs = World.load(out, "cpu").tokenizer.encode(to_float(torch.from_numpy(toy.clips(toy.windows(2)[::9], 2))))

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from minigenie import env as _registers  # noqa: F401
 from minigenie.data.collect import collect, procgen_game
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
-from minigenie.ending import Ending, EndingConfig, Told
+from minigenie.ending import LINGER, SURE, Ending, EndingConfig, Told, made_up
 from minigenie.env import WorldVectorEnv
 from minigenie.eval import ending as measured
 from minigenie.eval.evaluator import Evaluator
@@ -89,9 +89,9 @@ def test_what_it_learns_from_are_ends_and_what_is_surely_none(tmp_path):
     assert moments.others[:, 0].tolist() == [0, *range(8), 10, *range(10, 13), 16, *range(16, 38)]
 
 
-def learnt(moments, tokens, tokenizer, steps):
+def learnt(moments, tokens, tokenizer, steps, lost=0):
     torch.manual_seed(0)
-    model, config = Ending(EndingConfig(dim=16), tokenizer).train(), replace(ending_fit(), batch_size=64)
+    model, config = Ending(EndingConfig(dim=16, lost=lost), tokenizer).train(), replace(ending_fit(), batch_size=64)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for step in range(steps):
         loss, _ = model(ending_batch(moments, tokens, 0, config, step, range(64)))
@@ -139,6 +139,43 @@ def test_where_nothing_is_to_be_seen_it_says_how_often_episodes_end(tmp_path, to
     loss, _ = model(ending_batch(moments, tokens, 0, config, 0, range(256)))
     loss.backward()
     assert model.head[-1].bias.grad[0].abs() < 1e-3
+
+
+def test_what_is_made_up_repeats_a_part_of_itself():
+    """Both frames alike, all but what stays around the middle."""
+    true = torch.arange(200 * 2 * 256).view(200, 2, 256)
+    some = made_up(true, (16, 16))
+    moment = torch.arange(200)[:, None]
+    before, now = (some - 512 * moment[:, None]).unbind(1)
+    assert torch.equal(before, now - 256)
+    assert ((before >= 0) & (before < 256)).all()
+    inner = torch.zeros(16, 16, dtype=torch.bool)
+    inner[6:10, 6:10] = True
+    outer = before[:, ~inner.flatten()]
+    assert max(len(frame.unique()) for frame in outer) <= 36
+    assert {len(frame.unique()) for frame in outer} >= {1, 4, 9, 36}
+    stays = (before == torch.arange(256))[:, inner.flatten()]
+    assert 0.2 < stays.float().mean() < 0.6
+    for frame in before.view(200, 16, 16)[:, :, :6]:
+        assert any(torch.equal(frame[k:], frame[:-k]) for k in range(1, 7))
+
+
+def test_it_learns_what_no_footage_has(tmp_path, tokenizer):
+    """Here true frames are sky above ground, and where only one of them is, the world is lost; not at once."""
+    rng, moments = np.random.default_rng(0), ending_moments(write(tmp_path / "data", [Episode(0, 0, 40, ended=True)]))
+    horizon = rng.integers(1, 4, size=40)
+    tokens = np.where(
+        np.arange(16) // 4 < horizon[:, None], rng.integers(8, size=(40, 16)), rng.integers(8, 16, size=(40, 16))
+    )
+    model = learnt(moments, tokens, tokenizer, steps=300, lost=16)
+    true = torch.from_numpy(tokens[:, None]).expand(-1, 2, -1)
+    sky, ground = torch.randint(8, (40, 2, 16)), torch.randint(8, 16, (40, 2, 16))
+    for frames, lost in ((true, False), (sky, True), (ground, True)):
+        doubt = [torch.full((40,), -SURE)]
+        while len(doubt) < 2 * LINGER:
+            doubt.append(model.doubt(frames, doubt[-1]))
+        assert (doubt[10] < 0).all()
+        assert ((doubt[-1] > 0) == lost).float().mean() > 0.9
 
 
 def test_parts_of_a_batch_are_the_batch(toy, tokenizer):
@@ -223,6 +260,27 @@ def test_above_temperature_0_it_is_drawn_by_its_chance(ending_world, toy):
     again.reset(torch.from_numpy(toy.clips(toy.windows(1)[:400], 1)), seed=2)
     again.step([1] * 400)
     torch.testing.assert_close(again.told(), world.told())
+
+
+def test_a_world_that_is_lost_for_a_while_is_over(ending_world, toy):
+    """Each for itself, and one that begins anew is not lost any more."""
+    world = World.load(ending_world, "cpu")
+    with torch.no_grad():
+        world.ending.head[-1].weight.zero_(), world.ending.head[-1].bias.fill_(-20.0)
+        world.ending.lost.head[-1].weight.zero_(), world.ending.lost.head[-1].bias.fill_(2.0)
+    frames = torch.from_numpy(toy.clips(toy.windows(1)[:2], 1))
+    world.reset(frames)
+    over = []
+    for step in range(60):
+        world.step([1, 2])
+        over.append(world.told().over.tolist())
+        if step == 20:
+            world.reset_some([1], frames[1:])
+    assert not np.array(over)[:21].any()
+    first = np.array(over).argmax(0)
+    assert first[1] == first[0] + 21
+    assert np.array(over)[first[0] :, 0].all()
+    assert not world.told().won.any()
 
 
 def test_the_naive_reference_is_the_same_with_an_end(ending_world, toy):
@@ -337,8 +395,8 @@ def test_one_world_terminates_and_is_to_be_reset(ending_world):
 
 @pytest.fixture
 def marked(ending_world, monkeypatch):
-    """A world to which a picture is the last if its first pixel is not black, and won if it is bright."""
-    by_pixel = lambda world, frames: Told(frames[:, 0, 0, 0] > 0, frames[:, 0, 0, 0] > 200)  # noqa: E731
+    """A world to which a picture is the last if its first pixel is not black, and won and lost if it is bright."""
+    by_pixel = lambda world, frames: [frames[:, 0, 0, 0] > bound for bound in (0, 200, 100)]  # noqa: E731
     monkeypatch.setattr(measured, "told_at", by_pixel)
     return World.load(ending_world, "cpu")
 
@@ -371,6 +429,7 @@ def test_what_counts_as_told(tmp_path, marked):
     assert found["early"]["clips"] == 8
     assert found["won"] == 4 / 6
     assert (found["outcome"]["mean"], found["outcome"]["clips"]) == (2 / 3, 3)
+    assert (found["lost"]["mean"], found["lost"]["clips"]) == (4 / 8, 8)
 
 
 def test_footage_that_does_not_say_what_ended_measures_nothing(tmp_path, marked):
@@ -384,4 +443,6 @@ def test_true_frames_are_asked_as_those_of_play(ending_world, toy):
     world, frames = World.load(ending_world, "cpu"), torch.from_numpy(np.array(toy.episode_frames(0)[:6]))
     tokens = world.tokenizer.encode(frames[None] / 255)[0]
     pairs = torch.stack([tokens[[max(0, i - 1), i]] for i in range(6)])
-    torch.testing.assert_close(measured.told_at(world, frames), world.ending.tell(pairs))
+    *told, lost = measured.told_at(world, frames)
+    torch.testing.assert_close(Told(*told), world.ending.tell(pairs))
+    assert not lost.any()

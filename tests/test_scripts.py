@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from minigenie.checkpoint import save_tensors
 from minigenie.world import World, read_prompt
 
 RUNS = Path(__file__).parent.parent / "runs"
@@ -121,9 +122,31 @@ def test_a_finished_world_learns_when_it_is_over(trained, toy, tmp_path):
     assert ended.returncode == 0, ended.stderr
     world, before = World.load(tmp_path / "world", "cpu"), World.load(trained, "cpu")
     assert world.ending is not None
+    assert world.ending.lost is not None
     assert world.config == replace(before.config, ending=world.config.ending)
     assert set(json.loads((tmp_path / "world/checksums.json").read_bytes())) >= {"ending.safetensors", "config.json"}
     assert not [path for path in (tmp_path / "world").iterdir() if path.name in ("encoded", "checkpoints", "samples")]
+
+
+def test_a_world_that_knows_its_ends_learns_when_it_is_lost(ending_world, toy, tmp_path):
+    """What it knows stays; and then there is nothing to add."""
+    ends = shutil.copytree(ending_world, tmp_path / "ends")
+    known = World.load(ends, "cpu").ending.state_dict()
+    save_tensors(ends / "ending.safetensors", {name: each for name, each in known.items() if "lost" not in name})
+    config = json.loads((ends / "config.json").read_bytes())
+    del config["ending"]["lost"]
+    (ends / "config.json").write_text(json.dumps(config))
+    assert World.load(ends, "cpu").ending.lost is None
+    ended = add_ending(ends, toy.folder, tmp_path / "world")
+    assert ended.returncode == 0, ended.stderr
+    learnt = World.load(tmp_path / "world", "cpu").ending
+    assert learnt.lost is not None
+    for name, weights in learnt.state_dict().items():
+        if "lost" not in name:
+            torch.testing.assert_close(weights, known[name], rtol=0.01, atol=0.01)  # in half the bytes
+    ended = add_ending(tmp_path / "world", toy.folder, tmp_path / "again")
+    assert (ended.returncode, list(tmp_path.glob("again"))) == (2, [])
+    assert "there is nothing to add" in ended.stderr
 
 
 @pytest.mark.parametrize(("which", "told"), [("dataset", "does not say"), ("world", "is not a world")])

@@ -188,6 +188,8 @@ def headline(report: Report) -> dict[str, str]:
         numbers["told too early"] = f"{spread(ends['early'])} of {ends['early']['clips']}"
         if "outcome" in ends:
             numbers["won or lost told"] = f"{spread(ends['outcome'])} ({ends['won']:.2f} are won)"
+        if "lost" in ends:
+            numbers["true episodes taken for lost"] = f"{spread(ends['lost'])} of {ends['lost']['clips']}"
     if "st_lpips_first_10" in far:
         numbers[f"10 frames from 1, {ST_LPIPS_NAME}"] = spread(far["st_lpips_first_10"], digits=3)
     if "frechet" in far:
