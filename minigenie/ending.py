@@ -120,7 +120,7 @@ class Ending(Teller, Model):
         loss = loss + of_last / len(last)
         metrics = {"accuracy": ((over > 0) == last).float().mean()}
         if self.lost is not None:
-            tokens = torch.cat((tokens, self._corrupt(made_up(true[: len(true) // 2 + 1], self.grid))))
+            tokens = torch.cat((tokens, self._corrupt(made_up(true[::2], self.grid))))
             lost = self.lost.logits(tokens)[:, 0]
             is_lost = (torch.arange(len(lost), device=lost.device) >= len(true)).float()
             loss = loss + F.binary_cross_entropy_with_logits(lost, is_lost)
