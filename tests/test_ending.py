@@ -167,7 +167,7 @@ def test_it_learns_what_no_footage_has(tmp_path, tokenizer):
     tokens = np.where(
         np.arange(16) // 4 < horizon[:, None], rng.integers(8, size=(40, 16)), rng.integers(8, 16, size=(40, 16))
     )
-    model = learnt(moments, tokens, tokenizer, steps=300, lost=16)
+    model = learnt(moments, tokens, tokenizer, steps=600, lost=16)
     true = torch.from_numpy(tokens[:, None]).expand(-1, 2, -1)
     sky, ground = torch.randint(8, (40, 2, 16)), torch.randint(8, 16, (40, 2, 16))
     for frames, lost in ((true, False), (sky, True), (ground, True)):
