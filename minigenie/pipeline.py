@@ -58,7 +58,7 @@ STEPS = 32  # of the footage, from which the camera learns beside each clip
 MOST_LABELS = 20_000  # that inverse dynamics learns from
 HELD = 0.5  # share of the likeliest control's chance above which one stays that was held before
 FOCUSING = 1_024  # pairs of frames that tell it where to look
-ENDING_SHARE = 0.04  # of a time limit, beside the shares of all else
+ENDING_SHARE = 0.06  # of a time limit, beside the shares of all else
 SURVEYED = 8  # shards, or as many as it takes to find enough pairs of frames
 
 
