@@ -57,7 +57,7 @@ class Told(NamedTuple):
 
 
 class Teller(nn.Module):
-    """Tokens of a frame and the one before it -> logits. At an episode's first frame both are that one."""
+    """Tokens of a frame and the one before it -> k logits. At an episode's first frame both are that one."""
 
     def __init__(self, dim: int, outputs: int, tokenizer: TokenizerConfig) -> None:
         super().__init__()
@@ -80,8 +80,8 @@ class Teller(nn.Module):
 
 
 class Ending(Teller, Model):
-    """The chance that a frame is the last of its episode, and that the episode is won then. lost: a network of its own
-    for that, or None."""
+    """Logits: that a frame is the last of its episode; that the episode is won, if it is. lost: the network that tells
+    when the world is lost, or None."""
 
     def __init__(self, config: EndingConfig, tokenizer: TokenizerConfig) -> None:
         super().__init__(config.dim, 2, tokenizer)

@@ -113,8 +113,8 @@ class Recipe(WorldConfig):
 
 
 def with_ending(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """The recipe; without an ending, if the dataset does not say which of its episodes ended."""
-    return recipe if dataset.knows_ends else replace(recipe, ending=EndingConfig())
+    """The recipe; without an ending, if it tells none or the dataset does not say which of its episodes ended."""
+    return recipe if recipe.ending.dim and dataset.knows_ends else replace(recipe, ending=EndingConfig())
 
 
 def with_actions(recipe: Recipe, dataset: Dataset, source: Actions, labels: int = 0) -> Recipe:

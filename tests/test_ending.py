@@ -66,6 +66,7 @@ def test_datasets_of_before_know_no_ends(toy, recipe):
     assert any(episode.ended for episode in toy.episodes)
     recipe = replace(recipe, ending=EndingConfig(dim=4))
     assert with_ending(recipe, toy).ending.dim == 4
+    assert with_ending(replace(recipe, ending=EndingConfig(lost=4)), toy).ending == EndingConfig()
     toy = Dataset(toy.folder, {**toy.manifest, "episodes": [vars_of(episode) for episode in unknown]})
     assert with_ending(recipe, toy).ending.dim == 0
 
