@@ -8,7 +8,7 @@ to it as what is true does.
 
 And is the world lost? Now and then one imagines nothing but rock around a player, or sky without ground, and stays in
 it. A second network tells frames of the footage from made-up ones, which repeat a part of themselves all over. A world
-that looks so for a while is over, too.
+that looks so for a while is over, too. That any footage teaches.
 
 Dimensions:  m moments, two frames each   n patches per frame   y x its patches, by row and column
 """
@@ -37,8 +37,7 @@ TILE, KEPT = 3 / 8, 1 / 8  # shares of a side: a made-up frame's tile, and what 
 
 @dataclass(frozen=True, kw_only=True)
 class EndingConfig:
-    """dim: channels of the network; 0 for a world that never ends. lost: of that which tells when the world is lost; 0
-    for none."""
+    """dim: channels of the network that tells ends; lost: of that which tells when the world is lost. 0 for none."""
 
     dim: int = 0
     lost: int = 0
@@ -57,11 +56,15 @@ class Told(NamedTuple):
 
 
 class Teller(nn.Module):
-    """Tokens of a frame and the one before it -> k logits. At an episode's first frame both are that one."""
+    """Tokens of a frame and the one before it -> k logits. At an episode's first frame both are that one. Without
+    channels it knows nothing, and every logit is -inf."""
 
     def __init__(self, dim: int, outputs: int, tokenizer: TokenizerConfig) -> None:
         super().__init__()
         self.grid, self.num_codes = tokenizer.grid, tokenizer.quantizer.num_codes
+        self.outputs, self.knows = outputs, dim > 0
+        if not self.knows:
+            return
         self.embed = nn.Embedding(self.num_codes, TOKEN_DIM)
         layers: list[nn.Module] = []
         width, seen = 2 * TOKEN_DIM, self.grid
@@ -75,23 +78,25 @@ class Teller(nn.Module):
         self.head = nn.Sequential(nn.Linear(dim * seen[0] * seen[1], 2 * dim), nn.GELU(), nn.Dropout(DROPOUT), told)
 
     def logits(self, tokens: Int[Tensor, "m 2 n"]) -> Float[Tensor, "m k"]:
+        if not self.knows:
+            return torch.full((len(tokens), self.outputs), -torch.inf, device=tokens.device)
         picture = rearrange(self.embed(tokens), "m f (y x) e -> m (f e) y x", y=self.grid[0])
         return self.head(self.picture(picture)).float()
 
 
 class Ending(Teller, Model):
-    """Logits: that a frame is the last of its episode; that the episode is won, if it is. lost: the network that tells
-    when the world is lost, or None."""
+    """Logits: that a frame is the last of its episode; that the episode is won, if it is. lost: tells when the world is
+    lost."""
 
     def __init__(self, config: EndingConfig, tokenizer: TokenizerConfig) -> None:
         super().__init__(config.dim, 2, tokenizer)
-        self.lost = Teller(config.lost, 1, tokenizer) if config.lost else None
+        self.lost = Teller(config.lost, 1, tokenizer)
 
     @torch.no_grad()
     def init_from_codebook(self, codebook: Float[Tensor, "k c"]) -> None:
         """Begin with the tokenizer's geometry: codes that look alike start with alike embeddings."""
         for teller in (self, self.lost):
-            if teller is not None:
+            if teller.knows:
                 teller.embed.weight.copy_(embeddings_of(codebook, TOKEN_DIM))
 
     def tell(self, tokens: Int[Tensor, "m 2 n"], luck: Float[Tensor, " m"] | None = None) -> Told:
@@ -103,23 +108,22 @@ class Ending(Teller, Model):
 
     def doubt(self, tokens: Int[Tensor, "m 2 n"], before: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
         """What speaks for it that the world is lost, averaged over the last frames: above 0 it is. before: that of the
-        frame before, -SURE at first. It stays as it is where there is no network for it."""
-        if self.lost is None:
-            return before
+        frame before, -SURE at first, where it stays if nothing is known of it."""
         return before + (self.lost.logits(tokens)[:, 0].clamp(-SURE, SURE) - before) / LINGER
 
     def forward(self, batch: dict[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """batch: "tokens" int [m 2 n], "last" and "won" bool [m], "odds" [m], how many times likelier a last one is
         here than in the footage -> loss (cross-entropy), metrics."""
         true, last, won = batch["tokens"].long(), batch["last"], batch["won"]
-        tokens = self._corrupt(true)
-        over, victory = self.logits(tokens).unbind(-1)
-        over = over + batch["odds"].log()  # so that without it they are right of the footage
-        loss = F.binary_cross_entropy_with_logits(over, last.float())
-        of_last = F.binary_cross_entropy_with_logits(victory, won.float(), weight=last.float(), reduction="sum")
-        loss = loss + of_last / len(last)
-        metrics = {"accuracy": ((over > 0) == last).float().mean()}
-        if self.lost is not None:
+        tokens, loss, metrics = self._corrupt(true), torch.zeros((), device=true.device), {}
+        if self.knows:
+            over, victory = self.logits(tokens).unbind(-1)
+            over = over + batch["odds"].log()  # so that without it they are right of the footage
+            loss = F.binary_cross_entropy_with_logits(over, last.float())
+            of_last = F.binary_cross_entropy_with_logits(victory, won.float(), weight=last.float(), reduction="sum")
+            loss = loss + of_last / len(last)
+            metrics["accuracy"] = ((over > 0) == last).float().mean()
+        if self.lost.knows:
             tokens = torch.cat((tokens, self._corrupt(made_up(true[::2], self.grid))))
             lost = self.lost.logits(tokens)[:, 0]
             is_lost = (torch.arange(len(lost), device=lost.device) >= len(true)).float()

@@ -62,9 +62,9 @@ class WorldEnv(gymnasium.Env[Array, np.int64]):
 
     ## Episode End
 
-    It terminates where the world says that its newest frame is the last one, as the game's own would be (`World.told`);
-    a world whose footage did not say which episodes ended never does. It is truncated after 500 steps, or
-    `gymnasium.make(..., max_episode_steps=...)`.
+    It terminates where the world says that its newest frame is the last one, as the game's own would be (`World.told`),
+    or that it is lost; the first only a world knows whose footage said which episodes ended. It is truncated after 500
+    steps, or `gymnasium.make(..., max_episode_steps=...)`.
 
     ## Arguments
 

@@ -31,7 +31,7 @@ from minigenie.data.joined import JoinedDataset
 from minigenie.data.labels import Labels, check_labels, label_files, read_labels, recorded_labels
 from minigenie.dynamics import Dynamics, Joint
 from minigenie.encode import CLIP, encode_actions, encode_motions, encode_moved, encode_tokens, load_motions
-from minigenie.ending import LAST, Ending, EndingConfig
+from minigenie.ending import LAST, Ending
 from minigenie.errors import UserError
 from minigenie.files import write_atomic
 from minigenie.finish import finish
@@ -113,8 +113,8 @@ class Recipe(WorldConfig):
 
 
 def with_ending(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """The recipe; without an ending, if it tells none or the dataset does not say which of its episodes ended."""
-    return recipe if recipe.ending.dim and dataset.knows_ends else replace(recipe, ending=EndingConfig())
+    """The recipe; without ends, if the dataset does not say which of its episodes ended."""
+    return recipe if dataset.knows_ends else replace(recipe, ending=replace(recipe.ending, dim=0))
 
 
 def with_actions(recipe: Recipe, dataset: Dataset, source: Actions, labels: int = 0) -> Recipe:
@@ -252,7 +252,7 @@ class Run:
             return encode_tokens(self.dataset, tokenizer.to(self.device), self.recipe.context_frames, path, watch)
 
     def ending(self, tokenizer: VideoTokenizer, tokens: np.ndarray) -> Ending | None:
-        if not self.recipe.ending.dim:
+        if "ending" not in self.recipe.models:
             return None
 
         def make() -> Ending:
@@ -558,15 +558,15 @@ def ending_batch(
     moments: Moments, tokens: np.ndarray, seed: int, config: FitConfig, step: int, some: range
 ) -> dict[str, Tensor]:
     """What an ending learns from: `some` of a step's moments, by tokens of the whole dataset, [f n]."""
-    few = math.ceil(LAST * config.batch_size)
+    few = math.ceil(LAST * config.batch_size) if len(moments.ended) else 0
     many = config.batch_size - few
     ended, others = (
-        sample_batch(len(kind), seed=seed, step=step, batch_size=number)
+        sample_batch(len(kind), seed=seed, step=step, batch_size=number) if number else np.zeros(0, int)
         for kind, number in ((moments.ended, few), (moments.others, many))
     )
     pairs = np.concatenate((moments.ended[ended], moments.others[others]))[some.start : some.stop]
     won = np.concatenate((moments.won[ended], np.zeros(many, bool)))[some.start : some.stop]
-    odds = few / many * len(moments.others) / len(moments.ended)
+    odds = few / many * len(moments.others) / max(1, len(moments.ended))
     return {
         "tokens": torch.from_numpy(tokens[pairs].astype(np.int64)),
         "last": torch.arange(some.start, some.stop) < few,

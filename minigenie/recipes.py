@@ -232,8 +232,7 @@ def fitted(recipe: Recipe, frame_size: tuple[int, int]) -> Recipe:
 IDLE: dict[str, tuple[Callable[[Recipe], bool], str]] = {  # fields that change nothing, and when
     "dynamics.corrupt": (lambda recipe: recipe.dynamics.context == "masked", "dynamics.context=masked"),
     "dynamics.min_mask": (lambda recipe: recipe.dynamics.context == "clean", "dynamics.context=clean"),
-    "ending.lost": (lambda recipe: not recipe.ending.dim, "ending.dim=0"),
-    "ending_fit": (lambda recipe: not recipe.ending.dim, "ending.dim=0"),
+    "ending_fit": (lambda recipe: "ending" not in recipe.models, "ending.dim=0 and ending.lost=0"),
     "lam.patch": (lambda recipe: recipe.lam.input == "tokens", "lam.input=tokens"),
     "lam_fit": (lambda recipe: recipe.joint, "joint, which trains as dynamics_fit says"),
 }

@@ -77,7 +77,8 @@ class WorldConfig:
     @property
     def models(self) -> tuple[str, ...]:
         """Names of those that it has: attributes of a World, and files in its folder."""
-        return ("tokenizer", "lam", "dynamics", "ending") if self.ending.dim else ("tokenizer", "lam", "dynamics")
+        ends = self.ending.dim or self.ending.lost
+        return ("tokenizer", "lam", "dynamics", "ending") if ends else ("tokenizer", "lam", "dynamics")
 
     @property
     def sees_tokens(self) -> bool:
@@ -175,8 +176,8 @@ class World:
     def told(self) -> Told:
         """Of every world [b] whether its newest frame is the last of its episode, and whether that was won; on its
         device. It is drawn by its chance as tokens are, or at temperature 0 the likelier; never a true frame, nor in a
-        world that knows no end. A world that has been lost for a while is over, too (minigenie.ending). `step` goes on
-        all the same."""
+        world that knows no end. A world that has been lost for a while is over, too, if it knows of that
+        (minigenie.ending). `step` goes on all the same."""
         told = self._current_past().told
         return Told(told > 0, told > 1)
 

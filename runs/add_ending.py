@@ -1,9 +1,11 @@
-"""Teach a finished world when it is over: for worlds whose footage did not say which of its episodes ended.
+"""Teach a finished world when it is over: for worlds whose footage did not say which of its episodes ended, or that do
+not know when they are lost.
 
     python runs/add_ending.py worlds/mine data/more worlds/mine-that-ends
 
-Only the ending learns, all else is copied; in a world that knows its ends, only that which tells when it is lost. The
-footage is to be of the same game, made by minigenie collect. Called again it goes on with what it began.
+Only that learns which the world does not know yet, all else is copied. The footage is to be of the same game. Ends are
+in that of minigenie collect; other footage teaches only when the world is lost. Called again it goes on with what it
+began.
 """
 
 import shutil
@@ -43,11 +45,11 @@ def main(
     seed: int = 0,
     device: str | None = None,
 ) -> None:
-    """Write a copy of `world` that knows its ends to `out`.
+    """Write a copy of `world` that knows when it is over to `out`.
 
     Args:
         world: Folder made by train, or the address of a world.
-        dataset: Footage that says which of its episodes ended.
+        dataset: Footage, if possible such as says which of its episodes ended.
         out: A new folder.
         dim: Channels of the network that tells ends.
         lost: Channels of the network that tells when the world is lost; 0 for none.
@@ -56,26 +58,25 @@ def main(
         device: Where; CUDA, MPS or CPU by default, the first there is.
     """
     footage, where = Dataset.open(dataset), pick_device(device)
-    if not footage.knows_ends:
-        raise UserError(f"{footage.name} does not say that any of its episodes ended; collect some with this version")
     known = world_config(locate(world)).ending
-    if known.lost or (known.dim and not lost):
-        raise UserError(f"{world} knows when it is over already; there is nothing to add")
+    wanted = EndingConfig(dim=known.dim or dim * footage.knows_ends, lost=known.lost or lost)
+    if wanted == known:
+        raise UserError(f"{footage.name} can teach {world} nothing new about when it is over; leave it as it is")
     if not (out / "checkpoints").exists():
         export_world(world, out)
         (out / "checkpoints").mkdir()
     base = World.load(out, device)
     if base.frame_shape[:2] != footage.frame_size:
         raise UserError(f"{footage.name} has frames of {footage.frame_size}, the world makes {base.frame_shape[:2]}")
-    config = world_config(out)
-    config = replace(config, ending=EndingConfig(dim=config.ending.dim or dim, lost=lost))
+    config = replace(world_config(out), ending=wanted)
     schedule = replace(ending_fit(), steps=steps)
     torch.manual_seed(seed)
     model = config.make_ending()
     model.init_from_codebook(base.tokenizer.quantizer.codebook.cpu())
-    if base.ending is not None and model.lost is not None:
-        model.load_state_dict(base.ending.state_dict(), strict=False)
-        model.requires_grad_(False).lost.requires_grad_(True)
+    before = base.ending.state_dict() if base.ending else {}
+    model.load_state_dict(before, strict=False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in before)
     with training() as watcher:
         tokens = encode_tokens(
             footage, base.tokenizer, config.context_frames, out / "encoded/tokens.npy", partial(watcher.work, "tokens")
@@ -83,11 +84,12 @@ def main(
         batch = partial(ending_batch, ending_moments(footage), tokens, seed, schedule)
         fit(model, batch, schedule, out, stage="ending", seed=seed, device=where, watch=watcher.progress)
     save_tensors(out / "ending.safetensors", halved(model.state_dict()))
-    write_atomic(out / "config.json", to_json(read_config(out) | {"ending": to_dict(config.ending)}))
+    write_atomic(out / "config.json", to_json(read_config(out) | {"ending": to_dict(wanted)}))
     for trace in TRACES:
         shutil.rmtree(out / trace, ignore_errors=True)
     write_checksums(out, [out / f"{name}.safetensors" for name in config.models] + files_beside(out))
-    print(f"{out} knows when it is over, from {sum(each.ended for each in footage.episodes):,} ends")
+    ends = sum(each.ended for each in footage.episodes)
+    print(f"{out} knows when it is over, from {footage.num_frames:,} frames and {ends:,} ends")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ install_import_hook([f"minigenie.{name}" for name in (*SHAPED, "teach.session")]
 from minigenie.checkpoint import save_model  # noqa: E402
 from minigenie.config import to_dict  # noqa: E402
 from minigenie.data.collect import collect  # noqa: E402
-from minigenie.data.dataset import Dataset  # noqa: E402
+from minigenie.data.dataset import MANIFEST, Dataset  # noqa: E402
 from minigenie.ending import EndingConfig  # noqa: E402
 from minigenie.eval import controllability, drift  # noqa: E402
 from minigenie.files import to_json  # noqa: E402
@@ -177,6 +177,15 @@ def visit(browser):
     for context in contexts:
         context.close()
     assert not complaints
+
+
+@pytest.fixture
+def unmarked(toy, tmp_path) -> Dataset:
+    """The same footage, which does not say what ended."""
+    shutil.copytree(toy.folder, tmp_path / "unmarked")
+    manifest = tmp_path / "unmarked" / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"ended": true', '"ended": false'))
+    return Dataset.open(manifest.parent)
 
 
 @pytest.fixture(scope="session")

@@ -61,22 +61,11 @@ def test_a_coinrun_level_is_won_at_its_coin(tmp_path):
     assert all(won == rewarded for won, rewarded in ends)
 
 
-def test_datasets_of_before_know_no_ends(toy, recipe):
-    unknown = [replace_ended(episode) for episode in toy.episodes]
-    assert any(episode.ended for episode in toy.episodes)
-    recipe = replace(recipe, ending=EndingConfig(dim=4))
-    assert with_ending(recipe, toy).ending.dim == 4
-    assert with_ending(replace(recipe, ending=EndingConfig(lost=4)), toy).ending == EndingConfig()
-    toy = Dataset(toy.folder, {**toy.manifest, "episodes": [vars_of(episode) for episode in unknown]})
-    assert with_ending(recipe, toy).ending.dim == 0
-
-
-def replace_ended(episode):
-    return Episode(episode.shard, episode.offset, episode.length, episode.level_seed, episode.source)
-
-
-def vars_of(episode):
-    return {name: getattr(episode, name) for name in ("shard", "offset", "length", "level_seed", "source")}
+def test_datasets_of_before_know_no_ends(toy, unmarked, recipe):
+    recipe = replace(recipe, ending=EndingConfig(dim=4, lost=2))
+    assert with_ending(recipe, toy).ending == EndingConfig(dim=4, lost=2)
+    assert not any(episode.ended for episode in unmarked.episodes)
+    assert with_ending(recipe, unmarked).ending == EndingConfig(lost=2)
 
 
 def test_what_it_learns_from_are_ends_and_what_is_surely_none(tmp_path):
@@ -291,6 +280,27 @@ def test_the_naive_reference_is_the_same_with_an_end(ending_world, toy):
     assert (cached.int() - naive.int()).abs().max() <= 1
 
 
+def test_a_world_of_any_footage_learns_when_it_is_lost(toy, unmarked, recipe, tmp_path):
+    """Ends it never tells, at any temperature."""
+    fit = replace(ending_fit(), steps=2, batch_size=8)
+    recipe = with_ending(replace(recipe, ending=EndingConfig(dim=8, lost=8), ending_fit=fit), unmarked)
+    train_world(unmarked, recipe, tmp_path / "world", device=torch.device("cpu"))
+    world = World.load(tmp_path / "world", "cpu").fresh_copy(SamplingConfig(steps=1, temperature=1.0))
+    with torch.no_grad():
+        world.ending.lost.head[-1].weight.zero_(), world.ending.lost.head[-1].bias.copy_(torch.tensor([-20.0]))
+    world.reset(torch.from_numpy(toy.clips(toy.windows(1)[:8], 1)))
+    for _ in range(30):
+        world.step([1] * 8)
+        assert not world.told().over.any()
+    assert (world.snapshot().past.doubt == -SURE).all()
+    with torch.no_grad():
+        world.ending.lost.head[-1].bias.fill_(20.0)
+    for _ in range(30):
+        world.step([1] * 8)
+    assert world.told().over.all()
+    assert not world.told().won.any()
+
+
 def test_a_world_that_knows_no_end_is_never_over(trained, toy):
     world = World.load(trained, "cpu")
     world.reset(np.array(toy.episode_frames(0)[None, :2]))
@@ -433,10 +443,14 @@ def test_what_counts_as_told(tmp_path, marked):
     assert (found["lost"]["mean"], found["lost"]["clips"]) == (4 / 8, 8)
 
 
-def test_footage_that_does_not_say_what_ended_measures_nothing(tmp_path, marked):
-    evaluator = Evaluator(marked, footage(tmp_path / "data", [(20, "", [3], False), (9, "", [], False)]), 8, 0)
-    assert measured.measure(evaluator) == {}
+def test_footage_that_does_not_say_what_ended_measures_no_ends(tmp_path, marked):
+    evaluator = Evaluator(marked, footage(tmp_path / "data", [(20, "", [3], True), (9, "", [], False)]), 8, 0)
+    assert set(measured.measure(evaluator)["ending"]) == {"lost"}
     assert evaluator.notes == [measured.NOT_KNOWN]
+    marked.ending.knows = False
+    silent = Evaluator(marked, evaluator.dataset, 8, 0)
+    assert measured.measure(silent)["ending"]["lost"]["mean"] == 0.5
+    assert not silent.notes
 
 
 def test_true_frames_are_asked_as_those_of_play(ending_world, toy):

@@ -205,7 +205,7 @@ def test_an_override_changes_one_field():
         ("paper", ["dynamics.corrupt=0.2"], "dynamics.corrupt does nothing with dynamics.context=masked"),
         ("tiny", ["dynamics.min_mask=0.2"], "dynamics.min_mask does nothing with dynamics.context=clean"),
         ("tiny", ["lam.input=tokens", "lam.patch=8"], "lam.patch does nothing with lam.input=tokens"),
-        ("tiny", ["ending.dim=0", "ending.lost=8"], "ending.lost does nothing with ending.dim=0"),
+        ("tiny", ["ending.dim=0", "ending.lost=0", "ending_fit.steps=9"], "ending_fit.steps does nothing with ending."),
         ("paper", ["lam-fit.optim.lr=0.1"], "lam_fit.optim.lr does nothing with joint"),
     ],
 )

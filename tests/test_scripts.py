@@ -121,8 +121,7 @@ def test_a_finished_world_learns_when_it_is_over(trained, toy, tmp_path):
     ended = add_ending(trained, toy.folder, tmp_path / "world")
     assert ended.returncode == 0, ended.stderr
     world, before = World.load(tmp_path / "world", "cpu"), World.load(trained, "cpu")
-    assert world.ending is not None
-    assert world.ending.lost is not None
+    assert (world.ending.knows, world.ending.lost.knows) == (True, True)
     assert world.config == replace(before.config, ending=world.config.ending)
     assert set(json.loads((tmp_path / "world/checksums.json").read_bytes())) >= {"ending.safetensors", "config.json"}
     assert not [path for path in (tmp_path / "world").iterdir() if path.name in ("encoded", "checkpoints", "samples")]
@@ -136,27 +135,35 @@ def test_a_world_that_knows_its_ends_learns_when_it_is_lost(ending_world, toy, t
     config = json.loads((ends / "config.json").read_bytes())
     del config["ending"]["lost"]
     (ends / "config.json").write_text(json.dumps(config))
-    assert World.load(ends, "cpu").ending.lost is None
+    assert not World.load(ends, "cpu").ending.lost.knows
     ended = add_ending(ends, toy.folder, tmp_path / "world")
     assert ended.returncode == 0, ended.stderr
     learnt = World.load(tmp_path / "world", "cpu").ending
-    assert learnt.lost is not None
+    assert learnt.lost.knows
     for name, weights in learnt.state_dict().items():
         if "lost" not in name:
             torch.testing.assert_close(weights, known[name], rtol=0.01, atol=0.01)  # in half the bytes
     ended = add_ending(tmp_path / "world", toy.folder, tmp_path / "again")
     assert (ended.returncode, list(tmp_path.glob("again"))) == (2, [])
-    assert "there is nothing to add" in ended.stderr
+    assert "can teach" in ended.stderr
 
 
-@pytest.mark.parametrize(("which", "told"), [("dataset", "does not say"), ("world", "is not a world")])
-def test_a_world_that_cannot_learn_it_is_left_alone(trained, toy, tmp_path, which, told):
-    if which == "dataset":
-        shutil.copytree(toy.folder, tmp_path / "toy")
-        manifest = (tmp_path / "toy/manifest.json").read_text()
-        (tmp_path / "toy/manifest.json").write_text(manifest.replace('"ended": true', '"ended": false'))
-    given = (trained, tmp_path / "toy") if which == "dataset" else (tmp_path / "none", toy.folder)
-    ended = add_ending(*given, tmp_path / "out")
+def test_footage_of_unknown_ends_teaches_when_it_is_lost_and_other_the_rest(trained, toy, unmarked, tmp_path):
+    ended = add_ending(trained, unmarked.folder, tmp_path / "lost")
+    assert ended.returncode == 0, ended.stderr
+    first = World.load(tmp_path / "lost", "cpu").ending
+    assert (first.knows, first.lost.knows) == (False, True)
+    ended = add_ending(tmp_path / "lost", toy.folder, tmp_path / "both")
+    assert ended.returncode == 0, ended.stderr
+    both = World.load(tmp_path / "both", "cpu").ending
+    assert both.knows
+    torch.testing.assert_close(both.lost.state_dict(), first.lost.state_dict())
+
+
+@pytest.mark.parametrize(("which", "told"), [("dataset", "teach"), ("world", "is not a world")])
+def test_a_world_that_cannot_learn_it_is_left_alone(trained, toy, unmarked, tmp_path, which, told):
+    given = (trained, unmarked.folder, "--lost", 0) if which == "dataset" else (tmp_path / "none", toy.folder)
+    ended = add_ending(*given[:2], tmp_path / "out", *given[2:])
     assert ended.returncode == 2
     assert told in ended.stderr
     assert len(ended.stderr.splitlines()) == 1

@@ -23,6 +23,7 @@ from playwright.sync_api import expect
 from test_browser import arrived, begins_anew_where_it_is_over, frames_on, pause, pixels, play, until
 
 from minigenie.__main__ import main
+from minigenie.ending import EndingConfig
 from minigenie.maskgit import SamplingConfig
 from minigenie.pipeline import train_world
 from minigenie.web.export import VERSION, Weights
@@ -175,9 +176,10 @@ def test_any_server_lets_it_compute_on_several_threads(page, site, serve, browse
 
 
 def test_a_world_without_a_camera(toy, runtime, serve, visit, tmp_path):
-    """It has three graphs instead of four."""
+    """It has three graphs instead of four. This one knows no ends, only when it is lost."""
     recipe = small_recipe()
-    recipe = replace(recipe, dynamics=replace(recipe.dynamics, motions=0))
+    recipe = replace(recipe, dynamics=replace(recipe.dynamics, motions=0), ending=EndingConfig(lost=8))
+    recipe = replace(recipe, ending_fit=replace(recipe.ending_fit, steps=2, batch_size=8))
     train_world(toy, recipe, tmp_path / "world", device=torch.device("cpu"))
     export(tmp_path / "world", "--out", tmp_path / "site", "--web", "--runtime", runtime)
     assert json.loads((tmp_path / "site/world.json").read_bytes())["graphs"] == ["begin", "fill", "commit"]

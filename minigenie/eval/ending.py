@@ -34,29 +34,28 @@ class Asked(NamedTuple):
 
 
 def measure(evaluator: Evaluator) -> Report:
-    """The report's part on the ends of episodes; nothing for a world that knows none."""
+    """The report's part on the ends of episodes; nothing for a world that knows none and is never lost."""
     world, dataset = evaluator.world, evaluator.dataset
     if world.ending is None:
         return {}
     ended = np.array([episode.ended for episode in dataset.episodes])
-    if not dataset.knows_ends:
-        evaluator.notes.append(NOT_KNOWN)
-        return {}
     order = np.random.default_rng([evaluator.seed, 5]).permutation(len(ended))[: max(2, evaluator.max_clips)]
-    if not ended[order].any():
+    if ended.any() and not ended[order].any():
         order[0] = np.flatnonzero(ended)[0]
     asked = evaluator.each(lambda i: ask(world, dataset, i), order.tolist())
     in_time, early, right, lost = (np.array(each, float) for each in zip(*asked, strict=True))
-    report = {
-        "told": bootstrap(in_time[ended[order]], evaluator.seed),
-        "early": bootstrap(early, evaluator.seed),
-        "won": float(np.mean([dataset.episodes[i].won for i in order if ended[i]])),
-    }
-    if in_time.any():
-        report["outcome"] = bootstrap(right[in_time > 0], evaluator.seed)
-    if world.ending.lost is not None:
+    report: Report = {}
+    if world.ending.knows and ended.any():
+        report["told"] = bootstrap(in_time[ended[order]], evaluator.seed)
+        report["early"] = bootstrap(early, evaluator.seed)
+        report["won"] = float(np.mean([dataset.episodes[i].won for i in order if ended[i]]))
+        if in_time.any():
+            report["outcome"] = bootstrap(right[in_time > 0], evaluator.seed)
+    elif world.ending.knows:
+        evaluator.notes.append(NOT_KNOWN)
+    if world.ending.lost.knows:
         report["lost"] = bootstrap(lost, evaluator.seed)
-    return {"ending": report}
+    return {"ending": report} if report else {}
 
 
 def ask(world: World, dataset: Dataset, number: int) -> Asked:

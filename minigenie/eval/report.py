@@ -184,8 +184,9 @@ def headline(report: Report) -> dict[str, str]:
             seen = control["probe_imagined"], control["probe_real"]
             numbers["keys seen in imagined frames"] = "{:.2f} (in the game's {:.2f})".format(*seen)
     if ends := report.get("ending"):
-        numbers["ends of episodes told"] = f"{spread(ends['told'])} of {ends['told']['clips']}"
-        numbers["told too early"] = f"{spread(ends['early'])} of {ends['early']['clips']}"
+        if "told" in ends:
+            numbers["ends of episodes told"] = f"{spread(ends['told'])} of {ends['told']['clips']}"
+            numbers["told too early"] = f"{spread(ends['early'])} of {ends['early']['clips']}"
         if "outcome" in ends:
             numbers["won or lost told"] = f"{spread(ends['outcome'])} ({ends['won']:.2f} are won)"
         if "lost" in ends:
