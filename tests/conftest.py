@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # for whatever is started: another worker's tests run beside it
+
 import pytest
 import torch
 from jaxtyping import install_import_hook

@@ -48,15 +48,10 @@ def command(dataset, out, processes=1, *options, port=29511, steps=8):
 
 
 def run(*args, **options):
-    ended = subprocess.run(command(*args, **options), capture_output=True, text=True, env=alone(), timeout=600)
+    ended = subprocess.run(command(*args, **options), capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("is a world") == 1
     return args[1]
-
-
-def alone() -> dict[str, str]:
-    """One thread a process, so that sums are always cut alike."""
-    return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def losses(out: Path) -> dict[tuple[str, int], float]:
@@ -98,9 +93,7 @@ def test_a_checkpoint_of_four_goes_on_in_one_and_in_two_sharded(toy, reference, 
     """Stopped twice, each time by a signal to torchrun, and taken up by another number of processes."""
     out = tmp_path / "run"
     for processes, options, until in ((4, (), ("lam", 3)), (2, ("--shard",), ("dynamics", 3))):
-        started = subprocess.Popen(
-            command(toy.folder, out, processes, *options), env=alone(), stderr=subprocess.PIPE, text=True
-        )
+        started = subprocess.Popen(command(toy.folder, out, processes, *options), stderr=subprocess.PIPE, text=True)
         wait_for(lambda until=until: checkpoint(out, *until).exists(), started)
         started.send_signal(signal.SIGTERM)
         started.communicate(timeout=120)
@@ -112,9 +105,7 @@ def test_a_checkpoint_of_four_goes_on_in_one_and_in_two_sharded(toy, reference, 
 
 def test_one_killed_process_ends_all_and_the_run_goes_on(toy, reference, tmp_path):
     out = tmp_path / "run"
-    started = subprocess.Popen(
-        command(toy.folder, out, 2), env=alone(), stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    started = subprocess.Popen(command(toy.folder, out, 2), stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(lambda: checkpoint(out, "lam", 3).exists(), started)
     workers = [int(pid) for pid in Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()]
     os.kill(workers[-1], signal.SIGKILL)
@@ -157,7 +148,7 @@ def test_two_hosts_train_as_one(toy, reference, tmp_path):
             rest[2:4] = [*meeting, "--local-addr", address[host], "--rdzv-conf", f"is_host={host == hosts[0]}"]
             there = ["ip", "netns", "exec", host, python, *rest]
             interface = {"GLOO_SOCKET_IFNAME": host}
-            started.append(subprocess.Popen(there, env=alone() | interface, stderr=subprocess.PIPE, text=True))
+            started.append(subprocess.Popen(there, env=os.environ | interface, stderr=subprocess.PIPE, text=True))
         for process in started:
             _, errors = process.communicate(timeout=600)
             assert process.returncode == 0, errors

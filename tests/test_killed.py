@@ -93,8 +93,6 @@ def struck(arguments: list[str], folder: str, stages: dict[str, str], blow: Blow
 def strike(tmp_path_factory):
     """strike(arguments, folder, stages, blow) -> the operations of each stage, or None if it was killed. A server that
     has torch loaded forks a process for each."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"minigenie.{name}" for name in ("pipeline", "recipes", "console", "data.ingest")])
     tally = tmp_path_factory.mktemp("tally") / "operations"
@@ -108,9 +106,7 @@ def strike(tmp_path_factory):
         assert process.exitcode in (0, -signal.SIGKILL, -signal.SIGXFSZ), Path(f"{tally}.log").read_text()
         return json.loads(tally.read_text()) if process.exitcode == 0 else None
 
-    yield strike
-    if before is None:
-        del os.environ["OMP_NUM_THREADS"]
+    return strike
 
 
 def check_whole(folder: Path) -> None:

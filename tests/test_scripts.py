@@ -21,7 +21,7 @@ RUNS = Path(__file__).parent.parent / "runs"
 
 def start(script, *parts, **settings):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in settings.items()}}
+    environment = {**os.environ, "PATH": path, **{k: str(v) for k, v in settings.items()}}
     return subprocess.run(["bash", RUNS / script, *parts], env=environment, capture_output=True, text=True, timeout=800)
 
 
