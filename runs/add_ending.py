@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import tyro
 
+from minigenie.batches import ending_batch, ending_moments
 from minigenie.checkpoint import save_tensors
 from minigenie.config import to_dict
 from minigenie.console import training
@@ -26,7 +27,7 @@ from minigenie.ending import EndingConfig
 from minigenie.errors import UserError
 from minigenie.files import to_json, write_atomic
 from minigenie.finish import export_world, files_beside, halved
-from minigenie.pipeline import ending_batch, ending_fit, ending_moments
+from minigenie.pipeline import ending_fit
 from minigenie.remote import write_checksums
 from minigenie.runtime import pick_device
 from minigenie.train import fit

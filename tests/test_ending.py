@@ -10,6 +10,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from minigenie import env as _registers  # noqa: F401
+from minigenie.batches import ending_batch, ending_moments
 from minigenie.data.collect import collect, procgen_game
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
 from minigenie.ending import LINGER, SURE, Ending, EndingConfig, Told, made_up
@@ -18,7 +19,7 @@ from minigenie.eval import ending as measured
 from minigenie.eval.evaluator import Evaluator
 from minigenie.finish import export_world
 from minigenie.maskgit import SamplingConfig
-from minigenie.pipeline import ending_batch, ending_fit, ending_moments, train_world, with_ending
+from minigenie.pipeline import ending_fit, train_world, with_ending
 from minigenie.play import rollout
 from minigenie.play.player import Player
 from minigenie.settings import CollectSettings, RolloutSettings

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch.testing import assert_close
 
+from minigenie.batches import recorded_controls
 from minigenie.data.labels import recorded_labels
 from minigenie.encode import encode_actions, encode_motions
 from minigenie.inverse import InverseConfig, InverseDynamics
 from minigenie.nn.patches import to_float
-from minigenie.pipeline import Run, Watcher, recorded_controls, with_actions
+from minigenie.pipeline import Run, Watcher, with_actions
 
 SIX = ("noop", "left", "right", "jump", "jump-left", "jump-right")
 CPU = torch.device("cpu")

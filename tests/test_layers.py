@@ -22,6 +22,7 @@ LAYERS = [
     ["optim", "checkpoint", "metrics"],
     ["world", "encode"],
     ["train", "finish"],
+    ["batches"],
     ["pipeline"],
     ["console", "track"],
     ["eval", "env", "play", "teach", "web", "hub"],

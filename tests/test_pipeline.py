@@ -18,6 +18,7 @@ from conftest import small_recipe
 from torch.testing import assert_close
 
 from minigenie.__main__ import main
+from minigenie.batches import motions_around, seen_by_camera
 from minigenie.camera import PAST
 from minigenie.checkpoint import load_tensors
 from minigenie.data.dataset import Dataset, DatasetWriter, Episode
@@ -30,8 +31,6 @@ from minigenie.pipeline import (
     STEPS,
     Run,
     Watcher,
-    motions_around,
-    seen_by_camera,
     train_world,
     with_actions,
 )

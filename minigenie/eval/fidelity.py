@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from minigenie.batches import seen_by_camera
 from minigenie.eval.controllability import usage
 from minigenie.eval.evaluator import (
     BATCH,
@@ -24,7 +25,6 @@ from minigenie.eval.evaluator import (
 )
 from minigenie.eval.perceptual import frechet
 from minigenie.nn.patches import to_float, to_uint8
-from minigenie.pipeline import seen_by_camera
 
 LOSS_CLIPS = 64  # for dynamics' loss, at most
 LEAST_ERROR = 1e-10  # 100 dB: what a frame that is exactly right counts as
