@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from minigenie.nn.mosaic import Mosaic
 from minigenie.nn.motion import clip_motions
 from minigenie.nn.patches import patch_grid, to_float, to_uint8
 from minigenie.nn.st_transformer import TimeCache
+from minigenie.past import CapturedStep, Past, Snapshot
 from minigenie.remote import fetch_world
 from minigenie.runtime import can_compile, compiled, dtype_of, pick_device
 from minigenie.settings import Actions, Precision
@@ -234,13 +235,13 @@ class World:
         frames, sure = self._captured_step(leading_in)
         return frames.clone(), sure.clone()  # the next replay writes over the graph's own
 
-    def _imagine(self, action: Int[Tensor, " b"], past: "Past") -> tuple[Tensor, Tensor]:
+    def _imagine(self, action: Int[Tensor, " b"], past: Past) -> tuple[Tensor, Tensor]:
         given = self.next_given(action, past.history, past.frame, past.mosaic)
         tokens, sure = self._sample(partial(self.dynamics.fill, given, past.dynamics), past.b)
         return self.commit(tokens, given, past, self._luck(past.b)), sure.exp().mean(-1)
 
     def commit(
-        self, tokens: Int[Tensor, "b n"], given: Given, past: "Past", luck: Float[Tensor, " b"] | None = None
+        self, tokens: Int[Tensor, "b n"], given: Given, past: Past, luck: Float[Tensor, " b"] | None = None
     ) -> UInt8[Tensor, "b h w c"]:
         """The frame of these tokens, which joins the past. luck: by which is told whether it is the last."""
         self.dynamics.commit(tokens, given, past.dynamics)
@@ -327,11 +328,11 @@ class World:
         other._past, other._captured_step, other._generator = None, None, torch.Generator(self.device)
         return other
 
-    def snapshot(self) -> "Snapshot":
+    def snapshot(self) -> Snapshot:
         """All that the next frames depend on, to come back to: for undo, or to plan."""
         return Snapshot(deepcopy(self._current_past()), self._generator.get_state())
 
-    def restore(self, snapshot: "Snapshot") -> None:
+    def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot, as often as you like."""
         self._set_past(snapshot.past)
         self._generator.set_state(snapshot.generator)
@@ -362,19 +363,19 @@ class World:
             raise UserError(f"actions {leading_in.tolist()} are out of range; use 0 to {self.num_actions - 1}")
         return leading_in.long()
 
-    def _set_past(self, past: "Past") -> None:
+    def _set_past(self, past: Past) -> None:
         """In place where it fits, so that what was recorded of the world's tensors goes on being of them."""
         if self._past is not None and self._past.b == past.b:
             self._past.copy_(past)
         else:
             self._past = deepcopy(past)
 
-    def _current_past(self) -> "Past":
+    def _current_past(self) -> Past:
         if self._past is None:
             raise UserError("the world has no frame to go on from; call reset(frames) first")
         return self._past
 
-    def encode_past(self, video: UInt8[Tensor, "b t h w c"], slot: int = 0) -> "Past":
+    def encode_past(self, video: UInt8[Tensor, "b t h w c"], slot: int = 0) -> Past:
         """The past that true frames make. slot: where the next frame is to be written."""
         video = video[:, -self.config.context_frames :]
         b, t = video.shape[:2]
@@ -416,110 +417,6 @@ class World:
         if self.ending is None or not self.config.sampling.temperature:
             return None
         return torch.rand(b, generator=self._generator, device=self.device)
-
-
-class Past(NamedTuple):
-    """What b worlds remember. frame: the newest one, float. told: 1 if it is the last of its episode, 2 if that is won,
-    else 0. doubt: whether it is lost (Ending.doubt). tokens: of the frame before and of it. motions, actions: of its
-    History. seen, at, rest: its Mosaic."""
-
-    dynamics: TimeCache
-    decoder: TimeCache
-    frame: Float[Tensor, "b h w c"]
-    told: Int[Tensor, " b"]
-    doubt: Float[Tensor, " b"]
-    tokens: Int[Tensor, "b 2 n"]
-    motions: Int[Tensor, "b s"]
-    actions: Int[Tensor, "b s"]
-    seen: Float[Tensor, "b H W c+2"]
-    at: Int[Tensor, "b 2"]
-    rest: Float[Tensor, "b 2"]
-
-    @property
-    def mosaic(self) -> Mosaic:
-        return Mosaic(self.seen, self.at, self.rest)
-
-    @property
-    def b(self) -> int:
-        return len(self.frame)
-
-    @property
-    def history(self) -> History:
-        return History(self.tokens[:, -1], self.motions, self.actions)
-
-    def remember(self, tokens: Int[Tensor, "b n"], given: Given) -> None:
-        self.tokens.copy_(torch.stack((self.tokens[:, -1], tokens), dim=1))
-        if given.motion is not None:
-            for steps, newest in ((self.motions, given.motion), (self.actions, given.action)):
-                steps.copy_(torch.cat((steps[:, 1:], newest[:, None]), dim=1))
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All that it is made of."""
-        return [*self.dynamics.tensors, *self.decoder.tensors, *self[2:]]
-
-    def made_of(self, tensors: list[Tensor]) -> "Past":
-        """Another past of this kind. tensors: as `tensors` lists them."""
-        first, second = len(self.dynamics.tensors), len(self.decoder.tensors)
-        dynamics, decoder = self.dynamics.made_of(tensors[:first]), self.decoder.made_of(tensors[first:][:second])
-        return Past(dynamics, decoder, *tensors[first + second :])
-
-    def copy_(self, other: "Past") -> None:
-        for mine, its in zip(self.tensors, other.tensors, strict=True):
-            mine.copy_(its)
-
-    def put(self, worlds: Int[Tensor, " k"], other: "Past") -> None:
-        self.dynamics.put(worlds, other.dynamics)
-        self.decoder.put(worlds, other.decoder)
-        for mine, its in zip(self[2:], other[2:], strict=True):
-            mine.index_copy_(0, worlds, its)
-
-
-class CapturedStep:
-    """A frame as one CUDA graph: its hundreds of small kernels are launched at once. It writes to the very tensors that
-    it was recorded on, so a world's past has to stay where it is."""
-
-    def __init__(
-        self,
-        imagine: Callable[[Tensor, Past], tuple[Tensor, Tensor]],
-        leading_in: Int[Tensor, " b"],
-        past: Past,
-        sampling: SamplingConfig,
-        generator: torch.Generator,
-    ) -> None:
-        self.past, self.sampling, self.leading_in = past, sampling, leading_in.clone()
-        before, state, stream = deepcopy(past), generator.get_state(), torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # what is compiled or made at a first call cannot be recorded
-                imagine(self.leading_in, past)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        self.graph.register_generator_state(generator)
-        with torch.cuda.graph(self.graph):
-            self.imagined = imagine(self.leading_in, past)
-        past.copy_(before)
-        generator.set_state(state)
-
-    def matches(self, past: Past, sampling: SamplingConfig) -> bool:
-        return self.past is past and self.sampling == sampling
-
-    def __call__(self, leading_in: Int[Tensor, " b"]) -> tuple[Tensor, Tensor]:
-        self.leading_in.copy_(leading_in)
-        self.graph.replay()
-        return self.imagined
-
-
-class Snapshot(NamedTuple):
-    """See World.snapshot."""
-
-    past: Past
-    generator: Tensor
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.generator.nbytes + sum(each.nbytes for each in self.past.tensors)
 
 
 def load_compiled(folder: str | Path, device: str | None, precision: Precision, b: int = 1) -> World:

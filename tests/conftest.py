@@ -24,6 +24,7 @@ SHAPED = (
     "ending",
     "dynamics",
     "maskgit",
+    "past",
     "world",
     "pictures",
     *(f"eval.{name}" for name in EVAL),

@@ -19,7 +19,7 @@ LAYERS = [
     ["runtime"],
     ["data", "nn", "pictures", "maskgit"],
     ["tokenizer", "lam", "inverse", "found", "camera", "dynamics", "ending"],
-    ["optim", "checkpoint", "metrics"],
+    ["optim", "checkpoint", "metrics", "past"],
     ["world", "encode"],
     ["train", "finish"],
     ["batches"],

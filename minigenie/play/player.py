@@ -13,7 +13,8 @@ import numpy as np
 
 from minigenie.data.dataset import Dataset
 from minigenie.errors import UserError
-from minigenie.world import Snapshot, World
+from minigenie.past import Snapshot
+from minigenie.world import World
 
 PAST_BYTES, PAST_MOMENTS = 64 << 20, 200  # what undo can go back to
 RECORD_BYTES, RECORD_FRAMES = 64 << 20, 1_800  # 2 minutes at 15 frames/s

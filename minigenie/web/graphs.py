@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from minigenie.dynamics import Given
 from minigenie.maskgit import Filled, fill_most_confident
-from minigenie.world import Past, World
+from minigenie.past import Past
+from minigenie.world import World
 
 
 def played_models(world: World) -> list[nn.Module]:
