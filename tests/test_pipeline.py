@@ -27,13 +27,7 @@ from minigenie.dynamics import Joint
 from minigenie.encode import encode_motions
 from minigenie.metrics import read_metrics
 from minigenie.nn.patches import to_float
-from minigenie.pipeline import (
-    STEPS,
-    Run,
-    Watcher,
-    train_world,
-    with_actions,
-)
+from minigenie.pipeline import STEPS, Run, Watcher, train_world, with_actions
 from minigenie.train import ENDLESS, Interrupted
 from minigenie.world import World
 
